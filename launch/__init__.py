@@ -1,0 +1,1 @@
+"""submitit launcher: starts the commands of mdaug on local ranks and knows nothing of their insides."""

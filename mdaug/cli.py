@@ -1,0 +1,66 @@
+"""The command line: `mdaug <command> [--config FILE.yaml] [--field value ...]`.
+
+Each command is a dataclass and a function named in COMMANDS. Nothing heavy (torch, diffusers,
+deepspeed) is imported before a command runs, so `mdaug --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from shards.errors import UserError
+
+# command: (module, configuration dataclass, function that runs it, one line of help)
+COMMANDS = {
+    "simulate": ("mdaug.radar.simulate", "SimulateConfig", "simulate", "make a labelled image folder from physics"),
+    "pack": ("shards.pack", "PackConfig", "pack", "image folder -> tar shards + index, split by group"),
+    "train-vqvae": ("mdaug.training.vqvae", "VQVAEConfig", "train_vqvae", "train the VQ-VAE on packed images"),
+    "encode": ("mdaug.training.encode", "EncodeConfig", "encode", "packed images -> latent shards + mean/std"),
+    "train-ldm": ("mdaug.training.ldm", "LDMConfig", "train_ldm", "train the latent diffusion model"),
+    "generate": ("mdaug.sampling.generate", "GenerateConfig", "generate", "write labelled synthetic tar shards"),
+    "evaluate": ("mdaug.evaluation.evaluate", "EvaluateConfig", "evaluate", "fidelity and usefulness, with a report"),
+}
+
+
+def load(command: str):
+    """Return (configuration class, function) of a command, importing its module now."""
+    if command not in COMMANDS:
+        raise UserError(f"mdaug: unknown command '{command}'; the commands are {', '.join(COMMANDS)}")
+    module_name, config_name, function_name, _ = COMMANDS[command]
+    module = importlib.import_module(module_name)
+    return getattr(module, config_name), getattr(module, function_name)
+
+
+def run(argv: list[str]) -> None:
+    """Parse and run one command; mistakes of the user arrive as UserError."""
+    from mdaug import config
+
+    config_class, function = load(argv[0])
+    function(config.parse(config_class, argv[1:], prog=f"mdaug {argv[0]}"))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the `mdaug` script. Returns the exit status: 0 done, 2 a mistake of the user."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: mdaug <command> [--config FILE.yaml] [--field value ...]\n")
+        for command, (*_, text) in COMMANDS.items():
+            print(f"  {command:12s} {text}")
+        print("\n'mdaug <command> --help' lists the fields of a command.")
+        return 0
+    if argv[0] == "--version":
+        from mdaug import __version__
+
+        print(f"mdaug {__version__}")
+        return 0
+    try:
+        run(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

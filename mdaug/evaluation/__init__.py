@@ -1,0 +1,1 @@
+"""Fidelity and usefulness of synthetic samples, and the report."""

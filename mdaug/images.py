@@ -1,0 +1,41 @@
+"""The one way between 8-bit images and tensors: float32, channels first, in [-1, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+
+def to_tensor(image: np.ndarray) -> torch.Tensor:
+    """Return uint8 (..., H, W, C) as float32 (..., C, H, W) in [-1, 1]; 0 -> -1 and 255 -> 1."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, -3))).to(torch.float32) / 127.5 - 1
+
+
+def to_uint8(images: torch.Tensor) -> np.ndarray:
+    """Return float (..., C, H, W) in [-1, 1], clipped and rounded, as uint8 (..., H, W, C)."""
+    scaled = images.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    return np.moveaxis(scaled.cpu().numpy(), -3, -1)
+
+
+def grid(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str] = (), gap: int = 2) -> np.ndarray:
+    """Return one RGB picture (H, W, 3) of rows of equal-sized uint8 (H, W, C) images, C in {1, 3}.
+
+    `labels` are written at the left of the rows; a row that is shorter than the longest ends in white.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    height, width = rows[0][0].shape[:2]
+    columns = max(len(row) for row in rows)
+    font = ImageFont.load_default(size=max(10, min(16, height // 6)))
+    margin = int(max((font.getlength(label) for label in labels), default=-2 * gap)) + 2 * gap
+    sheet = Image.new("RGB", (margin + columns * (width + gap), len(rows) * (height + gap)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            picture = Image.fromarray(np.broadcast_to(image, (height, width, 3)).copy())
+            sheet.paste(picture, (margin + x * (width + gap), y * (height + gap)))
+        if y < len(labels):
+            draw.text((gap, y * (height + gap) + height // 2), labels[y], fill="black", font=font, anchor="lm")
+    return np.asarray(sheet)

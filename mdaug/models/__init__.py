@@ -1,0 +1,1 @@
+"""Networks: the VQ-VAE and the hybrid window + axial attention U-Net."""

@@ -1,0 +1,1 @@
+"""Noise schedulers, the diffusers pipeline and bulk generation."""

@@ -1,0 +1,1 @@
+"""The engine over DeepSpeed, one training loop, and the two tasks (VQ-VAE, latent diffusion)."""
