@@ -21,11 +21,14 @@ FILE_NAME = "provenance.json"
 def write_text(path: Path, text: str) -> None:
     """Write a small file so that a reader sees the old content or the new one, never half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # there only when writing failed
 
 
 def hash_files(paths: Iterable[Path]) -> str:
@@ -64,9 +67,7 @@ def read(folder: Path, kind: str) -> dict:
     """Return the provenance of `folder`, or raise UserError if it is not a finished folder of that kind."""
     path = folder / FILE_NAME
     if not path.is_file():
-        raise UserError(
-            f"{folder} is not a finished '{kind}' folder: no {FILE_NAME}; run the step that makes it"
-        )
+        raise UserError(f"{folder} is not a finished '{kind}' folder: no {FILE_NAME}; run the step that makes it")
     record = json.loads(path.read_text(encoding="utf-8"))
     if record["kind"] != kind:
         raise UserError(f"{folder} holds '{record['kind']}', but '{kind}' is needed here")

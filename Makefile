@@ -1,0 +1,116 @@
+# mdaug: `make help` lists the targets. Works with GNU make 3.81 (macOS) and later.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+CONFIG ?= default
+OUT ?= runs/$(CONFIG)
+DATA ?=
+GPUS ?= auto
+NODES ?= 1
+CLUSTER ?= auto
+GROUP_BY ?=
+ARGS ?=
+
+BIN := .venv/bin
+READY := .venv/ready
+REQUIREMENTS := requirements.txt requirements-dev.txt constraints.txt pyproject.toml
+STAGES := simulate pack train-vqvae encode train-ldm generate evaluate
+BENCHMARKS := $(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/*.py))
+
+# The image folder: the user's, or the one that `make simulate` writes.
+IMAGES = $(or $(DATA),$(OUT)/images)
+# A preset need not say anything about a command; a preset that does not exist is a mistake.
+PRESET = $(if $(wildcard configs/$(CONFIG)/.),$(if $(wildcard configs/$(CONFIG)/$@.yaml),--config configs/$(CONFIG)/$@.yaml),$(error CONFIG=$(CONFIG): there is no configs/$(CONFIG); choose one of $(notdir $(wildcard configs/*))))
+LAUNCH = $(BIN)/python -m launch $@ --gpus_per_node $(GPUS) --nodes $(NODES) --cluster $(CLUSTER) -- $(PRESET)
+
+.PHONY: help install demo test check fix weights constraints clean $(STAGES) $(BENCHMARKS)
+
+help:
+	@echo 'make demo             all stages at small scale: simulated radar images in, synthetic shards and a report out'
+	@echo 'make demo DATA=folder GROUP_BY=regex    the same on your images folder/<class>/*.png (see mdaug pack --help)'
+	@echo 'make test             the tests'
+	@echo 'make check            lint, format and types, as in CI; make fix mends what can be mended'
+	@echo ''
+	@echo 'make simulate         labelled image folder from physics'
+	@echo 'make pack             image folder -> tar shards + index, split by group'
+	@echo 'make train-vqvae      VQ-VAE on packed images'
+	@echo 'make encode           packed images -> latent shards with their mean and std'
+	@echo 'make train-ldm        latent diffusion model'
+	@echo 'make generate         labelled synthetic tar shards'
+	@echo 'make evaluate         fidelity and usefulness, with a report'
+	@echo ''
+	@echo 'make weights          fetch the VGG16 weights of the perceptual loss (needs a network)'
+	@echo 'make bench-NAME       run benchmarks/NAME.py'
+	@echo 'make install          make or refresh .venv (the other targets do it when needed)'
+	@echo 'make clean            remove .venv and caches, never runs/'
+	@echo ''
+	@echo 'variables  (value now)'
+	@echo 'DATA       image folder <class>/*.png to pack           ($(if $(DATA),$(DATA),OUT/images))'
+	@echo 'CONFIG     preset: a folder below configs/              ($(CONFIG); make demo: demo)'
+	@echo 'OUT        folder for the results of all stages         (runs/CONFIG)'
+	@echo 'GPUS       ranks per machine: a number, or auto         ($(GPUS); make demo: 1)'
+	@echo 'NODES      machines                                     ($(NODES))'
+	@echo 'CLUSTER    auto, local (ranks here) or inline (1 rank)  ($(CLUSTER))'
+	@echo 'GROUP_BY   what pack must not tear between train and val (for make demo; see mdaug pack --help)'
+	@echo 'ARGS       further flags of the stage, such as ARGS="--epochs 3"'
+	@echo 'PYTHON     interpreter 3.10-3.13 that makes .venv       ($(PYTHON))'
+
+install: $(READY)
+
+$(READY): $(REQUIREMENTS)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "error: $(PYTHON) is not Python 3.10-3.13; name one, for example: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
+	  { echo "error: $(PYTHON) cannot make a virtual environment (Debian, Ubuntu: apt install python3-venv)" >&2; rm -rf .venv; exit 2; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@test -w "$${XDG_CACHE_HOME:-$$HOME/.cache}" || test -w "$$HOME" || export UV_CACHE_DIR="$$PWD/.venv/uv-cache"; \
+	  $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode \
+	    -r requirements.txt -r requirements-dev.txt -c constraints.txt -e .
+	@touch $@
+
+demo: CONFIG = demo
+demo: $(READY)
+	@$(BIN)/python -m launch.demo --preset $(CONFIG) --out $(OUT) --gpus_per_node $(GPUS:auto=1) \
+	  $(if $(DATA),--data '$(DATA)') $(if $(GROUP_BY),--group_by '$(GROUP_BY)') $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+simulate: $(READY)
+	$(LAUNCH) --output_dir $(IMAGES) $(ARGS)
+pack: $(READY)
+	$(LAUNCH) --data_dir $(IMAGES) --output_dir $(OUT)/packed $(ARGS)
+train-vqvae: $(READY)
+	$(LAUNCH) --data_dir $(OUT)/packed --output_dir $(OUT)/vqvae $(ARGS)
+encode: $(READY)
+	$(LAUNCH) --data_dir $(OUT)/packed --vqvae_path $(OUT)/vqvae --output_dir $(OUT)/latents $(ARGS)
+train-ldm: $(READY)
+	$(LAUNCH) --data_dir $(OUT)/packed --vqvae_path $(OUT)/vqvae --latents_dir $(OUT)/latents --output_dir $(OUT)/ldm $(ARGS)
+generate: $(READY)
+	$(LAUNCH) --ldm_path $(OUT)/ldm --output_dir $(OUT)/synthetic $(ARGS)
+evaluate: $(READY)
+	$(LAUNCH) --data_dir $(OUT)/packed --synthetic_dir $(OUT)/synthetic --vqvae_path $(OUT)/vqvae --output_dir $(OUT)/evaluation $(ARGS)
+
+weights: $(READY)
+	$(BIN)/python -c "import torchvision; torchvision.models.vgg16(weights='IMAGENET1K_V1')"
+
+$(BENCHMARKS): $(READY)
+	$(BIN)/python benchmarks/$(@:bench-%=%).py $(ARGS)
+
+constraints: $(READY)
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate --upgrade \
+	  --custom-compile-command 'make constraints' requirements.txt requirements-dev.txt -o constraints.txt
+
+clean:
+	rm -rf .venv *.egg-info build .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +

@@ -1,0 +1,237 @@
+"""Ranks on this machine through submitit's local executor, and a watch over them.
+
+submitit's controller waits for all of its tasks whatever happens to one of them, so the watch is ours: it streams
+rank 0, takes the others down when one fails, passes signals on, and says which rank failed first.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import submitit
+from submitit.core.utils import JobPaths
+
+from launch.rank import Report, log_path, report_path, run_rank, started_path
+
+POLL = 0.1
+GRACE = 2.0  # seconds that the other ranks have to report their own errors before they are killed
+A_YEAR = 365 * 24 * 60  # minutes; submitit's own limit is two minutes
+
+
+def run(entry: str, argv: list[str], output_dir: Path, ranks: int) -> int:
+    """Run `entry` on `ranks` processes of this machine and return the exit status of the worst.
+
+    Args:
+        entry: "module:function", called as function(argv) in every rank.
+        argv: its arguments, the only thing that travels.
+        output_dir: ranks log to `<output_dir>/logs/rank-00000.log` and so on; rank 0 is also shown.
+        ranks: number of processes; each finds RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+    """
+    logs = output_dir / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="mdaug-launch-", ignore_cleanup_errors=True) as name, _Signals() as signals:
+        scratch = Path(name)
+        stream = _LogStream(log_path(logs, 0))
+        executor = submitit.AutoExecutor(folder=scratch / "submitit", cluster="local")
+        executor.update_parameters(tasks_per_node=ranks, timeout_min=A_YEAR)
+        with submitit.helpers.clean_env(), _environment(ranks):
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            job = executor.submit(run_rank, entry, argv, str(logs), str(scratch), visible, os.getpid())
+        watch = _Watch(job, ranks, scratch, signals)
+        try:
+            while watch.step():
+                stream.forward()
+                time.sleep(POLL)
+        finally:
+            watch.kill()
+            stream.forward()
+        return watch.conclude(logs)
+
+
+class _Watch:
+    """Follows the ranks of one job from outside."""
+
+    def __init__(self, job: submitit.Job, ranks: int, scratch: Path, signals: _Signals) -> None:
+        self.job, self.ranks, self.scratch, self.signals = job, ranks, scratch, signals
+        self.controller = psutil.Process(int(job.job_id))
+        self.processes: dict[int, psutil.Process] = {}
+        self.reports: dict[int, Report] = {}
+        self.told: set[int] = set()
+        self.deadline: float | None = None
+        self.killed = False
+
+    def step(self) -> bool:
+        """Look once at every rank and do what is due; False when the job has ended."""
+        running = not self.job.done()
+        self._find_processes()
+        for rank in set(self.processes) - set(self.reports):
+            self._look_at(rank)
+        if self.signals.count:
+            self._pass_signal_on()
+        if self.deadline is None and any(self._takes_down(report) for report in self.reports.values()):
+            self.deadline = time.monotonic() + GRACE
+        if self.signals.count > 1 or (self.deadline is not None and time.monotonic() > self.deadline):
+            self.kill()
+        return running
+
+    def kill(self) -> None:
+        """Kill every rank that still runs."""
+        for process in self.processes.values():
+            if _alive(process):
+                self.killed = True
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+    def conclude(self, logs: Path) -> int:
+        """Say what went wrong, the earliest error first, and return the exit status."""
+        for rank in set(range(self.ranks)) - set(self.reports):
+            if not self.killed:
+                self.reports[rank] = self._unreported(rank)
+        failures = sorted((r for r in self.reports.values() if r.error), key=lambda report: report.time)
+        if failures:
+            self._show(failures, logs)
+        if self.signals.count:
+            return 128 + self.signals.number
+        return max((report.status for report in self.reports.values()), default=1)
+
+    def _show(self, failures: list[Report], logs: Path) -> None:
+        first = failures[0]
+        shown = self.reports.get(0)
+        already_streamed = shown is not None and shown.error == first.error
+        say = [f"launch: rank {first.rank} of {self.ranks} failed first; its log: {log_path(logs, first.rank)}"]
+        if not already_streamed:
+            say.append(first.error.rstrip())
+        for other in failures[1:]:
+            if other.error != first.error:
+                after = other.time - first.time
+                say.append(f"launch: then rank {other.rank} ({after:.1f} s later): {other.error.splitlines()[-1]}")
+        print("\n".join(say), file=sys.stderr, flush=True)
+
+    def _find_processes(self) -> None:
+        """Learn which child of submitit's controller is which rank."""
+        if len(self.processes) == self.ranks:
+            return
+        with contextlib.suppress(psutil.Error):
+            for child in self.controller.children():
+                with contextlib.suppress(psutil.Error, KeyError):
+                    self.processes.setdefault(int(child.environ()["SUBMITIT_LOCAL_GLOBALID"]), child)
+
+    def _look_at(self, rank: int) -> None:
+        dead = not _alive(self.processes[rank])  # asked before the report: a rank reports, then ends
+        path = report_path(self.scratch, rank)
+        if path.is_file():
+            self.reports[rank] = Report(**json.loads(path.read_text(encoding="utf-8")))
+        elif dead and not self.killed:
+            self.reports[rank] = self._unreported(rank)
+
+    def _unreported(self, rank: int) -> Report:
+        """Describe a rank that ended without a word: killed, crashed in native code, or never started."""
+        text = f"rank {rank} was killed from outside, ran out of memory, or crashed in native code"
+        if not started_path(self.scratch, rank).is_file():
+            said = JobPaths(self.job.paths.folder, self.job.job_id, rank).stderr
+            text = said.read_text(errors="replace") if said.is_file() else f"rank {rank} did not start"
+        # Whatever the others report in the same moment is a consequence: put this one before them.
+        return Report(
+            rank=rank, status=1, error=text or f"rank {rank} did not start", stopped=False, time=time.time() - 2 * POLL
+        )
+
+    def _takes_down(self, report: Report) -> bool:
+        """Whether the other ranks cannot go on: one failed, or has left while they may wait for it."""
+        if self.signals.count and not report.error:
+            return report.stopped  # one that ended in its own way has saved; the others are about to
+        return report.status != 0
+
+    def _pass_signal_on(self) -> None:
+        """Send SIGTERM once to every rank that can take it: the trainer saves at a step boundary and ends."""
+        for rank, process in self.processes.items():
+            if rank not in self.told and started_path(self.scratch, rank).is_file():
+                self.told.add(rank)
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.terminate()
+
+
+class _Signals:
+    """Counts Ctrl-C and SIGTERM while ranks run.
+
+    Children start with SIGINT ignored, so that the terminal's Ctrl-C cannot kill them before they have saved.
+    """
+
+    def __enter__(self) -> _Signals:
+        self.count, self.number = 0, 0
+        self.previous = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+        for number in self.previous:
+            signal.signal(number, self._on)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _on(self, number: int, frame: object) -> None:
+        self.count += 1
+        self.number = number
+        text = "stopping; the ranks save and end (again: kill them)" if self.count == 1 else "killing the ranks"
+        print(f"\nlaunch: {text}", file=sys.stderr, flush=True)
+
+
+class _LogStream:
+    """Shows what a file gains from now on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.position = path.stat().st_size if path.exists() else 0
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def forward(self) -> None:
+        if not self.path.exists():
+            return
+        with open(self.path, "rb") as file:
+            file.seek(self.position)
+            gained = file.read()
+        self.position += len(gained)
+        if gained:
+            sys.stdout.write(self.decoder.decode(gained))
+            sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _environment(ranks: int) -> Iterator[None]:
+    """Put into the environment, for the moment of submission, what all ranks share."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    if "OMP_NUM_THREADS" not in os.environ:
+        shared["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // ranks))
+    previous = {name: os.environ.get(name) for name in shared}
+    os.environ.update(shared)
+    ignoring = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, ignoring)
+        for name, value in previous.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False

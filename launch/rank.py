@@ -1,0 +1,130 @@
+"""What one rank does: set its environment, run an entry point by name, leave a report for the launcher."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+import submitit
+
+from shards import provenance
+from shards.errors import UserError
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a rank ended. A rank that was killed leaves none."""
+
+    rank: int
+    status: int
+    """Exit status: 0 done, 1 a failure with a traceback, 2 a mistake of the user, else what the command chose."""
+    error: str
+    """The traceback or the line for the user; empty if there was none."""
+    stopped: bool
+    """Whether SIGTERM ended it because the command had no handler of its own."""
+    time: float
+    """When it ended (seconds since the epoch)."""
+
+
+class _Stopped(SystemExit):
+    pass
+
+
+def log_path(logs: Path, rank: int) -> Path:
+    """Return the file that holds everything a rank printed."""
+    return logs / f"rank-{rank:05d}.log"
+
+
+def started_path(reports: Path, rank: int) -> Path:
+    """Return the file that a rank makes once a signal can no longer be lost."""
+    return reports / f"rank-{rank:05d}.started"
+
+
+def report_path(reports: Path, rank: int) -> Path:
+    """Return the file that holds the Report of a rank."""
+    return reports / f"rank-{rank:05d}.json"
+
+
+def run_rank(entry: str, argv: list[str], logs: str, reports: str, visible_devices: str | None, launcher: int) -> int:
+    """Run one rank; this is the function that submitit calls, and only strings and numbers travel to it.
+
+    Args:
+        entry: "module:function"; the function takes the list `argv` and returns an exit status or None.
+        argv: arguments of the entry point.
+        logs: folder for `rank-00003.log`.
+        reports: folder for the reports that the launcher reads.
+        visible_devices: CUDA_VISIBLE_DEVICES of the launcher, which submitit's local executor overrides.
+        launcher: process id of the launcher; when it is gone the rank stops itself.
+    """
+    job = submitit.JobEnvironment()
+    rank = job.global_rank
+    # A session of its own: Ctrl-C reaches the launcher alone, which passes it on once and in order.
+    os.setsid()
+    signal.signal(signal.SIGTERM, _stop)  # submitit's own handler ignores SIGTERM
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(job.num_tasks),
+        LOCAL_RANK=str(job.local_rank),
+        LOCAL_WORLD_SIZE=str(job.num_tasks // job.num_nodes),
+    )
+    if visible_devices is None:
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible_devices
+    _redirect(log_path(Path(logs), rank))
+    threading.Thread(target=_stop_without, args=(launcher,), daemon=True).start()
+    started_path(Path(reports), rank).touch()
+
+    status, error, stopped = _call(entry, argv)
+    report = Report(rank=rank, status=status, error=error, stopped=stopped, time=time.time())
+    sys.stdout.flush()
+    provenance.write_text(report_path(Path(reports), rank), json.dumps(asdict(report)))
+    if status != 0:
+        # At once: the clean-up at interpreter exit may wait for a peer that is gone.
+        os._exit(status)
+    return status
+
+
+def _call(entry: str, argv: list[str]) -> tuple[int, str, bool]:
+    """Return (status, error, stopped by SIGTERM) of the entry point."""
+    module, _, function = entry.partition(":")
+    try:
+        status = getattr(importlib.import_module(module), function)(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2, f"error: {error}", False
+    except SystemExit as stop:
+        text = stop.code if isinstance(stop.code, str) else ""
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return status, text, isinstance(stop, _Stopped)
+    except BaseException:
+        traceback.print_exc()
+        return 1, traceback.format_exc(), False
+    return status or 0, "", False
+
+
+def _stop(number: int, frame: object) -> None:
+    raise _Stopped(128 + number)
+
+
+def _stop_without(launcher: int) -> None:
+    while psutil.pid_exists(launcher):
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _redirect(log: Path) -> None:
+    """Send everything this process and its children print into `log`; nobody answers a question at a rank."""
+    with open(log, "ab", buffering=0) as file, open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)

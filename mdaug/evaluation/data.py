@@ -1,0 +1,89 @@
+"""Images of one set in memory, exactly as every classifier sees them: one size, one codec, real and synthetic alike."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from shards.dataset import ShardDataset
+from shards.errors import UserError
+
+# Real images may come from JPEG files and synthetic ones never do. One more pass through the same codec hides
+# the traces of the first, so that no classifier learns to tell the two by them.
+JPEG_QUALITY = 90
+
+
+@dataclass
+class ImageSet:
+    """A set of labelled images.
+
+    Attributes:
+        images: uint8 (n, size, size, C), C in {1, 3}, after `preprocess`.
+        labels: int64 (n,), indices into `dataset.classes`.
+        groups: n names of recordings (or persons); images of one group are not independent of each other.
+        indices: int64 (n,), the place of each image in `dataset`.
+        dataset: where the originals are.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    groups: list[str]
+    indices: np.ndarray
+    dataset: ShardDataset
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    def original(self, i: int) -> np.ndarray:
+        """Return image i as stored: uint8 (H, W, C)."""
+        return self.dataset[int(self.indices[i])]["image"]
+
+    def counts(self) -> list[int]:
+        """Return the number of images of each class."""
+        return np.bincount(self.labels, minlength=len(self.dataset.classes)).tolist()
+
+
+def load(folder: Path, *, image_size: int, max_per_class: int) -> ImageSet:
+    """Read a folder of image shards into memory.
+
+    A class with more than `max_per_class` images is represented by that many, chosen at random but always the same.
+
+    Raises:
+        UserError: the folder holds no images.
+    """
+    dataset = ShardDataset(folder, fields=("image", "meta"))
+    if len(dataset) == 0:
+        raise UserError(f"{folder} holds no images; run the step that makes it again")
+    indices = take_per_class(dataset.labels, max_per_class, seed=0)
+    samples = [dataset[int(i)] for i in indices]
+    return ImageSet(
+        images=np.stack([preprocess(sample["image"], image_size) for sample in samples]),
+        labels=dataset.labels[indices],
+        groups=[str(sample["meta"].get("group", sample["key"])) for sample in samples],
+        indices=indices,
+        dataset=dataset,
+    )
+
+
+def preprocess(image: np.ndarray, size: int) -> np.ndarray:
+    """Return uint8 (H, W, C) as uint8 (size, size, C): resized with antialiasing, then once through JPEG (4:4:4)."""
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    buffer = io.BytesIO()
+    resized = picture.resize((size, size), Image.Resampling.BILINEAR)
+    resized.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return np.asarray(Image.open(buffer)).reshape(size, size, image.shape[-1])
+
+
+def take_per_class(labels: np.ndarray, count: int | list[int], seed: int) -> np.ndarray:
+    """Return sorted indices of at most `count` samples of each class (or `count[c]` of class c), drawn by `seed`."""
+    chosen = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        number = count if isinstance(count, int) else count[label]
+        chosen.append(np.random.default_rng([seed, int(label)]).permutation(members)[:number])
+    return np.sort(np.concatenate(chosen))

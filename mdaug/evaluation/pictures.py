@@ -1,0 +1,78 @@
+"""The pictures of the report: tiles of one size, put side by side and named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from mdaug.evaluation.data import ImageSet
+from mdaug.images import grid
+
+TILE = 128  # pixels
+PER_SIDE = 4
+HEADING = 24  # pixels
+
+
+def real_and_synthetic(real: ImageSet, synthetic: ImageSet) -> np.ndarray:
+    """Return one RGB picture with a row per class: held-out real images at the left, synthetic ones at the right."""
+    rows = [
+        [*_examples(real, label), _white(), *_examples(synthetic, label)] for label in range(len(real.dataset.classes))
+    ]
+    return _headed(rows, real.dataset.classes, {0: "real, held out", PER_SIDE + 1: "synthetic"})
+
+
+def strips(rows: Sequence[Sequence[np.ndarray]], classes: Sequence[dict]) -> np.ndarray:
+    """Return original | reconstruction | difference, a row per class with its worst SSIM."""
+    labels = [f"{figures['name']} ({figures['ssim_worst']:.2f})" for figures in classes]
+    tiles = [[_tile(image) for image in row] for row in rows]
+    return _headed(tiles, labels, {0: "original", 1: "reconstruction", 2: "difference"})
+
+
+def pairs(synthetic: ImageSet, train: ImageSet, indices: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return the synthetic images of index pairs in one row and their nearest training images in the row below."""
+    rows = [
+        [_tile(synthetic.original(i)) for i, _ in indices],
+        [_tile(train.original(j)) for _, j in indices],
+    ]
+    return grid(rows, ["synthetic", "nearest"], gap=4)
+
+
+def save(path: Path, picture: np.ndarray) -> None:
+    """Write uint8 (H, W, 3) as PNG."""
+    Image.fromarray(picture).save(path, optimize=True)
+
+
+def _examples(images: ImageSet, label: int) -> list[np.ndarray]:
+    """Return PER_SIDE tiles spread evenly over the images of a class; white ones where there are fewer."""
+    members = np.flatnonzero(images.labels == label)
+    spread = np.linspace(0, len(members) - 1, min(PER_SIDE, len(members))).astype(int)
+    tiles = [_tile(images.original(int(i))) for i in members[spread]]
+    return tiles + [_white()] * (PER_SIDE - len(tiles))
+
+
+def _tile(image: np.ndarray) -> np.ndarray:
+    """Return uint8 (H, W, C) as (128, 128, 3); small images keep their pixels as squares."""
+    method = Image.Resampling.NEAREST if max(image.shape) < TILE else Image.Resampling.BILINEAR
+    picture = Image.fromarray(np.broadcast_to(image, (*image.shape[:2], 3)).copy())
+    return np.asarray(picture.resize((TILE, TILE), method))
+
+
+def _white() -> np.ndarray:
+    return np.full((TILE, TILE, 3), 255, dtype=np.uint8)
+
+
+def _headed(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str], headings: dict[int, str]) -> np.ndarray:
+    """Return the grid of the rows with a line of headings above the columns given by their number."""
+    gap = 4
+    sheet = grid(rows, labels, gap=gap)
+    picture = Image.new("RGB", (sheet.shape[1], sheet.shape[0] + HEADING), "white")
+    picture.paste(Image.fromarray(sheet), (0, HEADING))
+    draw = ImageDraw.Draw(picture)
+    left = sheet.shape[1] - len(rows[0]) * (TILE + gap)
+    for column, text in headings.items():
+        place = (left + column * (TILE + gap), HEADING // 2)
+        draw.text(place, text, fill="black", font=ImageFont.load_default(size=16), anchor="lm")
+    return np.asarray(picture)

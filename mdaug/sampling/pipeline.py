@@ -1,0 +1,250 @@
+"""The pipeline: class labels in, micro-Doppler spectrograms out.
+
+This file imports torch, diffusers and what diffusers itself needs: it is shipped inside every pipeline folder.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+# Read now: diffusers keeps remote code under its file name, where the code of another pipeline may replace it later.
+_SOURCE = Path(__file__).read_text(encoding="utf-8")
+
+
+class MicroDopplerPipeline(DiffusionPipeline):
+    """Class-conditional latent diffusion: noise -> U-Net -> VQ-VAE decoder.
+
+    The U-Net works on normalised latents z = (encode(x).latents - mean) / std. With
+    `.to("cuda", torch.bfloat16)` the two networks run in bfloat16, while noise, scheduler and the
+    choice of the code vectors stay in float32.
+
+    Args:
+        vqvae: a diffusers `VQModel`.
+        unet: called as unet(latents, timestep, class_labels=labels); label len(classes) means "no class".
+        scheduler: a diffusers scheduler; another one that fits can be set at any time.
+        classes: class names; a label is an index into them.
+        latent_mean: mean of the training latents, one per channel.
+        latent_std: their standard deviation, one per channel.
+        latent_shape: [channels, height, width] of the latents.
+        image_shape: [height, width, channels] of the images.
+    """
+
+    model_cpu_offload_seq = "unet->vqvae"
+
+    def __init__(
+        self,
+        vqvae: Any,
+        unet: Any,
+        scheduler: Any,
+        # diffusers takes arguments without a default for components
+        classes: list[str] | None = None,
+        latent_mean: list[float] | None = None,
+        latent_std: list[float] | None = None,
+        latent_shape: list[int] | None = None,
+        image_shape: list[int] | None = None,
+    ):
+        super().__init__()
+        if not (classes and latent_mean and latent_std and latent_shape and image_shape):
+            raise ValueError("a pipeline needs classes, latent_mean, latent_std, latent_shape and image_shape")
+        if not len(latent_mean) == len(latent_std) == latent_shape[0]:
+            raise ValueError(
+                f"{len(latent_mean)} means and {len(latent_std)} deviations for {latent_shape[0]} latent channels; "
+                "give one of each per channel"
+            )
+        self.register_modules(vqvae=vqvae, unet=unet, scheduler=scheduler)
+        self.register_to_config(
+            classes=list(classes),
+            latent_mean=list(latent_mean),
+            latent_std=list(latent_std),
+            latent_shape=list(latent_shape),
+            image_shape=list(image_shape),
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | str | Sequence[int | str],
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        guidance_scale: float = 1.0,
+        num_inference_steps: int = 50,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        """Sample images.
+
+        Args:
+            class_labels: class names or indices, one or several.
+            num_images_per_prompt: images of each label, next to each other in the result.
+            generator: the source of the noise; a list gives every image its own. Generators on the CPU
+                give the same noise whatever the device.
+            guidance_scale: classifier-free guidance (Ho & Salimans 2022): prediction without class + scale
+                (prediction with class - prediction without). 1 is no guidance, and costs half.
+            num_inference_steps: steps of the scheduler.
+            output_type: "pil": list of images; "np": float32 (B, H, W, C) in [0, 1]; "pt": float32
+                (B, C, H, W) in [0, 1]; "latent": normalised latents, float32 (B, c, h, w).
+            return_dict: return an `ImagePipelineOutput` rather than a tuple.
+
+        Raises:
+            ValueError: an unknown class, or another number of generators than images.
+        """
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type is '{output_type}'; it must be one of pil, np, pt, latent")
+        device = self._execution_device
+        labels = torch.tensor(self._label_indices(class_labels)).repeat_interleave(num_images_per_prompt)
+        if isinstance(generator, list) and len(generator) != len(labels):
+            raise ValueError(
+                f"{len(generator)} generators for {len(labels)} images; give one per image, or one for all"
+            )
+        guided = guidance_scale != 1.0
+        if guided:
+            labels = torch.cat([torch.full_like(labels, len(self.config.classes)), labels])
+        labels = labels.to(device)
+
+        self.scheduler.set_timesteps(num_inference_steps)
+        shape = (len(labels) // 2 if guided else len(labels), *self.config.latent_shape)
+        latents = randn_tensor(shape, generator=generator, device=device) * self.scheduler.init_noise_sigma
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        step_options = {"generator": generator} if takes_generator else {}
+        # The scheduler reads its timesteps on the CPU, so that no step waits for the device.
+        timesteps = self.scheduler.timesteps
+        for timestep, on_device in zip(self.progress_bar(timesteps), timesteps.to(device), strict=True):
+            noisy = self.scheduler.scale_model_input(latents, timestep).to(self.unet.dtype)
+            noisy = torch.cat([noisy, noisy]) if guided else noisy
+            prediction = self.unet(noisy, on_device, class_labels=labels).sample.float()
+            if guided:
+                without, conditional = prediction.chunk(2)
+                prediction = without + guidance_scale * (conditional - without)
+            latents = self.scheduler.step(prediction, timestep, latents, **step_options).prev_sample
+
+        images: Any = latents
+        if output_type != "latent":
+            images = (self.decode(latents) / 2 + 0.5).clamp(0, 1)
+        if output_type in ("np", "pil"):
+            images = images.permute(0, 2, 3, 1).cpu().numpy()
+        if output_type == "pil":
+            images = self.numpy_to_pil(images)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return images float32 (B, C, H, W) around [-1, 1] of normalised latents (B, c, h, w).
+
+        The nearest code vectors are chosen in float32: in bfloat16 up to a tenth of them would be others.
+        """
+        device = latents.device
+        mean, std = (
+            torch.tensor(values, device=device)[:, None, None]
+            for values in (self.config.latent_mean, self.config.latent_std)
+        )
+        tokens = (latents.float() * std + mean).permute(0, 2, 3, 1)
+        codes = self.vqvae.quantize.embedding.weight
+        with torch.autocast(device.type, enabled=False):
+            nearest = torch.cdist(tokens.flatten(0, 2), codes.float()).argmin(dim=1)
+        quantized = codes[nearest].view(tokens.shape).permute(0, 3, 1, 2).contiguous()
+        return self.vqvae.decode(quantized, force_not_quantize=True).sample.float()
+
+    def _label_indices(self, class_labels: int | str | Sequence[int | str]) -> list[int]:
+        """Return labels as indices; names and indices may be mixed."""
+        classes = self.config.classes
+        wanted = [class_labels] if isinstance(class_labels, int | str) else list(class_labels)
+        for label in wanted:
+            if label not in classes if isinstance(label, str) else not 0 <= label < len(classes):
+                raise ValueError(
+                    f"class {label!r} is unknown; the model knows {', '.join(classes)} (0 to {len(classes) - 1})"
+                )
+        return [classes.index(label) if isinstance(label, str) else int(label) for label in wanted]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """Load a pipeline folder; where mdaug is installed its own code is used, and none from the folder.
+
+        Arguments and errors are those of `diffusers.DiffusionPipeline.from_pretrained`.
+        """
+        if __name__.startswith("mdaug.") and "unet" not in kwargs:
+            # diffusers takes a component of a module outside of it only once that module is imported.
+            code = sys.modules.setdefault("hybrid_unet", importlib.import_module("mdaug.models.hybrid_unet"))
+            options = {name: kwargs[name] for name in ("torch_dtype", "dtype", "revision", "token") if name in kwargs}
+            kwargs["unet"] = code.HybridUNet2DModel.from_pretrained(
+                pretrained_model_name_or_path, subfolder="unet", **options
+            )
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Write a folder that diffusers alone loads: safetensors, the code of pipeline and U-Net, and a README.md.
+
+        Arguments are those of `diffusers.DiffusionPipeline.save_pretrained`.
+        """
+        folder = Path(save_directory)
+        self.register_to_config(unet=("hybrid_unet", type(self.unet).__name__))
+        super().save_pretrained(folder, **kwargs)
+        for config in (folder / "model_index.json", *folder.glob("*/*config.json")):
+            content = json.loads(config.read_text(encoding="utf-8"))
+            if content.pop("_name_or_path", None) is not None:  # where this machine had it is nobody's business
+                config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        (folder / "pipeline.py").write_text(_SOURCE, encoding="utf-8")
+        shutil.copyfile(inspect.getfile(type(self.unet)), folder / "unet" / "hybrid_unet.py")
+        (folder / "README.md").write_text(self.model_card(), encoding="utf-8")
+
+    def model_card(self) -> str:
+        """Return the README.md of the pipeline folder."""
+        height, width, channels = self.config.image_shape
+        config = self.scheduler.config
+        return _CARD.format(
+            height=height,
+            width=width,
+            mode="RGB" if channels == 3 else "grey",
+            latents=" x ".join(str(side) for side in self.config.latent_shape),
+            scheduler=f"{type(self.scheduler).__name__}, {config.beta_schedule} betas, predicts {config.prediction_type}",
+            label=json.dumps(self.config.classes[0], ensure_ascii=False),
+            table="\n".join(f"| {label} | {name} |" for label, name in enumerate(self.config.classes)),
+        )
+
+
+_CARD = """---
+library_name: diffusers
+tags: [micro-doppler, radar, spectrogram, latent-diffusion]
+---
+# Class-conditional micro-Doppler spectrograms
+
+A latent diffusion pipeline for {height} x {width} {mode} spectrograms (latents {latents}).
+Scheduler: {scheduler}.
+
+With torch, diffusers, accelerate and safetensors installed, run in this folder:
+
+```python
+import torch
+from diffusers import DiffusionPipeline
+
+folder = "."  # this folder
+pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+generator = [torch.Generator().manual_seed(seed) for seed in range(4)]
+images = pipe(class_labels={label}, num_images_per_prompt=4, generator=generator).images
+images[0].save("sample.png")
+```
+
+`trust_remote_code` runs `pipeline.py` and `unet/hybrid_unet.py` of this folder. With mdaug installed
+no code of the folder is needed:
+
+```python
+from mdaug import MicroDopplerPipeline
+
+pipe = MicroDopplerPipeline.from_pretrained(".")
+```
+
+| label | class |
+|---|---|
+{table}
+"""

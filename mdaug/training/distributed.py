@@ -1,0 +1,122 @@
+"""Ranks, the device and the process group. One process drives one device."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+# A collective that waits longer than this has lost a rank; torch's own default (30 min) hides it.
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+
+
+def rank() -> int:
+    """Return this process's number in [0, world_size)."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Return the number of processes of this run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """Return this process's number on its machine, which is also the number of its device."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_main() -> bool:
+    """Return whether this process logs and writes the files that exist once."""
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """Return this rank's device: its GPU, or the CPU where there is none."""
+    import torch
+
+    return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def init() -> torch.device:
+    """Join the process group (NCCL on GPUs, gloo on CPU) through DeepSpeed and return this rank's device.
+
+    Works alone too: one process without any environment variable is a group of one.
+    """
+    import torch
+
+    os.environ.setdefault("RANK", "0")
+    os.environ.setdefault("WORLD_SIZE", "1")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    if world_size() == 1:
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", "0")  # port 0: the store binds a free one
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    deepspeed = import_deepspeed()
+    if not torch.distributed.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(local_rank())
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        torch.distributed.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+        deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    return device()
+
+
+def import_deepspeed():
+    """Import deepspeed quietly and without its run-time compiled ops.
+
+    On CPU DeepSpeed compiles a shared-memory collective at its first start: that needs g++ and
+    ninja, takes up to minutes, and a process killed meanwhile leaves a lock on which every later
+    start waits for ever. gloo alone does the same work, so the op is not built.
+    """
+    import logging
+
+    os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    # By name: the attribute deepspeed.comm.torch is torch itself, not this module.
+    importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
+    return deepspeed
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    import torch.distributed
+
+    if world_size() > 1:
+        torch.distributed.barrier()
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the sum of `tensor` over all ranks (in place)."""
+    import torch.distributed
+
+    if world_size() > 1:
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+def gather_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensors of all ranks, equal in shape, concatenated along the first axis in rank order."""
+    import torch
+    import torch.distributed
+
+    if world_size() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    torch.distributed.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def any_rank(flag: bool, on: torch.device) -> bool:
+    """Return whether any rank raised its flag, the same answer on all ranks."""
+    import torch
+
+    return bool(sum_over_ranks(torch.tensor(float(flag), device=on)).item() > 0)

@@ -1,0 +1,138 @@
+"""DeepSpeed, driven directly: one engine per trained network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mdaug.training import distributed
+from mdaug.training.run import BatchPlan, TrainingConfig
+from shards.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "deepspeed_configs"
+
+
+def resolve_precision(requested: str, device: torch.device) -> str:
+    """Return "no", "bf16" or "fp16" for "auto" and check the others against the device."""
+    if requested == "auto":
+        if device.type == "cpu":
+            return "no"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if requested == "fp16" and device.type == "cpu":
+        raise UserError("mixed_precision=fp16 needs a GPU: DeepSpeed refuses fp16 on a CPU; use no or bf16")
+    return requested
+
+
+def deepspeed_config(config: TrainingConfig, plan: BatchPlan, precision: str) -> dict[str, Any]:
+    """Return the DeepSpeed configuration of the run with every "auto" filled in.
+
+    Raises UserError if a DeepSpeed JSON of the user contradicts the flags, naming both values.
+    """
+    suffix = "fp32" if precision == "no" else precision
+    path = config.deepspeed_config or CONFIGS / f"zero{config.zero_stage}_{suffix}.json"
+    if not path.is_file():
+        raise UserError(f"--deepspeed_config {path} does not exist")
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    from_flags = {
+        "train_batch_size": ("global batch", plan.global_batch),
+        "train_micro_batch_size_per_gpu": ("batch_size", plan.micro_batch),
+        "gradient_accumulation_steps": ("accumulation", plan.accumulation),
+        "gradient_clipping": ("max_grad_norm", config.max_grad_norm),
+    }
+    for key, (name, value) in from_flags.items():
+        if settings.get(key, "auto") not in ("auto", value):
+            raise UserError(f'{path}: "{key}" is {settings[key]}, but {name} is {value}; set it to "auto" or agree')
+        settings[key] = value
+    if (settings.get("fp16", {}).get("enabled") or _autocast(settings) == "float16") and precision != "fp16":
+        raise UserError(f"{path} switches fp16 on, but mixed_precision is {precision}; make them agree")
+    if (settings.get("bf16", {}).get("enabled") or _autocast(settings) == "bfloat16") and precision != "bf16":
+        raise UserError(f"{path} switches bf16 on, but mixed_precision is {precision}; make them agree")
+    return settings
+
+
+def _autocast(settings: dict[str, Any]) -> str | None:
+    section = settings.get("torch_autocast", {})
+    return section.get("dtype") if section.get("enabled") else None
+
+
+class Engine:
+    """A network under DeepSpeed: forward, backward over micro batches, one optimizer step, save and load.
+
+    Every rank must make the same calls: under ZeRO each of them may be a collective.
+    """
+
+    def __init__(self, module: nn.Module, config: TrainingConfig, settings: dict[str, Any]):
+        deepspeed = distributed.import_deepspeed()
+        device = distributed.device()
+        module.to(device)
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            parameters,
+            lr=config.lr,
+            betas=config.adam_betas,
+            weight_decay=config.weight_decay,
+            fused=device.type == "cuda",
+        )
+        self.stage: int = settings.get("zero_optimization", {}).get("stage", 0)
+        self.deepspeed, _, _, _ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=settings, dist_init_required=False
+        )
+        self.module = module
+        self.device = device
+        self.grad_norm: torch.Tensor | None = None
+
+    def __call__(self, *inputs: Any, **keywords: Any) -> Any:
+        """Run the network; ZeRO-3 parameters exist only inside this call."""
+        return self.deepspeed(*inputs, **keywords)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of one micro batch's mean loss; DeepSpeed divides by the number of micro batches."""
+        self.deepspeed.backward(loss)
+
+    def step(self, lr: float) -> None:
+        """Close a micro batch; at the last one of an optimizer step, apply it with learning rate `lr`."""
+        boundary = self.deepspeed.is_gradient_accumulation_boundary()
+        if boundary:
+            for group in self.deepspeed.optimizer.param_groups:
+                group["lr"] = lr
+            if self.stage == 0:  # DeepSpeed reports no norm here
+                self.grad_norm = self._norm_of_gradients()
+        self.deepspeed.step()
+        if boundary and self.stage > 0:
+            self.grad_norm = torch.as_tensor(self.deepspeed.get_global_grad_norm(), device=self.device)
+
+    def _norm_of_gradients(self) -> torch.Tensor:
+        norm = nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+        scaler = self.deepspeed.torch_autocast_z0_gradscaler
+        return norm if scaler is None else norm / scaler._scale
+
+    def full_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield (name, whole fp32 value) of every parameter, from the optimizer's fp32 master weights."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        for name, parameter in self.module.named_parameters():
+            if self.stage == 3 or parameter.dtype != torch.float32:
+                yield name, safe_get_full_fp32_param(parameter)
+            else:
+                yield name, parameter.detach()
+
+    def full_state_dict(self) -> dict[str, torch.Tensor]:
+        """Return all parameters (fp32, whole) and buffers on the CPU; the names are the module's own."""
+        state = {name: value.detach().cpu().clone() for name, value in self.full_parameters()}
+        state.update({name: buffer.detach().cpu().clone() for name, buffer in self.module.named_buffers()})
+        return state
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's share of weights and optimizer state under `folder`/engine."""
+        self.deepspeed.save_checkpoint(str(folder), tag="engine", save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote; raises UserError if DeepSpeed finds nothing there."""
+        path, _ = self.deepspeed.load_checkpoint(str(folder), tag="engine")
+        if path is None:
+            raise UserError(f"{folder} holds no DeepSpeed state; delete that folder to resume from the one before")

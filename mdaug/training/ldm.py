@@ -1,0 +1,113 @@
+"""`mdaug train-ldm`: options and assembly of the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from mdaug.training.run import TrainingConfig
+
+
+@dataclass
+class LDMConfig(TrainingConfig):
+    """Train the class-conditional latent diffusion model on the latents of a VQ-VAE."""
+
+    vqvae_path: Path | None = None
+    """VQ-VAE: the run folder of train-vqvae (its best/) or a diffusers folder. Required."""
+    latents_dir: Path | None = None
+    """Latent shards of `mdaug encode`; default <output_dir>/latents. Made now if they are not there."""
+    latent_channels: int = 4
+    """Channels of a latent; must be those of the VQ-VAE."""
+    block_out_channels: tuple[int, ...] = (256, 512, 768, 1024)
+    """Channels of the U-Net's levels, fine to coarse."""
+    layers_per_block: int = 2
+    """Residual layers per level."""
+    num_heads: int = 16
+    """Attention heads at every level."""
+    window_size: int = 8
+    """Side of the attention windows in latent pixels."""
+    attention: Literal["hybrid", "full", "none"] = "hybrid"
+    """hybrid: windows in the first half of the levels, axes in the second half."""
+    norm_num_groups: int = 32
+    """Groups of the U-Net's normalisation layers; must divide every level's channels."""
+    dropout: float = 0.0
+    """Dropout in the residual layers."""
+    beta_schedule: Literal["linear", "cosine", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
+    """Noise schedule; cosine is another name of squaredcos_cap_v2."""
+    scheduler_type: Literal["ddpm", "ddim", "pndm"] = "ddim"
+    """Sampler stored in the pipeline and used for the pictures during training."""
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "v_prediction"
+    """What the network predicts."""
+    num_train_timesteps: int = 1000
+    """Steps T of the diffusion process."""
+    label_dropout: float = 0.1
+    """Share of samples that are shown without their class, for classifier-free guidance."""
+    ema_half_life: float = 100_000
+    """Half-life of the averaged weights in samples, shortened to 5 % of the samples seen at the start."""
+    warmup_steps: int = 2000
+    """Optimizer steps of linear warm-up (at most a tenth of the run), before the cosine decay to 0."""
+    eval_steps: int = 1000
+    """With --save_images: optimizer steps between pictures of samples."""
+    num_inference_steps: int = 50
+    """Sampling steps for those pictures."""
+
+    ALIASES: ClassVar[dict[str, str]] = {**TrainingConfig.ALIASES, "vqvae_model_path": "vqvae_path"}
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        super().__post_init__()
+        if self.vqvae_path is None:
+            raise ValueError("vqvae_path is missing: give the folder of the trained VQ-VAE with --vqvae_path")
+        if self.beta_schedule == "cosine":
+            self.beta_schedule = "squaredcos_cap_v2"
+        for name in ("eval_steps", "num_inference_steps", "ema_half_life", "num_train_timesteps"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
+        for name in ("label_dropout", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps={self.warmup_steps} must be 0 or greater")
+
+
+def train_ldm(config: LDMConfig) -> None:
+    """Train the diffusion model; the same command again resumes. Latents are made first where they are missing."""
+    from mdaug.training import distributed
+
+    distributed.init()
+
+    from shards.pack import open_packed
+
+    from mdaug.models.vqvae import find_vqvae, load_geometry
+    from mdaug.training.encode import EncodeConfig, encode_packed
+    from mdaug.training.ldm_task import LDMTask
+    from mdaug.training.loop import train
+    from mdaug.training.run import open_run, plan_batches
+    from shards import provenance
+    from shards.errors import UserError
+
+    assert config.vqvae_path is not None
+    vqvae = find_vqvae(config.vqvae_path)
+    geometry = load_geometry(vqvae)
+    if geometry["image_shape"][0] != config.image_size:
+        raise UserError(
+            f"image_size={config.image_size}, but {vqvae} was trained at {geometry['image_shape'][0]} pixels"
+        )
+    if geometry["latent_shape"][0] != config.latent_channels:
+        raise UserError(
+            f"latent_channels={config.latent_channels}, but the latents of {vqvae} have {geometry['latent_shape'][0]} "
+            "channels; the diffusion model works on them, so the two must agree"
+        )
+    packed = open_packed(config.data_dir, config.image_size)
+    made_from = {
+        "images": provenance.read(packed, "images")["hash"],
+        "vqvae": provenance.read(vqvae, "vqvae")["hash"],
+    }
+    if not open_run(config, **made_from):
+        return
+    latents = config.latents_dir or config.output_dir / "latents"
+    encoding = EncodeConfig(data_dir=packed, vqvae_path=vqvae, output_dir=latents, num_workers=config.num_workers)
+    encode_packed(packed, vqvae, latents, encoding)
+    task = LDMTask(config, packed, vqvae, latents, made_from)
+    train(task, config, plan_batches(config, len(task.train_set)))

@@ -1,0 +1,209 @@
+"""The training loop: the same for both networks, read from top to bottom."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from mdaug.training import checkpoint, distributed
+from mdaug.training.checkpoint import TrainingState
+from mdaug.training.engine import Engine, deepspeed_config, resolve_precision
+from mdaug.training.metrics import Metrics
+from mdaug.training.preemption import StopFlag, ignore_in_worker
+from mdaug.training.run import BatchPlan, TrainingConfig, finish_run
+from shards.errors import UserError
+from shards.order import PositionSampler
+
+
+class Task(ABC):
+    """What differs between the VQ-VAE and the diffusion model."""
+
+    module: nn.Module
+    """The network that DeepSpeed trains."""
+    dataset: Dataset
+    """Training samples by position."""
+    score: str
+    """Name of the validation figure that decides which weights are best; lower is better."""
+    last_folder: str = "last"
+    """Folder of the final weights in the run folder; the best ones go to best/."""
+    flops_per_sample: float | None = None
+    """FLOPs of one trained sample (forward and backward), where known."""
+
+    @abstractmethod
+    def loss(self, engine: Engine, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the mean loss of a micro batch and the figures to log."""
+
+    @abstractmethod
+    def learning_rate(self, step: int, plan: BatchPlan) -> float:
+        """Return the learning rate of optimizer step `step` (from 0)."""
+
+    def prepare(self, engine: Engine) -> None:  # noqa: B027 - not every task has something to prepare
+        """Run once before the first step of a new run (not when resuming)."""
+
+    @abstractmethod
+    def after_step(self, engine: Engine, state: TrainingState) -> None:
+        """Update what follows the weights (EMA, codebook) after an optimizer step."""
+
+    @abstractmethod
+    def validate(self, engine: Engine) -> dict[str, float]:
+        """Return the validation figures, equal on all ranks; every rank calls it."""
+
+    @abstractmethod
+    def save_images(self, engine: Engine, state: TrainingState) -> None:
+        """Write pictures into the run folder; every rank calls it."""
+
+    @abstractmethod
+    def export(self, engine: Engine, folder: Path) -> None:
+        """Write the model as a diffusers folder with provenance; every rank calls it."""
+
+    @abstractmethod
+    def extra_state(self) -> dict[str, torch.Tensor]:
+        """Return the tensors a checkpoint keeps beside DeepSpeed's state (rank 0 writes them)."""
+
+    @abstractmethod
+    def load_extra_state(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Restore them on every rank."""
+
+    def image_step(self, step: int, plan: BatchPlan) -> bool:
+        """Return whether pictures are due after this optimizer step (beside those at each validation)."""
+        return False
+
+
+def train(task: Task, config: TrainingConfig, plan: BatchPlan) -> None:
+    """Train until the epochs are done, validation stops improving, or a signal asks to stop.
+
+    Raises UserError when the loss is no longer finite; the last good checkpoint stays.
+    """
+    device = distributed.device()
+    precision = resolve_precision(config.mixed_precision, device)
+    engine = Engine(task.module, config, deepspeed_config(config, plan, precision))
+    state = TrainingState(global_batch=plan.global_batch)
+    folder = config.output_dir / "checkpoints"
+    resume_from = checkpoint.latest(folder)
+    distributed.barrier()
+    checkpoint.prune(folder, config.keep_last)
+    metrics = Metrics(config, plan, task.flops_per_sample)
+    if resume_from is not None:
+        task.load_extra_state(checkpoint.load(resume_from, engine, state))
+        metrics.say(f"resumed from {resume_from.name}")
+    else:
+        task.prepare(engine)
+    parameters = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in task.module.parameters())
+    metrics.say(
+        f"{parameters / 1e6:.1f} M parameters, {plan.num_samples} samples, {plan.steps} steps of {plan.global_batch} "
+        f"({plan.micro_batch} x {plan.ranks} rank(s) x {plan.accumulation} accumulation) on {device.type}, {precision}"
+    )
+
+    batches = iter(_loader(task.dataset, config, plan, state.step))
+    metrics.resume(state.step)
+    stop = StopFlag()
+    reason = "all epochs done"
+    saved_step = state.step
+
+    def save_checkpoint() -> None:
+        nonlocal saved_step
+        if saved_step != state.step:
+            checkpoint.save(folder, engine, state, task.extra_state())
+            checkpoint.prune(folder, config.keep_last)
+            saved_step = state.step
+
+    while state.step < plan.steps:
+        # One optimizer step: accumulate the gradients of the micro batches, then apply them.
+        lr = task.learning_rate(state.step, plan)
+        for _ in range(plan.accumulation):
+            waiting = time.perf_counter()
+            batch = _to_device(next(batches), device)
+            metrics.waited(time.perf_counter() - waiting)
+            loss, figures = task.loss(engine, batch)
+            engine.backward(loss)
+            engine.step(lr)
+            metrics.add({"loss": loss, **figures})
+        epochs_before = plan.epochs_completed(state.step)
+        state.step += 1
+        state.samples += plan.global_batch
+        task.after_step(engine, state)
+        metrics.step_done()
+
+        # What is due now? Everything below is a collective: all ranks come to the same answers.
+        last = state.step == plan.steps
+        epochs = plan.epochs_completed(state.step)
+        ended = range(epochs_before + 1, epochs + 1)
+        stopping = stop.agreed(state.step, device)
+        validate = last or any(epoch % config.val_epochs == 0 for epoch in ended)
+        save = last or stopping or any(epoch % config.save_epochs == 0 for epoch in ended)
+        if validate or save or state.step % config.logging_steps == 0:
+            losses = metrics.report(state.step, lr, engine.grad_norm)
+            if not math.isfinite(losses["loss"]):
+                raise UserError(
+                    f"the loss is not finite at step {state.step}; the last good checkpoint is "
+                    f"{checkpoint.latest(folder) or 'none'}; try a lower --lr or --mixed_precision no"
+                )
+        pausing = time.perf_counter()
+        stale = False
+        if validate and not stopping:
+            stale = _validate(task, engine, state, config, metrics)
+        if config.save_images and not stopping and (validate or task.image_step(state.step, plan)):
+            task.save_images(engine, state)
+        if save or stale:
+            save_checkpoint()
+        metrics.paused(time.perf_counter() - pausing)
+        if stopping:
+            metrics.say(f"told to stop: saved at {state.samples} samples; the same command resumes")
+            break
+        if stale:
+            reason = f"no improvement over {state.stale_validations} validations"
+            break
+    else:
+        stopping = False
+    if not stopping:
+        task.export(engine, config.output_dir / task.last_folder)
+        message = f"{reason} after {state.samples} samples; best {task.score} {state.best_score:.5g}"
+        metrics.say(f"{message} at {state.best_samples} samples")
+        finish_run(config, message)
+    metrics.close()
+    stop.close()
+
+
+def _validate(task: Task, engine: Engine, state: TrainingState, config: TrainingConfig, metrics: Metrics) -> bool:
+    """Validate, export the best weights, and return whether it is time to stop early."""
+    figures = task.validate(engine)
+    metrics.write({"samples": state.samples, **{f"val/{name}": value for name, value in figures.items()}})
+    if figures[task.score] < state.best_score:
+        state.best_score, state.best_samples, state.stale_validations = figures[task.score], state.samples, 0
+        task.export(engine, config.output_dir / "best")
+    else:
+        state.stale_validations += 1
+    shown = " | ".join(f"{name} {value:.4g}" for name, value in figures.items())
+    note = "best so far" if state.stale_validations == 0 else f"{state.stale_validations} without improvement"
+    metrics.say(f"validation at {state.samples:,} samples: {shown} ({note})")
+    return 0 < config.early_stop_patience <= state.stale_validations
+
+
+def _loader(dataset: Dataset, config: TrainingConfig, plan: BatchPlan, first_step: int) -> DataLoader:
+    sampler = PositionSampler(
+        global_batch=plan.global_batch,
+        micro_batch=plan.micro_batch,
+        rank=distributed.rank(),
+        world_size=plan.ranks,
+        first_step=first_step,
+        last_step=plan.steps,
+    )
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=config.num_workers,
+        pin_memory=distributed.device().type == "cuda",
+        prefetch_factor=4 if config.num_workers else None,
+        worker_init_fn=ignore_in_worker,
+    )
+
+
+def _to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}

@@ -1,0 +1,183 @@
+"""One console line and one JSON line per report: progress, loss, speed, data wait, memory, ETA."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mdaug.training import distributed
+from mdaug.training.run import BatchPlan, TrainingConfig
+
+# Dense bf16/fp16 peak of one device, FLOP/s (vendors' data sheets, without sparsity).
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40": 181e12, "A10": 125e12, "V100": 125e12, "T4": 65e12}
+
+
+class Metrics:
+    """Collects what happens between two reports and writes it on rank 0.
+
+    Losses stay on the device until a report, so that no step waits for the device.
+    """
+
+    def __init__(self, config: TrainingConfig, plan: BatchPlan, flops_per_sample: float | None):
+        self.config, self.plan, self.flops_per_sample = config, plan, flops_per_sample
+        self.device = distributed.device()
+        self._sums: dict[str, torch.Tensor] = {}
+        self._count = 0
+        self._data_wait = 0.0
+        self._steps = 0
+        self._paused = 0.0
+        self._start = time.perf_counter()
+        self._rate = 0.0  # smoothed samples/s
+        self._file = self._wandb = self._bar = None
+        if distributed.is_main():
+            self._file = open(config.output_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - until close()
+            self._wandb = _start_wandb(config) if config.use_wandb else None
+            if sys.stderr.isatty():
+                from tqdm import tqdm
+
+                self._bar = tqdm(total=plan.steps, unit="step", dynamic_ncols=True, smoothing=0.05)
+
+    def resume(self, step: int) -> None:
+        """Start the clock at a step."""
+        self._start = time.perf_counter()
+        if self._bar is not None:
+            self._bar.update(step)
+
+    def waited(self, seconds: float) -> None:
+        """Count time spent waiting for data."""
+        self._data_wait += seconds
+
+    def paused(self, seconds: float) -> None:
+        """Count time spent on validation, pictures and checkpoints: it is no training time."""
+        self._paused += seconds
+
+    def add(self, values: dict[str, torch.Tensor]) -> None:
+        """Add one micro batch's mean values (detached scalars on the device)."""
+        for name, value in values.items():
+            total = self._sums.get(name)
+            self._sums[name] = value.detach().float() if total is None else total + value.detach().float()
+        self._count += 1
+
+    def step_done(self) -> None:
+        """Count one optimizer step."""
+        self._steps += 1
+        if self._bar is not None:
+            self._bar.update()
+
+    def report(self, step: int, lr: float, grad_norm: torch.Tensor | None) -> dict[str, float]:
+        """Write the line of the steps since the last report; every rank calls it. Returns the mean losses."""
+        names = sorted(self._sums)
+        means = torch.stack([self._sums[name] for name in names]) / self._count
+        means = (distributed.sum_over_ranks(means) / distributed.world_size()).tolist()
+        losses = dict(zip(names, means, strict=True))
+        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        training = max(elapsed - self._paused, 1e-9)
+        rate = self._steps * self.plan.global_batch / training
+        self._rate = rate if self._rate == 0 else 0.7 * self._rate + 0.3 * rate
+        remaining = (self.plan.steps - step) * self.plan.global_batch / self._rate
+        record: dict[str, Any] = {
+            "step": step,
+            "samples": step * self.plan.global_batch,
+            "epoch": round(self.plan.epoch_at(step), 3),
+            **losses,
+            "lr": lr,
+            "grad_norm": float(grad_norm) if grad_norm is not None else None,
+            "img_s": rate,
+            "img_s_device": rate / self.plan.ranks,
+            "mfu": self._mfu(rate),
+            "data_wait": self._data_wait / training,
+            "paused_s": self._paused,
+            "memory_gb": peak_memory_gb(self.device),
+            "eta_s": remaining,
+        }
+        self.write(record)
+        if distributed.is_main():
+            self.say(_line(record, losses))
+        self._sums, self._count, self._steps = {}, 0, 0
+        self._data_wait = self._paused = 0.0
+        self._start = time.perf_counter()
+        return losses
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append a record to metrics.jsonl (and wandb) on rank 0."""
+        if self._file is not None:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        if self._wandb is not None:
+            self._wandb.log({name: value for name, value in record.items() if value is not None})
+
+    def say(self, text: str) -> None:
+        """Print a line on rank 0 without tearing the progress bar."""
+        if self._bar is not None:
+            self._bar.write(text)
+        elif distributed.is_main():
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Close the files."""
+        if self._bar is not None:
+            self._bar.close()
+        if self._file is not None:
+            self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def _mfu(self, rate: float) -> float | None:
+        if self.flops_per_sample is None or self.device.type != "cuda":
+            return None
+        name = torch.cuda.get_device_name(self.device)
+        peak = next((flops for key, flops in PEAK_FLOPS.items() if key in name), None)
+        return None if peak is None else rate / self.plan.ranks * self.flops_per_sample / peak
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Return the peak memory of this process in 10^9 bytes: the device's on a GPU, resident memory on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def _line(record: dict[str, Any], losses: dict[str, float]) -> str:
+    eta = time.strftime("%H:%M:%S", time.gmtime(record["eta_s"]))
+    parts = [f"samples {record['samples']:>9,}", f"epoch {record['epoch']:7.2f}"]
+    parts += [f"{name} {value:.4f}" for name, value in losses.items()]
+    parts.append(f"lr {record['lr']:.2e}")
+    if record["grad_norm"] is not None:
+        parts.append(f"grad norm {record['grad_norm']:.3f}")
+    parts.append(f"{record['img_s']:.1f} img/s ({record['img_s_device']:.1f} per device)")
+    if record["mfu"] is not None:
+        parts.append(f"MFU {100 * record['mfu']:.1f} %")
+    parts += [f"data wait {100 * record['data_wait']:.1f} %", f"memory {record['memory_gb']:.2f} GB", f"ETA {eta}"]
+    return " | ".join(parts)
+
+
+def _start_wandb(config: TrainingConfig) -> Any:
+    """Start wandb with one id per run folder; a failure is reported and never stops the training."""
+    import hashlib
+
+    os.environ.setdefault("WANDB_SILENT", "true")
+    run_id = hashlib.sha256(str(Path(config.output_dir).resolve()).encode()).hexdigest()[:12]
+    try:
+        import wandb
+
+        settings = wandb.Settings(init_timeout=15)
+        options = {"project": config.wandb_project, "id": run_id, "resume": "allow", "dir": str(config.output_dir)}
+        try:
+            run = wandb.init(settings=settings, **options)
+        except wandb.errors.CommError:
+            print("wandb: no connection, logging offline")
+            run = wandb.init(mode="offline", **options)
+        run.define_metric("*", step_metric="samples")
+        return run
+    except Exception as error:
+        print(f"wandb is off: {error}")
+        return None

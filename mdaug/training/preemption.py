@@ -1,0 +1,48 @@
+"""Signals only set a flag; the loop reads it at a step boundary and all ranks save together."""
+
+from __future__ import annotations
+
+import signal
+
+import torch
+
+from mdaug.training import distributed
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+
+
+class StopFlag:
+    """Remembers that this process was told to stop. A second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.raised = False
+        self._previous = {number: signal.getsignal(number) for number in SIGNALS}
+        for number in SIGNALS:
+            signal.signal(number, self._raise)
+
+    def _raise(self, number: int, frame: object) -> None:
+        if self.raised and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.raised = True
+
+    def agreed(self, step: int, device: torch.device) -> bool:
+        """Return whether any rank was told to stop, the same answer on all ranks; every rank calls it each step.
+
+        On several GPUs the ranks ask each other only every 10th step, since the answer waits for the device.
+        """
+        if distributed.world_size() == 1:
+            return self.raised
+        if device.type == "cuda" and step % 10:
+            return False
+        return distributed.any_rank(self.raised, device)
+
+    def close(self) -> None:
+        """Give the signals back to their former handlers."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+def ignore_in_worker(_: int) -> None:
+    """Let a data loading process outlive signals meant for its rank (DataLoader `worker_init_fn`)."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

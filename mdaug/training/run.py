@@ -1,0 +1,190 @@
+"""What every training command shares: its options, its batch arithmetic and its run folder."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import yaml
+
+from mdaug import config as configuration
+from mdaug.training import distributed
+from shards import provenance
+from shards.errors import UserError
+
+CONFIG_FILE, FINISHED_FILE = "config.yaml", "FINISHED"
+
+# Fields that may differ when a run is resumed: they change where and how fast it computes, not what.
+OPERATIONAL = {
+    "data_dir", "output_dir", "batch_size", "gradient_accumulation_steps", "mixed_precision", "zero_stage",
+    "deepspeed_config", "num_workers", "logging_steps", "save_epochs", "keep_last", "save_images", "use_wandb",
+    "wandb_project", "vqvae_path", "latents_dir", "eval_steps", "num_inference_steps", "scheduler_type",
+}  # fmt: skip
+
+
+@dataclass
+class TrainingConfig:
+    """Options of both training commands."""
+
+    data_dir: Path
+    """Packed shards, or an image folder `root/<class>/*.png` that is packed once into a cache."""
+    output_dir: Path
+    """Run folder. The same command again resumes it."""
+    image_size: int = 256
+    """Height and width of the images in pixels."""
+    batch_size: int = 16
+    """Micro batch: samples that one device holds at once."""
+    gradient_accumulation_steps: int = 1
+    """Micro batches per rank and optimizer step; ignored when --global_batch_size is given."""
+    global_batch_size: int | None = None
+    """Samples per optimizer step over all ranks; accumulation follows. Default: batch x ranks x accumulation."""
+    epochs: int = 100
+    """Passes over the training set."""
+    lr: float = 5e-5
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of AdamW."""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of AdamW's two moments."""
+    max_grad_norm: float = 1.0
+    """Gradient norm above which gradients are scaled down; 0 switches clipping off."""
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
+    """auto: bf16 on GPUs that have it, fp16 on older ones, no (fp32) on CPU."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage; picks deepspeed_configs/zero<stage>_<precision>.json."""
+    deepspeed_config: Path | None = None
+    """A DeepSpeed JSON of your own instead; "auto" values are filled in from this configuration."""
+    val_epochs: int = 1
+    """Validate every N epochs."""
+    early_stop_patience: int = 3
+    """Stop after this many validations without improvement; 0 never stops early."""
+    save_epochs: int = 5
+    """Write a checkpoint every N epochs (one is always written at the end and when told to stop)."""
+    keep_last: int = 1
+    """Checkpoints kept; the best model is kept apart, in best/."""
+    save_images: bool = False
+    """Write pictures during training."""
+    logging_steps: int = 100
+    """Optimizer steps between log lines."""
+    num_workers: int = 2
+    """Data loading processes per rank; 0 loads in the training process."""
+    seed: int = 0
+    """Seed of initial weights, sample order and noise."""
+    use_wandb: bool = False
+    """Also log to Weights & Biases (offline where there is no network)."""
+    wandb_project: str = "mdaug"
+    """Project name at Weights & Biases."""
+
+    ALIASES: ClassVar[dict[str, str]] = {"fp16": "mixed_precision=fp16"}
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work; raises ValueError naming field, value and what is accepted."""
+        for name in (
+            "image_size", "batch_size", "gradient_accumulation_steps", "epochs", "lr", "val_epochs", "save_epochs",
+            "keep_last", "logging_steps",
+        ):  # fmt: skip
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
+        for name in ("weight_decay", "max_grad_norm", "early_stop_patience", "num_workers", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be 0 or greater")
+        if self.global_batch_size is not None:
+            if self.global_batch_size <= 0:
+                raise ValueError(f"global_batch_size={self.global_batch_size} must be greater than 0")
+            if self.gradient_accumulation_steps != 1:
+                raise ValueError(
+                    f"global_batch_size={self.global_batch_size} and "
+                    f"gradient_accumulation_steps={self.gradient_accumulation_steps} exclude each other: "
+                    "accumulation follows from the global batch"
+                )
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How one optimizer step is divided: global_batch = micro_batch x ranks x accumulation."""
+
+    global_batch: int
+    micro_batch: int
+    ranks: int
+    accumulation: int
+    steps: int
+    """Optimizer steps of the whole run."""
+    num_samples: int
+    """Samples of the training set, that is, of one epoch."""
+
+    def epoch_at(self, step: int) -> float:
+        """Return the number of epochs seen after `step` optimizer steps."""
+        return step * self.global_batch / self.num_samples
+
+    def epochs_completed(self, step: int) -> int:
+        """Return the number of whole epochs seen after `step` optimizer steps."""
+        return step * self.global_batch // self.num_samples
+
+
+def plan_batches(config: TrainingConfig, num_samples: int) -> BatchPlan:
+    """Divide the global batch over ranks and accumulation; raises UserError with the numbers where it cannot be."""
+    ranks, micro = distributed.world_size(), config.batch_size
+    if config.global_batch_size is None:
+        accumulation = config.gradient_accumulation_steps
+    elif config.global_batch_size % (micro * ranks):
+        raise UserError(
+            f"global_batch_size={config.global_batch_size} does not divide into {ranks} rank(s) x batch_size={micro} "
+            f"= {ranks * micro} samples per pass; choose a multiple of {ranks * micro} or another --batch_size"
+        )
+    else:
+        accumulation = config.global_batch_size // (micro * ranks)
+    global_batch = micro * ranks * accumulation
+    steps = -(-config.epochs * num_samples // global_batch)
+    return BatchPlan(global_batch, micro, ranks, accumulation, steps, num_samples)
+
+
+def open_run(config: TrainingConfig, **made_from: str) -> bool:
+    """Create or resume the run folder; return False if its run is finished already.
+
+    Args:
+        config: the resolved configuration, printed and saved as `config.yaml`.
+        made_from: role -> content hash of what the run is made from; a resumed run must agree.
+
+    Raises:
+        UserError: if the folder holds another run; the message names every difference.
+    """
+    folder = config.output_dir
+    wanted = {"command": type(config).__name__, **configuration.as_dict(config), "made_from": made_from}
+    path = folder / CONFIG_FILE
+    if path.is_file():
+        _refuse_another_run(folder, yaml.safe_load(path.read_text(encoding="utf-8")), wanted)
+        if (folder / FINISHED_FILE).is_file():
+            if distributed.is_main():
+                print(f"{folder} is finished: {(folder / FINISHED_FILE).read_text(encoding='utf-8').strip()}")
+            return False
+    elif distributed.is_main() and folder.is_dir() and any(p.name != "logs" for p in folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no mdaug run (no {CONFIG_FILE}); choose another --output_dir")
+    distributed.barrier()
+    if distributed.is_main():
+        print(yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True), flush=True)
+        for name in ("checkpoints", "logs"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"{folder} cannot be written to; choose another --output_dir")
+        provenance.write_text(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
+    distributed.barrier()
+    return True
+
+
+def _refuse_another_run(folder: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    fixed = (saved.keys() | wanted.keys()) - OPERATIONAL
+    differences = [
+        f"{name}: {saved.get(name)} there, {wanted.get(name)} now"
+        for name in sorted(fixed)
+        if saved.get(name) != wanted.get(name)
+    ]
+    if differences:
+        raise UserError(f"{folder} holds another run ({'; '.join(differences)}); choose another --output_dir")
+
+
+def finish_run(config: TrainingConfig, message: str) -> None:
+    """Mark the run as finished, with the reason; the same command then says so and exits."""
+    if distributed.is_main():
+        provenance.write_text(config.output_dir / FINISHED_FILE, message + "\n")

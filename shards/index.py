@@ -1,0 +1,77 @@
+"""index.json: the list of the shards of one folder, compatible with wids, and the hash that names their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from shards.errors import UserError
+from shards.provenance import write_text
+from shards.writer import finished
+
+FILE_NAME = "index.json"
+SPLITS = ("train", "val", "test")
+
+
+def write_index(folder: Path, classes: list[str], **extra) -> dict:
+    """Write `index.json` from the sidecars of all finished shards in `folder`, and return it.
+
+    The result depends on the shards, `classes` and `extra` (such as image_shape=[H, W, C]) alone.
+    A shard without sidecar does not exist and is not listed.
+
+    Raises:
+        UserError: a tar is not as long as its sidecar says.
+    """
+    shardlist = []
+    for path in sorted(folder.glob("*.tar")):
+        record = finished(path)
+        if record is None and path.with_suffix(".json").is_file():
+            raise UserError(f"{path} is cut or changed; delete it and run the step that makes {folder} again")
+        if record is not None:
+            shardlist.append(
+                {
+                    "url": path.name,
+                    "nsamples": record["count"],
+                    "filesize": record["bytes"],
+                    "sha256": record["sha256"],
+                }
+            )
+    index = {
+        "__kind__": "wids-shard-index-v1",
+        "wids_version": 1,
+        "shardlist": shardlist,
+        "nsamples": sum(shard["nsamples"] for shard in shardlist),
+        "classes": classes,
+        **extra,
+        "hash": _digest([classes, [[shard["url"], shard["sha256"]] for shard in shardlist]]),
+    }
+    write_text(folder / FILE_NAME, json.dumps(index, indent=1, ensure_ascii=False) + "\n")
+    return index
+
+
+def read_index(folder: Path) -> dict:
+    """Return the index of a folder of shards.
+
+    Raises:
+        UserError: `folder` has no index.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise UserError(f"{folder} is not a finished folder of shards: no {FILE_NAME}; run the step that makes it")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def content_hash(folder: Path) -> str:
+    """Return the hash of a folder of shards, or of a data set with such folders `train`, `val` and `test`.
+
+    It covers the classes, the names of the shards and their bytes; of a data set only `train` has to be there.
+    """
+    if (folder / FILE_NAME).is_file():
+        return read_index(folder)["hash"]
+    splits = [split for split in SPLITS if split == "train" or (folder / split / FILE_NAME).is_file()]
+    return _digest([[split, read_index(folder / split)["hash"]] for split in splits])
+
+
+def _digest(content: list) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -1,0 +1,371 @@
+"""`mdaug pack`: an image folder -> tar shards + index, split by group, with a report that adds up."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import re
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from shards import provenance
+from shards.convert import Checked, check, to_png
+from shards.errors import UserError
+from shards.index import FILE_NAME as INDEX
+from shards.index import SPLITS, content_hash, read_index, write_index
+from shards.progress import Progress
+from shards.report import make_report, summary
+from shards.source import METADATA, SourceFolder, SourceImage, plain_value, read_folder
+from shards.split import Split, split_images
+from shards.writer import finished, write_shard
+
+PLAN, REPORT, CLASSES, LOCK = "plan.json", "report.json", "classes.json", ".lock"
+
+
+@dataclass
+class PackConfig:
+    """Pack an image folder into WebDataset tar shards with an index, split into train and val by group."""
+
+    data_dir: Path
+    """Image folder: <class>/*.png|jpg|jpeg or {train,val,test}/<class>/*; metadata.csv (column `file`) may lie in it."""
+    output_dir: Path
+    """Folder to write. The same command again continues there, or says that it is finished."""
+    image_size: int | None = None
+    """Height and width in pixels that every image is resized to; by default the most frequent size of the images."""
+    image_mode: Literal["auto", "rgb", "gray"] = "auto"
+    """Three channels or one; auto: one if every image is single channel, else three."""
+    group_by: str | None = None
+    """What must not be torn between train and val: a regular expression with one capture group, searched in the path
+    of the image relative to data_dir, or column:<name> of metadata.csv. By default the metadata column `group`, else
+    runs of consecutive numbers at the end of the file names."""
+    val_fraction: float = 0.2
+    """Share of the images of each class that goes to val, in (0, 0.5]."""
+    gap: int = 4
+    """With running numbers: images left out between train and val, so that overlapping windows do not leak."""
+    shard_size: int = 256
+    """Samples per shard."""
+    seed: int = 0
+    """Seed of the choice of groups and of the order of the samples in the shards."""
+    workers: int = 0
+    """Processes that decode and resize; 0: one per CPU core."""
+
+    def __post_init__(self) -> None:
+        self.data_dir, self.output_dir = Path(self.data_dir), Path(self.output_dir)
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"image_size is {self.image_size}; a number of pixels >= 1 is needed")
+        if self.image_mode not in ("auto", "rgb", "gray"):
+            raise ValueError(f"image_mode is '{self.image_mode}'; auto, rgb and gray are accepted")
+        if not 0 < self.val_fraction <= 0.5:
+            raise ValueError(f"val_fraction is {self.val_fraction}; a share in (0, 0.5] is needed")
+        for name, least in (("gap", 0), ("shard_size", 1), ("seed", 0), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; a number >= {least} is needed")
+        if self.group_by is not None and not self.group_by.startswith("column:"):
+            try:
+                groups = re.compile(self.group_by).groups
+            except re.error as error:
+                raise ValueError(f"group_by is '{self.group_by}', no regular expression: {error}") from None
+            if groups != 1:
+                raise ValueError(f"group_by is '{self.group_by}' with {groups} capture groups; exactly one is needed")
+
+    def options(self) -> dict[str, Any]:
+        """Return what decides the bytes of the output, besides the images."""
+        return {k: v for k, v in asdict(self).items() if k not in ("data_dir", "output_dir", "workers")}
+
+
+def pack(config: PackConfig) -> None:
+    """Pack `config.data_dir` into `config.output_dir`; docs/data-format.md describes what is written.
+
+    The bytes of the shards depend on the images, metadata.csv and `config.options()` alone.
+
+    Raises:
+        UserError: a folder that cannot be packed, or an output folder that holds something else.
+    """
+    output = config.output_dir
+    _require_apart(config.data_dir, output)
+    folder = read_folder(config.data_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    with _lock(output):
+        plan = _read_plan(output, config)
+        if plan and plan["listing"] == folder.listing and _complete(output):
+            _say(f"{output} is packed already: nothing to do")
+            return
+        with _mapper(config.workers) as mapper:
+            checked = _check(folder, mapper)
+            source_hash = _source_hash(folder, checked)
+            _write_plan(output, config, plan, folder, source_hash, len(checked) + len(folder.rejected))
+            if plan and _complete(output):
+                _say(f"{output} is packed already, from the same images: nothing to do")
+                return
+            job = _Job.plan(config, folder, checked)
+            job.write_shards(output, mapper)
+        extra = {"image_shape": [job.size[1], job.size[0], job.channels]}
+        for side in job.samples:
+            write_index(output / side, folder.classes, **extra)
+        provenance.write_text(output / CLASSES, json.dumps(folder.classes, ensure_ascii=False) + "\n")
+        provenance.write_text(output / REPORT, json.dumps(job.report, indent=1, ensure_ascii=False) + "\n")
+        provenance.write(
+            output,
+            kind="images",
+            content_hash=content_hash(output),
+            made_from={"folder": source_hash},
+            config={**asdict(config), "data_dir": str(config.data_dir), "output_dir": str(output)},
+        )
+    _say(f"{summary(job.report, folder)}\nwrote {output}; {output / REPORT} names every file rejected or converted")
+
+
+def open_packed(data_dir: Path, image_size: int, cache_dir: Path | None = None, **options: Any) -> Path:
+    """Return a packed folder of images of `image_size`: `data_dir` itself, or what an image folder is packed into.
+
+    An image folder is packed once into `cache_dir` (default: the folder `.mdaug-cache` beside it), under a name that
+    changes with the files and the options. Any number of ranks may call this at once: one packs, the others wait.
+
+    Args:
+        data_dir: a packed folder or an image folder.
+        image_size: the height and width that the caller needs, in pixels.
+        cache_dir: where packed image folders are kept.
+        options: further fields of PackConfig.
+
+    Raises:
+        UserError: packed images of another size, an unfinished packing, or what `pack` refuses.
+    """
+    data_dir = Path(data_dir)
+    if (data_dir / PLAN).is_file() or (data_dir / provenance.FILE_NAME).is_file():
+        provenance.read(data_dir, "images")
+        height, width, _ = read_index(data_dir / "train")["image_shape"]
+        if (height, width) != (image_size, image_size):
+            raise UserError(
+                f"{data_dir} holds images of {height}x{width}, but image_size is {image_size}; "
+                f"give --image_size {height} or pack the image folder again with --image_size {image_size}"
+            )
+        return data_dir
+    folder = read_folder(data_dir)
+    if cache_dir is None:
+        cache_dir = data_dir.resolve().parent / ".mdaug-cache"
+        if not os.access(cache_dir if cache_dir.exists() else cache_dir.parent, os.W_OK):
+            raise UserError(
+                f"{data_dir} is an image folder and {cache_dir.parent} is not writable, so it cannot be packed beside "
+                f"it; run: mdaug pack --data_dir {data_dir} --output_dir <folder> --image_size {image_size}, "
+                "and give that folder as --data_dir"
+            )
+    config = PackConfig(data_dir, cache_dir, image_size=image_size, **options)
+    name = hashlib.sha256(json.dumps([folder.listing, config.options()]).encode()).hexdigest()[:16]
+    config.output_dir = cache_dir / name
+    pack(config)
+    return config.output_dir
+
+
+@dataclass
+class _Job:
+    """Everything that is decided before the first shard is written.
+
+    Attributes:
+        folder: the image folder.
+        split: where each image goes.
+        samples: "train", "val", "test" -> images in the order of the shards.
+        size: (width, height) of all packed images.
+        channels: 1 or 3.
+        shard_size: samples per shard.
+        report: the content of report.json.
+    """
+
+    folder: SourceFolder
+    split: Split
+    samples: dict[str, list[SourceImage]]
+    size: tuple[int, int]
+    channels: int
+    shard_size: int
+    report: dict[str, Any]
+
+    @classmethod
+    def plan(cls, config: PackConfig, folder: SourceFolder, checked: dict[str, Checked]) -> _Job:
+        """Decide what is packed, where, and in which form."""
+        rejected = folder.rejected | _bad_images(folder, checked)
+        good = [image for image in folder.images if image.path not in rejected]
+        for name in folder.classes:
+            if not any(image.class_name == name for image in good):
+                path = next(image.path for image in folder.images if image.class_name == name)
+                raise UserError(
+                    f"class folder {folder.root / name}: none of its images can be packed (the first, {path}: "
+                    f"{rejected[path]}); mend them or remove the folder"
+                )
+        split = split_images(
+            good, group_by=config.group_by, val_fraction=config.val_fraction, gap=config.gap, seed=config.seed
+        )
+        rejected |= split.dropped
+        good = [image for image in good if image.path not in rejected]
+        sizes = Counter(checked[image.path].size for image in good)
+        common = max(sizes, key=lambda size: (sizes[size], size))
+        size = (config.image_size, config.image_size) if config.image_size else common
+        channels = {"rgb": 3, "gray": 1}.get(config.image_mode, max(checked[image.path].channels for image in good))
+        samples: dict[str, list[SourceImage]] = {}
+        for number, side in enumerate(SPLITS):
+            own = [image for image in good if split.side[image.path] == side]
+            if own:  # in mixed order, for readers that shuffle only within a shard
+                order = np.random.Generator(np.random.Philox(key=[config.seed, 1 + number])).permutation(len(own))
+                samples[side] = [own[i] for i in order]
+        report = make_report(folder, checked, rejected, split, samples, size, channels)
+        return cls(folder, split, samples, size, channels, config.shard_size, report)
+
+    def write_shards(self, output: Path, mapper: _Mapper) -> None:
+        """Write every shard that is not there yet."""
+        label = {name: str(i).encode() for i, name in enumerate(self.folder.classes)}
+        convert = functools.partial(to_png, size=self.size, channels=self.channels)
+        with Progress("packing", self.report["packed"], "image") as progress:
+            for side, images in self.samples.items():
+                for number, start in enumerate(range(0, len(images), self.shard_size)):
+                    path = output / side / f"{number:06d}.tar"
+                    chunk = images[start : start + self.shard_size]
+                    if finished(path) is None:
+                        pngs = mapper(convert, [self.folder.root / image.path for image in chunk])
+                        fields = (
+                            (image.key, {"png": png, "cls": label[image.class_name], "json": self._meta(image)})
+                            for image, png in zip(chunk, pngs, strict=True)
+                        )
+                        write_shard(path, fields)
+                    progress.update(len(chunk))
+
+    def _meta(self, image: SourceImage) -> bytes:
+        meta = {name: plain_value(value) for name, value in image.metadata.items()}
+        meta |= {"class": image.class_name, "group": self.split.group[image.path], "source": image.path}
+        return json.dumps(meta, ensure_ascii=False).encode()
+
+
+class _Mapper:
+    """`map` over a pool of processes, or in this one."""
+
+    def __init__(self, pool: ProcessPoolExecutor | None):
+        self.pool = pool
+
+    def __call__(self, function, items: list) -> Iterator:
+        return self.pool.map(function, items, chunksize=8) if self.pool else map(function, items)
+
+
+@contextlib.contextmanager
+def _mapper(workers: int) -> Iterator[_Mapper]:
+    workers = workers or len(os.sched_getaffinity(0))
+    if workers == 1:
+        yield _Mapper(None)
+        return
+    # fork, as torch's DataLoader does: spawn would run the user's script again. The children only use Pillow.
+    context = get_context("fork")
+    with ProcessPoolExecutor(
+        workers, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+    ) as pool:
+        yield _Mapper(pool)
+
+
+def _require_apart(data_dir: Path, output: Path) -> None:
+    source, target = data_dir.resolve(), output.resolve()
+    if target == source or source in target.parents:
+        raise UserError(f"output_dir {output} lies inside data_dir {data_dir}; choose a folder outside of it")
+
+
+@contextlib.contextmanager
+def _lock(output: Path) -> Iterator[None]:
+    """Let one process at a time pack into a folder; the others wait and then find it finished."""
+    with open(output / LOCK, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say(f"waiting for another process that packs into {output}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _read_plan(output: Path, config: PackConfig) -> dict[str, Any] | None:
+    """Return the plan of an earlier run into this folder, None for an empty one; refuse what does not fit."""
+    path = output / PLAN
+    if not path.is_file():
+        if others := sorted(entry.name for entry in output.iterdir() if not entry.name.startswith(".")):
+            raise UserError(
+                f"output_dir {output} holds something else ('{others[0]}'); choose an empty or a new folder"
+            )
+        return None
+    plan = json.loads(path.read_text(encoding="utf-8"))
+    before, now = plan["options"], config.options()
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise UserError(
+                f"output_dir {output} holds another packing: {name} is {before.get(name)} there and {now.get(name)} "
+                "here; choose another output_dir or delete that one"
+            )
+    return plan
+
+
+def _write_plan(
+    output: Path, config: PackConfig, plan: dict[str, Any] | None, folder: SourceFolder, source_hash: str, files: int
+) -> None:
+    """Record what the folder is going to hold, or refuse if it already holds a packing of other images."""
+    if plan and plan["source"] != source_hash:
+        raise UserError(
+            f"output_dir {output} holds a packing of other images ({plan['files']} files of {plan['data_dir']}; now "
+            f"{files} files of {config.data_dir}, or others); choose another output_dir or delete that one"
+        )
+    record = {
+        "options": config.options(),
+        "data_dir": str(config.data_dir),
+        "files": files,
+        "listing": folder.listing,
+        "source": source_hash,
+    }
+    provenance.write_text(output / PLAN, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def _complete(output: Path) -> bool:
+    """Tell whether a packing came to its end and still has all its shards."""
+    if not (output / provenance.FILE_NAME).is_file():
+        return False
+    sides = [output / side for side in json.loads((output / REPORT).read_text(encoding="utf-8"))["splits"]]
+    if not all((side / INDEX).is_file() for side in sides):
+        return False
+    return all(finished(side / shard["url"]) for side in sides for shard in read_index(side)["shardlist"])
+
+
+def _check(folder: SourceFolder, mapper: _Mapper) -> dict[str, Checked]:
+    """Decode every image once, to know what can be packed before the split is made."""
+    checked: dict[str, Checked] = {}
+    with Progress("checking", len(folder.images), "image") as progress:
+        results = mapper(check, [folder.root / image.path for image in folder.images])
+        for image, result in zip(folder.images, results, strict=True):
+            checked[image.path] = result
+            progress.update()
+    return checked
+
+
+def _source_hash(folder: SourceFolder, checked: dict[str, Checked]) -> str:
+    digest = hashlib.sha256(json.dumps([[path, c.sha256] for path, c in sorted(checked.items())]).encode())
+    digest.update(json.dumps(sorted(folder.rejected.items())).encode())
+    if (folder.root / METADATA).is_file():
+        digest.update((folder.root / METADATA).read_bytes())
+    return digest.hexdigest()
+
+
+def _bad_images(folder: SourceFolder, checked: dict[str, Checked]) -> dict[str, str]:
+    """Return path -> reason of the images that cannot be packed or that another image repeats."""
+    bad: dict[str, str] = {}
+    first: dict[str, str] = {}
+    for image in folder.images:
+        result = checked[image.path]
+        if result.error:
+            bad[image.path] = result.error
+        elif (original := first.setdefault(result.sha256, image.path)) != image.path:
+            bad[image.path] = f"same bytes as {original}"
+    return bad
+
+
+def _say(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(text, flush=True)

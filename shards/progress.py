@@ -1,0 +1,46 @@
+"""A progress bar on a terminal, a line now and then where the output goes to a file."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+
+class Progress:
+    """Counts up to `total`; a context manager. Ranks other than 0 show nothing.
+
+    Args:
+        name: what is being done, such as "packing".
+        total: how many units there are.
+        unit: what is counted, such as "image".
+    """
+
+    def __init__(self, name: str, total: int, unit: str):
+        self.name, self.total, self.unit = name, total, unit
+        self.count = 0
+        self.start = self.last_line = time.monotonic()
+        self.shown = os.environ.get("RANK", "0") == "0"
+        self.bar = None
+        if self.shown and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, desc=name, unit=unit)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def update(self, count: int = 1) -> None:
+        """Count some more units."""
+        self.count += count
+        now = time.monotonic()
+        if self.bar is not None:
+            self.bar.update(count)
+        elif self.shown and (self.count == self.total or now - self.last_line > 10):
+            self.last_line = now
+            rate = self.count / max(now - self.start, 1e-9)
+            print(f"{self.name}: {self.count}/{self.total} {self.unit}s, {rate:.0f}/s", file=sys.stderr, flush=True)

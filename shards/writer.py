@@ -1,0 +1,139 @@
+"""The one writer of shards: plain WebDataset tars, written atomically, the same bytes for the same samples.
+
+A shard is `000000.tar` plus its sidecar `000000.json`. The sidecar is written last: a shard without
+its sidecar does not exist, whatever happened to the process that wrote it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import tarfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from shards.errors import UserError
+from shards.provenance import write_text
+
+# A dot in a key would end it for WebDataset readers; with 80 characters a member name fits the 100 bytes of ustar.
+KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
+EXTENSION = re.compile(r"[a-z0-9]{1,16}")
+BLOCK = tarfile.BLOCKSIZE
+
+
+def write_shard(
+    path: Path,
+    samples: Iterable[tuple[str, dict[str, bytes]]],
+    statistics: Callable[[], dict] | None = None,
+) -> dict:
+    """Write one shard and return its sidecar.
+
+    Args:
+        path: the tar to write, such as `train/000000.tar`; a shard that is there already is replaced.
+        samples: (key, {extension: bytes}); every sample has the same extensions, `cls` (the ascii label index) among
+            them.
+        statistics: called after the last sample; what it returns is stored in the sidecar.
+
+    Returns:
+        {"file", "count", "bytes", "sha256", "keys", "labels", "members": {extension: [[offset, size], ...]},
+        "statistics"}, where offset and size are those of the member's content in the tar, in bytes.
+
+    Raises:
+        UserError: a bad or repeated key, or no space left; nothing of the shard is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for debris in path.parent.glob(f".{path.name}.*.tmp"):  # of a writer that was killed
+        debris.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    sidecar = path.with_suffix(".json")
+    try:
+        with open(temporary, "wb") as file:
+            record = {"file": path.name, **_write_members(_Hashing(file), samples, path)}
+            file.flush()
+            os.fsync(file.fileno())
+        record["statistics"] = statistics() if statistics else {}
+        sidecar.unlink(missing_ok=True)  # it must not describe the bytes of another tar
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+        write_text(sidecar, json.dumps(record) + "\n")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"no space left while writing {path} ({error.strerror}); free some or choose another output folder, "
+            "then run the same command again: finished shards are kept"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return record
+
+
+def finished(path: Path) -> dict | None:
+    """Return the sidecar of a finished shard, or None where there is no such shard (no sidecar, or a cut tar)."""
+    sidecar = path.with_suffix(".json")
+    if not (sidecar.is_file() and path.is_file()):
+        return None
+    record = json.loads(sidecar.read_text(encoding="utf-8"))
+    return record if path.stat().st_size == record["bytes"] else None
+
+
+class _Hashing:
+    """A file that knows its position and the sha256 of all that was written."""
+
+    def __init__(self, file):
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.position = 0
+
+    def write(self, data: bytes) -> None:
+        self.file.write(data)
+        self.digest.update(data)
+        self.position += len(data)
+
+
+def _write_members(file: _Hashing, samples: Iterable[tuple[str, dict[str, bytes]]], path: Path) -> dict:
+    keys: dict[str, int] = {}
+    members: dict[str, list[list[int]]] = {}
+    for key, fields in samples:
+        if not KEY.fullmatch(key):
+            raise UserError(f"{path}: key '{key}' is not 1 to 80 of the characters A-Z a-z 0-9 _ -; rename the sample")
+        if key in keys:
+            raise UserError(f"{path}: two samples have the key '{key}'; give each its own")
+        if not keys:
+            members = {extension: [] for extension in fields}
+        if fields.keys() != members.keys() or "cls" not in fields:
+            raise ValueError(f"{path}: sample '{key}' has {sorted(fields)}, the shard has {sorted(members)} (with cls)")
+        keys[key] = int(fields["cls"])
+        for extension, data in fields.items():
+            if not EXTENSION.fullmatch(extension):
+                raise ValueError(f"{path}: extension '{extension}' is not lower-case letters and digits")
+            member = tarfile.TarInfo(f"{key}.{extension}")  # mtime, uid, gid 0 and mode 0644: the bytes are the data's
+            member.size = len(data)
+            file.write(member.tobuf(format=tarfile.USTAR_FORMAT))
+            members[extension].append([file.position, len(data)])
+            file.write(data)
+            file.write(bytes(-len(data) % BLOCK))
+    if not keys:
+        raise ValueError(f"{path}: a shard needs at least one sample")
+    file.write(bytes(2 * BLOCK))
+    return {
+        "count": len(keys),
+        "bytes": file.position,
+        "sha256": file.digest.hexdigest(),
+        "keys": list(keys),
+        "labels": list(keys.values()),
+        "members": members,
+    }
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable before the sidecar that vouches for it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,44 @@
+"""Small packed sets and pictures that tests build in a moment."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from shards import provenance
+from shards.index import content_hash, write_index
+from shards.writer import write_shard
+
+CLASSES = ["flat", "rising", "falling", "wavy"]
+
+
+def toy_image(label: int, rng: np.random.Generator, size: int) -> np.ndarray:
+    """Return a bright ridge on a dark floor, uint8 (size, size, 1); its course over time tells the class."""
+    time = np.linspace(0, 1, size)
+    course = [0 * time, time - 0.5, 0.5 - time, 0.4 * np.sin(2 * np.pi * (2 * time + rng.random()))][label]
+    ridge = (0.5 + 0.6 * course + 0.1 * rng.standard_normal()) * size
+    distance = np.abs(np.arange(size)[:, None] - ridge[None])
+    level = np.exp(-0.5 * (distance / (0.05 * size)) ** 2) * (0.8 + 0.2 * rng.random())
+    return np.clip(255 * level + 3 * rng.standard_normal((size, size)), 0, 255).astype(np.uint8)[:, :, None]
+
+
+def toy_packed(folder: Path, *, size: int = 16, train: int = 64, val: int = 16, per_shard: int = 24) -> Path:
+    """Write a packed set of `train` + `val` toy images of four classes and return its folder."""
+    for split, count, seed in (("train", train, 0), ("val", val, 1)):
+        rng = np.random.default_rng(seed)
+        samples = []
+        for i in range(count):
+            file = io.BytesIO()
+            Image.fromarray(toy_image(i % 4, rng, size)[:, :, 0]).save(file, "PNG")
+            meta = json.dumps({"class": CLASSES[i % 4], "group": f"{split}{i // 4}"}).encode()
+            samples.append((f"{split}_{i:05d}", {"png": file.getvalue(), "cls": str(i % 4).encode(), "json": meta}))
+        for shard, start in enumerate(range(0, count, per_shard)):
+            write_shard(folder / split / f"{shard:06d}.tar", samples[start : start + per_shard])
+        write_index(folder / split, CLASSES, image_shape=[size, size, 1])
+    provenance.write_text(folder / "classes.json", json.dumps(CLASSES))
+    provenance.write(folder, kind="images", content_hash=content_hash(folder), made_from={}, config={})
+    return folder
