@@ -71,7 +71,7 @@ $(READY): $(REQUIREMENTS)
 
 demo: CONFIG = demo
 demo: $(READY)
-	@$(BIN)/python -m launch.demo --preset $(CONFIG) --out $(OUT) --gpus_per_node $(GPUS:auto=1) \
+	@$(BIN)/python -m launch.demo --preset '$(CONFIG)' --out '$(OUT)' --gpus_per_node $(GPUS:auto=1) \
 	  $(if $(DATA),--data '$(DATA)') $(if $(GROUP_BY),--group_by '$(GROUP_BY)') $(ARGS)
 
 test: $(READY)
@@ -87,19 +87,19 @@ fix: $(READY)
 	$(BIN)/ruff format .
 
 simulate: $(READY)
-	$(LAUNCH) --output_dir $(IMAGES) $(ARGS)
+	$(LAUNCH) --output_dir '$(IMAGES)' $(ARGS)
 pack: $(READY)
-	$(LAUNCH) --data_dir $(IMAGES) --output_dir $(OUT)/packed $(ARGS)
+	$(LAUNCH) --data_dir '$(IMAGES)' --output_dir '$(OUT)/packed' $(ARGS)
 train-vqvae: $(READY)
-	$(LAUNCH) --data_dir $(OUT)/packed --output_dir $(OUT)/vqvae $(ARGS)
+	$(LAUNCH) --data_dir '$(OUT)/packed' --output_dir '$(OUT)/vqvae' $(ARGS)
 encode: $(READY)
-	$(LAUNCH) --data_dir $(OUT)/packed --vqvae_path $(OUT)/vqvae --output_dir $(OUT)/latents $(ARGS)
+	$(LAUNCH) --data_dir '$(OUT)/packed' --vqvae_path '$(OUT)/vqvae' --output_dir '$(OUT)/latents' $(ARGS)
 train-ldm: $(READY)
-	$(LAUNCH) --data_dir $(OUT)/packed --vqvae_path $(OUT)/vqvae --latents_dir $(OUT)/latents --output_dir $(OUT)/ldm $(ARGS)
+	$(LAUNCH) --data_dir '$(OUT)/packed' --vqvae_path '$(OUT)/vqvae' --latents_dir '$(OUT)/latents' --output_dir '$(OUT)/ldm' $(ARGS)
 generate: $(READY)
-	$(LAUNCH) --ldm_path $(OUT)/ldm --output_dir $(OUT)/synthetic $(ARGS)
+	$(LAUNCH) --ldm_path '$(OUT)/ldm' --output_dir '$(OUT)/synthetic' $(ARGS)
 evaluate: $(READY)
-	$(LAUNCH) --data_dir $(OUT)/packed --synthetic_dir $(OUT)/synthetic --vqvae_path $(OUT)/vqvae --output_dir $(OUT)/evaluation $(ARGS)
+	$(LAUNCH) --data_dir '$(OUT)/packed' --synthetic_dir '$(OUT)/synthetic' --vqvae_path '$(OUT)/vqvae' --output_dir '$(OUT)/evaluation' $(ARGS)
 
 weights: $(READY)
 	$(BIN)/python -c "import torchvision; torchvision.models.vgg16(weights='IMAGENET1K_V1')"

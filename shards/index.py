@@ -44,8 +44,8 @@ def write_index(folder: Path, classes: list[str], **extra) -> dict:
         "nsamples": sum(shard["nsamples"] for shard in shardlist),
         "classes": classes,
         **extra,
-        "hash": _digest([classes, [[shard["url"], shard["sha256"]] for shard in shardlist]]),
     }
+    index["hash"] = index_hash(index)
     write_text(folder / FILE_NAME, json.dumps(index, indent=1, ensure_ascii=False) + "\n")
     return index
 
@@ -60,6 +60,11 @@ def read_index(folder: Path) -> dict:
     if not path.is_file():
         raise UserError(f"{folder} is not a finished folder of shards: no {FILE_NAME}; run the step that makes it")
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def index_hash(index: dict) -> str:
+    """Return the hash of what an index lists: the classes, and the names and hashes of the shards."""
+    return _digest([index["classes"], [[shard["url"], shard["sha256"]] for shard in index["shardlist"]]])
 
 
 def content_hash(folder: Path) -> str:

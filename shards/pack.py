@@ -39,7 +39,7 @@ class PackConfig:
     """Pack an image folder into WebDataset tar shards with an index, split into train and val by group."""
 
     data_dir: Path
-    """Image folder: <class>/*.png|jpg|jpeg or {train,val,test}/<class>/*; metadata.csv (column `file`) may lie in it."""
+    """Image folder: <class>/*.png|jpg|jpeg or {train,val,test}/<class>/*; metadata.csv (column `file`) may join."""
     output_dir: Path
     """Folder to write. The same command again continues there, or says that it is finished."""
     image_size: int | None = None

@@ -46,7 +46,7 @@ def write_shard(
         UserError: a bad or repeated key, or no space left; nothing of the shard is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for debris in path.parent.glob(f".{path.name}.*.tmp"):  # of a writer that was killed
+    for debris in path.parent.glob(f".{path.stem}.*.tmp"):  # of a writer that was killed
         debris.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     sidecar = path.with_suffix(".json")

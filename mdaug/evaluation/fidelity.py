@@ -23,9 +23,13 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def frechet_with_floor(
-    train: np.ndarray, held_out: np.ndarray, held_out_labels: np.ndarray, synthetic: np.ndarray, synthetic_labels: np.ndarray
+    train: np.ndarray,
+    held_out: np.ndarray,
+    held_out_labels: np.ndarray,
+    synthetic: np.ndarray,
+    synthetic_labels: np.ndarray,
 ) -> dict:
-    """Return the distances train - synthetic and train - val (the floor), both with equally many images of each class.
+    """Return the distances train - synthetic and train - held out (the floor), with equally many images of each class.
 
     The estimate grows as sets shrink, by about the same amount for sets of one size, so only the two figures beside
     each other mean something. Features are (n, d).
@@ -34,7 +38,9 @@ def frechet_with_floor(
         {"synthetic", "floor", "size"}; the distances are None where fewer than two images can be matched.
     """
     classes = int(max(held_out_labels.max(), synthetic_labels.max())) + 1
-    counts = np.minimum(np.bincount(held_out_labels, minlength=classes), np.bincount(synthetic_labels, minlength=classes))
+    counts = np.minimum(
+        np.bincount(held_out_labels, minlength=classes), np.bincount(synthetic_labels, minlength=classes)
+    )
     size = int(counts.sum())
     if size < 2:
         return {"synthetic": None, "floor": None, "size": size}

@@ -60,19 +60,23 @@ def reconstruction(vqvae_path: Path, held_out: ImageSet, batch_size: int) -> tup
     vqvae = load_vqvae(vqvae_path).to(device)
     scores = np.empty((len(held_out), 2))
     worst: dict[int, tuple[float, list[np.ndarray]]] = {}
-    for start in tqdm(range(0, len(held_out), batch_size), desc="reconstructions", unit="batch", disable=None):
-        places = range(start, min(start + batch_size, len(held_out)))
-        originals = np.stack([held_out.original(i) for i in places])
-        decoded = vqvae.decode(vqvae.encode(to_tensor(originals).to(device)).latents).sample
-        copies = to_uint8(decoded)
-        pair = [torch.from_numpy(np.moveaxis(images, -1, 1).copy()) for images in (originals, copies)]
-        scores[places.start : places.stop] = torch.stack([psnr(*pair), ssim(*pair)], dim=1).numpy()
-        for i, original, copy in zip(places, originals, copies, strict=True):
-            label, score = int(held_out.labels[i]), scores[i, 1]
-            if label not in worst or score < worst[label][0]:
-                difference = 128 + (copy.astype(np.int16) - original.astype(np.int16)) // 2
-                worst[label] = (score, [original, copy, difference.astype(np.uint8)])
-    classes = [_class_figures(held_out.dataset.classes[label], scores[held_out.labels == label]) for label in sorted(worst)]
+    with Progress("reconstructions", len(held_out), "image") as progress:
+        for start in range(0, len(held_out), batch_size):
+            places = range(start, min(start + batch_size, len(held_out)))
+            originals = np.stack([held_out.original(i) for i in places])
+            decoded = vqvae.decode(vqvae.encode(to_tensor(originals).to(device)).latents).sample
+            copies = to_uint8(decoded)
+            pair = [torch.from_numpy(np.moveaxis(images, -1, 1).copy()) for images in (originals, copies)]
+            scores[places.start : places.stop] = torch.stack([psnr(*pair), ssim(*pair)], dim=1).numpy()
+            for i, original, copy in zip(places, originals, copies, strict=True):
+                label, score = int(held_out.labels[i]), scores[i, 1]
+                if label not in worst or score < worst[label][0]:
+                    difference = 128 + (copy.astype(np.int16) - original.astype(np.int16)) // 2
+                    worst[label] = (score, [original, copy, difference.astype(np.uint8)])
+            progress.update(len(places))
+    classes = [
+        _class_figures(held_out.dataset.classes[label], scores[held_out.labels == label]) for label in sorted(worst)
+    ]
     psnr_mean, ssim_mean = scores.mean(axis=0).tolist()
     figures = {"psnr": psnr_mean, "ssim": ssim_mean, "count": len(held_out), "classes": classes}
     return figures, [worst[label][1] for label in sorted(worst)]

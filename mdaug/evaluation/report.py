@@ -104,16 +104,15 @@ def _usefulness(metrics: dict) -> list[str]:
     units = (
         f"{data['held_out_groups']} groups (recordings) of held-out images"
         if data["held_out_groups"] >= FEWEST_GROUPS
-        else f"held-out images (they come from {data['held_out_groups']} groups only, so it says nothing of other groups)"
+        else f"held-out images (of {data['held_out_groups']} groups only: the interval says nothing of other groups)"
     )
     names = [escape(name) for name in data["classes"]]
     confusions = [
-        _confusion(f"{arm['arm']}, n = {arm['n_real'] or '–'}", names, arm["confusion"])
-        for arm in table["arms"]
+        _confusion(f"{arm['arm']}, n = {arm['n_real'] or '–'}", names, arm["confusion"]) for arm in table["arms"]
     ]
     return [
         "<h2>Does a classifier get better?</h2>",
-        f"<p>Accuracy in % on {sum(data['val'])} held-out real images, mean ± standard deviation over "
+        f"<p>Accuracy in % on {sum(data['held_out'])} held-out real images, mean ± standard deviation over "
         f"{metrics['config']['seeds']} seeds; chance is {percent(table['chance'])}. Every classifier takes "
         f"{metrics['config']['steps']} steps of {metrics['config']['batch_size']} images, so “real” is also “real, "
         "duplicated”.</p>",
@@ -149,7 +148,7 @@ def _fidelity(folder: Path, metrics: dict) -> list[str]:
         ]
     rows = [
         [
-            "median distance to the nearest training image, grey levels",
+            "median distance in grey levels",
             memory["synthetic_median"],
             memory["held_out_median"],
         ],

@@ -1,6 +1,6 @@
-"""Does the synthetic data help a classifier? Arms differ in their training images only.
+"""Does the synthetic data help a classifier? Arms that differ in their training images only, judged on held-out ones.
 
-The judge is held-out real images. Every arm takes the same number of optimizer steps, so "real images repeated more often" is what the arm "real"
+Every arm takes the same number of optimizer steps, so "real images repeated more often" is what the arm "real"
 already is. An arm of one seed is one job with one result file: jobs are independent of each other and of their order.
 """
 

@@ -201,13 +201,13 @@ class MicroDopplerPipeline(DiffusionPipeline):
     def model_card(self) -> str:
         """Return the README.md of the pipeline folder."""
         height, width, channels = self.config.image_shape
-        config = self.scheduler.config
+        noise = self.scheduler.config
         return _CARD.format(
             height=height,
             width=width,
             mode="RGB" if channels == 3 else "grey",
             latents=" x ".join(str(side) for side in self.config.latent_shape),
-            scheduler=f"{type(self.scheduler).__name__}, {config.beta_schedule} betas, predicts {config.prediction_type}",
+            scheduler=f"{type(self.scheduler).__name__}, {noise.beta_schedule} betas, predicts {noise.prediction_type}",
             label=json.dumps(self.config.classes[0], ensure_ascii=False),
             table="\n".join(f"| {label} | {name} |" for label, name in enumerate(self.config.classes)),
         )

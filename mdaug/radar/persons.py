@@ -1,0 +1,1 @@
+"""Preset "gait-persons": placeholder."""

@@ -1,0 +1,129 @@
+"""Properties of the training engine, shown on the VQ-VAE: ranks, ZeRO stages, accumulation and interruptions."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from tests.ranks import run_ranks
+from tests.toy import toy_packed
+
+STEPS_PER_EPOCH = 8  # 64 images, global batch 8
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy_packed(tmp_path_factory.mktemp("toy") / "packed")
+
+
+def train(packed: Path, output: Path, stop_after: int | None = None, **changes) -> None:
+    """Train a tiny VQ-VAE; with `stop_after`, SIGTERM arrives during that optimizer step."""
+    from mdaug.training.vqvae import VQVAEConfig, train_vqvae
+    from mdaug.training.vqvae_task import VQVAETask
+
+    if stop_after is not None:
+        after_step = VQVAETask.after_step
+
+        def stopping(task, engine, state):
+            after_step(task, engine, state)
+            if state.step == stop_after:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        VQVAETask.after_step = stopping  # this process ends with the test's rank
+    settings = {
+        "image_size": 16, "n_layers": 1, "base_channels": 8, "vq_num_embed": 16, "global_batch_size": 8,
+        "batch_size": 2, "epochs": 3, "lr": 2e-3, "logging_steps": 1, "num_workers": 0, "early_stop_patience": 0,
+    }  # fmt: skip
+    train_vqvae(VQVAEConfig(data_dir=packed, output_dir=output, **{**settings, **changes}))
+
+
+def losses(output: Path) -> list[float]:
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [record["loss"] for record in records if "loss" in record]
+
+
+def weights(output: Path) -> dict:
+    return load_file(output / "last" / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def one_rank(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The undisturbed run on one rank that the others are compared with."""
+    output = tmp_path_factory.mktemp("one") / "run"
+    run_ranks(1, train, packed, output)
+    return output
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(2, 0), (4, 0), (2, 1), (2, 2), (2, 3)])
+def test_loss_curve_is_the_same_for_any_ranks_and_zero_stage(packed, one_rank, tmp_path, ranks, stage):
+    run_ranks(ranks, train_stage, packed, tmp_path / "run", stage)
+    reference, curve = losses(one_rank), losses(tmp_path / "run")
+    assert len(curve) == len(reference) == 3 * STEPS_PER_EPOCH
+    assert curve[:10] == pytest.approx(reference[:10], rel=1e-5)
+    assert curve == pytest.approx(reference, rel=1e-4)
+
+
+def train_stage(packed: Path, output: Path, stage: int) -> None:
+    train(packed, output, zero_stage=stage)
+
+
+def train_until(packed: Path, output: Path, step: int) -> None:
+    train(packed, output, stop_after=step)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_interrupted_run_ends_with_the_same_bytes(packed, one_rank, tmp_path, ranks):
+    undisturbed = one_rank
+    if ranks == 2:
+        undisturbed = tmp_path / "undisturbed"
+        run_ranks(2, train, packed, undisturbed)
+    output = tmp_path / "run"
+    run_ranks(ranks, train_until, packed, output, 5)
+    assert not (output / "FINISHED").exists()
+    assert (output / "latest").read_text() == "samples-000000000040\n"
+    run_ranks(ranks, train, packed, output)
+    assert losses(output) == losses(undisturbed)
+    expected = weights(undisturbed)
+    for name, value in weights(output).items():
+        assert (value == expected[name]).all(), name
+
+
+def test_checkpoint_without_marker_is_never_chosen(packed, one_rank, tmp_path):
+    output = tmp_path / "run"
+    run_ranks(1, train_until, packed, output, 5)
+    broken = output / "checkpoints" / "samples-000000000048"
+    (broken / "engine").mkdir(parents=True)
+    (broken / "state.json").write_text("{}")
+    run_ranks(1, train, packed, output)
+    assert not broken.exists()
+    assert losses(output) == losses(one_rank)
+
+
+def test_finished_run_says_so_and_changes_nothing(packed, one_rank):
+    before = {path: path.stat().st_mtime_ns for path in one_rank.rglob("*")}
+    run_ranks(1, train, packed, one_rank)
+    assert before == {path: path.stat().st_mtime_ns for path in one_rank.rglob("*")}
+
+
+def test_saved_model_is_a_stock_vqmodel_that_reconstructs(one_rank, packed):
+    import torch
+    from diffusers import VQModel
+
+    from mdaug.images import to_tensor
+    from shards.dataset import ShardDataset
+
+    model = VQModel.from_pretrained(one_rank / "best").eval()
+    dataset = ShardDataset(packed / "val")
+    images = torch.stack([to_tensor(dataset[i]["image"]) for i in range(len(dataset))])
+    with torch.no_grad():
+        mse = float((model(images).sample - images).square().mean())
+    records = [json.loads(line) for line in (one_rank / "metrics.jsonl").read_text().splitlines()]
+    assert mse == pytest.approx(min(r["val/mse"] for r in records if "val/mse" in r), rel=1e-4)
+    assert json.loads((one_rank / "best" / "geometry.json").read_text()) == {
+        "image_shape": [16, 16, 1], "latent_shape": [4, 8, 8],
+    }  # fmt: skip

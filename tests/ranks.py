@@ -1,0 +1,57 @@
+"""Run a function as several ranks: processes of this machine, joined over gloo.
+
+The processes are forked from a server that has imported the heavy libraries once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["torch", "deepspeed", "diffusers", "mdaug.training.vqvae_task", "mdaug.training.ldm_task"])
+
+
+def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 180) -> list[Any]:
+    """Call `function(*arguments)` on every rank and return the results in rank order; a failure fails the test."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    queue = _CONTEXT.Queue()
+    processes = [
+        _CONTEXT.Process(target=_rank, args=(rank, world_size, port, queue, function, arguments), daemon=True)
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    results: dict[int, Any] = {}
+    try:
+        for _ in processes:
+            rank, error, result = queue.get(timeout=timeout)
+            if error is not None:
+                pytest.fail(f"rank {rank} of {world_size}:\n{error}")
+            results[rank] = result
+    finally:
+        for process in processes:
+            process.join(timeout=5)
+            process.kill()
+    return [results[rank] for rank in range(world_size)]
+
+
+def _rank(rank: int, world_size: int, port: int, queue: Any, function: Callable[..., Any], arguments: tuple) -> None:
+    import torch
+
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    torch.set_num_threads(1)
+    try:
+        queue.put((rank, None, function(*arguments)))
+    except BaseException:
+        queue.put((rank, traceback.format_exc(), None))

@@ -1,0 +1,118 @@
+"""Options of the trainers: batch arithmetic, contradictions, run folders, learning rate, EMA."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from mdaug import config as configuration
+from mdaug.training.engine import CONFIGS, deepspeed_config, resolve_precision
+from mdaug.training.run import FINISHED_FILE, BatchPlan, open_run, plan_batches
+from mdaug.training.vqvae import VQVAEConfig
+from shards.errors import UserError
+
+
+def options(**changes) -> VQVAEConfig:
+    return VQVAEConfig(**{"data_dir": Path("data"), "output_dir": Path("out"), **changes})
+
+
+def test_flags_of_the_original_scheme():
+    config = configuration.parse(
+        VQVAEConfig,
+        "--data_dir d --output_dir o --batch_size 12 --image_size 256 --epochs 3 --lr 5e-5 --latent_channels 4 "
+        "--vq_embed_dim 4 --vq_num_embed 128 --n_layers 3 --save_epochs 5 --save_images --logging_steps 100 "
+        "--use_wandb --use_perceptual --lambda_perceptual 0.1 --fp16".split(),
+        "mdaug train-vqvae",
+    )
+    assert (config.save_images, config.use_wandb, config.use_perceptual) == (True, True, True)
+    assert config.mixed_precision == "fp16"
+    defaults = options()
+    for name in ("lr", "latent_channels", "vq_embed_dim", "vq_num_embed", "n_layers", "save_epochs", "logging_steps"):
+        assert getattr(config, name) == getattr(defaults, name), name
+
+
+def test_saved_configuration_reads_back(tmp_path):
+    config = options(lr=1e-3, save_images=True)
+    configuration.save(config, tmp_path / "c.yaml")
+    assert configuration.parse(VQVAEConfig, ["--config", str(tmp_path / "c.yaml")], "x") == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vq_embed_dim": 8}, "latent_channels=4 and vq_embed_dim=8 must be equal"),
+        ({"image_size": 100}, "image_size=100 must be a multiple of 8"),
+        ({"lr": 0}, "lr=0 must be greater than 0"),
+        ({"global_batch_size": 8, "gradient_accumulation_steps": 2}, "exclude each other"),
+    ],
+)
+def test_impossible_values_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        options(**changes)
+
+
+def test_global_batch_divides_or_the_numbers_are_printed(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    plan = plan_batches(options(batch_size=3, global_batch_size=12, epochs=5), num_samples=30)
+    assert (plan.accumulation, plan.global_batch, plan.steps) == (2, 12, math.ceil(150 / 12))
+    assert plan_batches(options(batch_size=3, gradient_accumulation_steps=4), 30).global_batch == 24
+    with pytest.raises(UserError, match=r"global_batch_size=8 does not divide into 2 rank\(s\) x batch_size=3"):
+        plan_batches(options(batch_size=3, global_batch_size=8), 30)
+
+
+PLAN = BatchPlan(global_batch=8, micro_batch=2, ranks=1, accumulation=4, steps=10, num_samples=80)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_shipped_deepspeed_configurations_are_filled(stage, precision):
+    settings = deepspeed_config(options(zero_stage=stage), PLAN, precision)
+    assert settings["train_batch_size"] == 8
+    assert settings["gradient_accumulation_steps"] == 4
+    assert settings["gradient_clipping"] == 1.0
+    assert settings["zero_optimization"]["stage"] == stage
+    assert "auto" not in json.dumps(settings).replace("auto_cast", "").replace("autocast", "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_micro_batch_size_per_gpu": 5}, '"train_micro_batch_size_per_gpu" is 5, but batch_size is 2'),
+        ({"gradient_clipping": 0.5}, '"gradient_clipping" is 0.5, but max_grad_norm is 1.0'),
+        ({"bf16": {"enabled": True}}, "switches bf16 on, but mixed_precision is no"),
+    ],
+)
+def test_own_deepspeed_json_may_not_contradict_the_flags(tmp_path, changes, message):
+    settings = {**json.loads((CONFIGS / "zero0_fp32.json").read_text()), **changes}
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=message):
+        deepspeed_config(options(deepspeed_config=path), PLAN, "no")
+
+
+def test_fp16_is_refused_on_cpu():
+    with pytest.raises(UserError, match="needs a GPU"):
+        resolve_precision("fp16", torch.device("cpu"))
+    assert resolve_precision("auto", torch.device("cpu")) == "no"
+
+
+def test_run_folder_of_another_run_is_refused_by_name(tmp_path):
+    config = options(output_dir=tmp_path / "run")
+    assert open_run(config, images="abc")
+    assert open_run(options(output_dir=tmp_path / "run", logging_steps=7), images="abc")
+    with pytest.raises(UserError, match=r"lr: 5e-05 there, 0.1 now"):
+        open_run(options(output_dir=tmp_path / "run", lr=0.1), images="abc")
+    with pytest.raises(UserError, match="made_from"):
+        open_run(config, images="another")
+    (tmp_path / "run" / FINISHED_FILE).write_text("all epochs done\n")
+    assert not open_run(config, images="abc")
+
+
+def test_folder_with_foreign_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="not empty"):
+        open_run(options(output_dir=tmp_path), images="abc")
