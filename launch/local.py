@@ -26,6 +26,7 @@ from launch.rank import Report, log_path, report_path, run_rank, started_path
 
 POLL = 0.1
 GRACE = 2.0  # seconds that the other ranks have to report their own errors before they are killed
+EXIT_GRACE = 60.0  # seconds from the last report until processes that hang at interpreter exit are killed
 A_YEAR = 365 * 24 * 60  # minutes; submitit's own limit is two minutes
 
 
@@ -81,6 +82,8 @@ class _Watch:
             self._pass_signal_on()
         if self.deadline is None and any(self._takes_down(report) for report in self.reports.values()):
             self.deadline = time.monotonic() + GRACE
+        elif self.deadline is None and len(self.reports) == self.ranks:
+            self.deadline = time.monotonic() + EXIT_GRACE
         if self.signals.count > 1 or (self.deadline is not None and time.monotonic() > self.deadline):
             self.kill()
         return running
@@ -103,7 +106,8 @@ class _Watch:
             self._show(failures, logs)
         if self.signals.count:
             return 128 + self.signals.number
-        return max((report.status for report in self.reports.values()), default=1)
+        worst = max((report.status for report in self.reports.values()), default=1)
+        return worst if len(self.reports) == self.ranks else max(worst, 1)
 
     def _show(self, failures: list[Report], logs: Path) -> None:
         first = failures[0]
@@ -210,7 +214,7 @@ def _environment(ranks: int) -> Iterator[None]:
     """Put into the environment, for the moment of submission, what all ranks share."""
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     if "OMP_NUM_THREADS" not in os.environ:
-        shared["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // ranks))
+        shared["OMP_NUM_THREADS"] = str(max(1, _cores() // ranks))
     previous = {name: os.environ.get(name) for name in shared}
     os.environ.update(shared)
     ignoring = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -223,6 +227,11 @@ def _environment(ranks: int) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def _cores() -> int:
+    """Return the number of CPU cores this process may use (fewer than the machine has, inside many containers)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _free_port() -> int:

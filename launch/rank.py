@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -80,6 +81,7 @@ def run_rank(entry: str, argv: list[str], logs: str, reports: str, visible_devic
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     else:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible_devices
+    logging.getLogger("submitit").setLevel(logging.WARNING)  # the log is the command's
     _redirect(log_path(Path(logs), rank))
     threading.Thread(target=_stop_without, args=(launcher,), daemon=True).start()
     started_path(Path(reports), rank).touch()

@@ -12,6 +12,9 @@ from PIL import Image
 
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "F")
 
+FORMATS = ("PNG", "JPEG")
+PNG_BIT_DEPTH = 24  # offset of that byte of the IHDR chunk
+
 # Hamming's kernel averages when it reduces (no aliasing), is sharper than bilinear, and has no negative lobes: Lanczos
 # and bicubic would ring, which on a colour map such as jet draws edges in colours, hence levels, that were not there.
 FILTER = Image.Resampling.HAMMING
@@ -51,7 +54,8 @@ def check(path: Path) -> Checked:
     if not data:
         return Checked(digest, "empty file")
     try:
-        image = _open(data)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image.load()
         peak = int(np.asarray(image).max()) if image.mode.startswith("I") else None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
         kind = "truncated" if "truncated" in str(error).lower() else "unreadable"
@@ -62,15 +66,21 @@ def check(path: Path) -> Checked:
 def to_png(path: Path, size: tuple[int, int], channels: int) -> bytes:
     """Return the image as PNG of `size` (width, height), 8 bits, grey (channels 1) or RGB (channels 3).
 
-    16-bit grey is divided by 257, transparency is laid over white, colours become grey by luma (ITU-R 601).
+    16-bit grey is divided by 257, transparency is laid over white, colours become grey by luma (ITU-R 601). A PNG that
+    is all that already is returned byte for byte.
     """
-    image = _open(path.read_bytes())
+    data = path.read_bytes()
+    mode = "L" if channels == 1 else "RGB"
+    image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    as_wanted = image.format == "PNG" and data[PNG_BIT_DEPTH] == 8 and not image.has_transparency_data
+    if as_wanted and (image.mode, image.size) == (mode, size):
+        return data
+    image.load()
     if image.mode.startswith("I"):
         levels = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
         image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
     elif image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    mode = "L" if channels == 1 else "RGB"
     if image.mode != mode:
         image = image.convert(mode)
     if image.size != size:
@@ -78,12 +88,6 @@ def to_png(path: Path, size: tuple[int, int], channels: int) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)  # level 6: 7 % smaller, three times as slow
     return file.getvalue()
-
-
-def _open(data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
-    image.load()
-    return image
 
 
 def _plain(error: Exception) -> str:

@@ -41,7 +41,8 @@ class ShardDataset(Dataset):
         shards: (file name, first index, count) of every shard.
 
     Raises:
-        UserError: no index, a shard that is missing or cut, or a field that the shards do not hold.
+        UserError: no index, a shard that is missing or cut, a field that the shards do not hold; at access: a sample
+            that cannot be decoded, named with its key.
     """
 
     def __init__(self, folder: Path, fields: Sequence[str] = ("image",)):
@@ -52,13 +53,14 @@ class ShardDataset(Dataset):
         self.hash: str = self.index["hash"]
         self.keys: list[str] = []
         self.shards: list[tuple[str, int, int]] = []
-        self._maps: list[tuple[str, int, str]] = []
+        self._maps: list[tuple[str, int, int]] = []
         labels: list[np.ndarray] = []
         places: dict[str, list[np.ndarray]] = {field: [] for field in fields}
         for entry in self.index["shardlist"]:
             record = _sidecar(self.folder / entry["url"], entry)
             self.shards.append((entry["url"], len(self.keys), record["count"]))
-            self._maps.append((str(self.folder / entry["url"]), entry["filesize"], entry["sha256"]))
+            status = (self.folder / entry["url"]).stat()
+            self._maps.append((str(self.folder / entry["url"]), status.st_size, status.st_mtime_ns))
             self.keys += record["keys"]
             labels.append(np.asarray(record["labels"], dtype=np.int64))
             for field in fields:
@@ -88,7 +90,13 @@ class ShardDataset(Dataset):
         shard = _mapped(*self._maps[bisect.bisect_right(self._first, i) - 1])
         for field in self.fields:
             offset, size = self._places[field][i].tolist()
-            sample[field] = DECODERS[field](shard[offset : offset + size])
+            try:
+                sample[field] = DECODERS[field](shard[offset : offset + size])
+            except Exception as error:  # whatever a decoder says about damaged bytes
+                raise UserError(
+                    f"sample '{self.keys[i]}' of {self.folder} has no readable {field} ({error}); "
+                    f"find what is damaged with: python -m shards.verify {self.folder}"
+                ) from error
         return sample
 
 
@@ -105,14 +113,14 @@ def decode_array(data: bytes) -> np.ndarray:
     """Return the array of an npy file; arrays of Python objects (pickle) are refused.
 
     Raises:
-        UserError: the array holds Python objects.
+        ValueError: the array holds Python objects, or is not in NPY format 1.0.
     """
     length = 10 + int.from_bytes(data[8:10], "little")
     if data[:8] != b"\x93NUMPY\x01\x00" or len(data) < length:
-        raise UserError("a sample's .npy is not in NPY format 1.0; make the shards again with mdaug")
+        raise ValueError("not in NPY format 1.0")
     shape, fortran, dtype = _npy_header(data[:length])
     if dtype.hasobject:
-        raise UserError("a sample's .npy holds Python objects, which only pickle could read; store plain numbers")
+        raise ValueError("Python objects, which only pickle could read, are refused; store plain numbers")
     flat = np.frombuffer(data, dtype=dtype, offset=length).copy()
     return flat.reshape(shape, order="F" if fortran else "C")
 
@@ -127,8 +135,8 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {"image": decode_image, "array": d
 
 
 @functools.lru_cache(maxsize=256)
-def _mapped(path: str, size: int, sha256: str) -> mmap.mmap:
-    """Map a shard, at most 256 at a time in a process (file descriptors are few); the hash marks its content."""
+def _mapped(path: str, size: int, changed: int) -> mmap.mmap:
+    """Map a shard, at most 256 at once in a process (file descriptors are few); `changed` tells a new file apart."""
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size != size:
             raise UserError(_damaged(Path(path)))

@@ -26,10 +26,11 @@ from shards.errors import UserError
 from shards.index import FILE_NAME as INDEX
 from shards.index import SPLITS, content_hash, read_index, write_index
 from shards.progress import Progress
+from shards.remote import fetch, url_of
 from shards.report import make_report, summary
 from shards.source import METADATA, SourceFolder, SourceImage, plain_value, read_folder
 from shards.split import Split, split_images
-from shards.writer import finished, write_shard
+from shards.writer import finished, one_line_for_a_full_disk, write_shard
 
 PLAN, REPORT, CLASSES, LOCK = "plan.json", "report.json", "classes.json", ".lock"
 
@@ -97,7 +98,7 @@ def pack(config: PackConfig) -> None:
     _require_apart(config.data_dir, output)
     folder = read_folder(config.data_dir)
     output.mkdir(parents=True, exist_ok=True)
-    with _lock(output):
+    with one_line_for_a_full_disk(output), _lock(output):
         plan = _read_plan(output, config)
         if plan and plan["listing"] == folder.listing and _complete(output):
             _say(f"{output} is packed already: nothing to do")
@@ -133,16 +134,17 @@ def open_packed(data_dir: Path, image_size: int, cache_dir: Path | None = None, 
     changes with the files and the options. Any number of ranks may call this at once: one packs, the others wait.
 
     Args:
-        data_dir: a packed folder or an image folder.
+        data_dir: a packed folder, an image folder, or the URL of a packed folder (`s3://...`, see shards/remote.py).
         image_size: the height and width that the caller needs, in pixels.
-        cache_dir: where packed image folders are kept.
+        cache_dir: where packed image folders, or copies of remote ones, are kept.
         options: further fields of PackConfig.
 
     Raises:
         UserError: packed images of another size, an unfinished packing, or what `pack` refuses.
     """
-    data_dir = Path(data_dir)
-    if (data_dir / PLAN).is_file() or (data_dir / provenance.FILE_NAME).is_file():
+    url = url_of(data_dir)
+    data_dir = fetch(url, cache_dir) if url else Path(data_dir)
+    if (data_dir / PLAN).is_file() or (data_dir / "train" / INDEX).is_file():
         provenance.read(data_dir, "images")
         height, width, _ = read_index(data_dir / "train")["image_shape"]
         if (height, width) != (image_size, image_size):
@@ -238,7 +240,7 @@ class _Job:
                     progress.update(len(chunk))
 
     def _meta(self, image: SourceImage) -> bytes:
-        meta = {name: plain_value(value) for name, value in image.metadata.items()}
+        meta = {name: plain_value(value) for name, value in image.metadata.items() if value}
         meta |= {"class": image.class_name, "group": self.split.group[image.path], "source": image.path}
         return json.dumps(meta, ensure_ascii=False).encode()
 

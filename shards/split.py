@@ -117,14 +117,13 @@ def _named_groups(images: list[SourceImage], group_by: str | None) -> dict[str, 
 def _sequences(images: list[SourceImage]) -> dict[str, tuple[str, int]]:
     """Return path -> (name of its sequence, number in it) from the numbers that end the file names.
 
-    {} where a name ends in no number, or where most numbers do not follow one another (times, hashes).
+    An image without such a number is a sequence of its own. {} where most images do not follow another one (no
+    numbers, or times or hashes).
     """
     numbered: dict[str, tuple[str, int]] = {}
     for image in images:
         match = NUMBER_AT_END.fullmatch(os.path.splitext(image.path)[0])
-        if match is None:
-            return {}
-        numbered[image.path] = (match.group(1), int(match.group(2)))
+        numbered[image.path] = (match.group(1), int(match.group(2))) if match else (image.path, 0)
     ordered = sorted(numbered.values())
     following = sum(_follows(place, last) for last, place in pairwise(ordered))
     return numbered if following >= len(images) / 2 else {}

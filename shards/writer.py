@@ -6,6 +6,7 @@ its sidecar does not exist, whatever happened to the process that wrote it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -13,7 +14,7 @@ import os
 import re
 import secrets
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from shards.errors import UserError
@@ -51,22 +52,16 @@ def write_shard(
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     sidecar = path.with_suffix(".json")
     try:
-        with open(temporary, "wb") as file:
-            record = {"file": path.name, **_write_members(_Hashing(file), samples, path)}
-            file.flush()
-            os.fsync(file.fileno())
-        record["statistics"] = statistics() if statistics else {}
-        sidecar.unlink(missing_ok=True)  # it must not describe the bytes of another tar
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-        write_text(sidecar, json.dumps(record) + "\n")
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(
-            f"no space left while writing {path} ({error.strerror}); free some or choose another output folder, "
-            "then run the same command again: finished shards are kept"
-        ) from None
+        with one_line_for_a_full_disk(path):
+            with open(temporary, "wb") as file:
+                record = {"file": path.name, **_write_members(_Hashing(file), samples, path)}
+                file.flush()
+                os.fsync(file.fileno())
+            record["statistics"] = statistics() if statistics else {}
+            sidecar.unlink(missing_ok=True)  # it must not describe the bytes of another tar
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+            write_text(sidecar, json.dumps(record) + "\n")
     finally:
         temporary.unlink(missing_ok=True)
     return record
@@ -79,6 +74,20 @@ def finished(path: Path) -> dict | None:
         return None
     record = json.loads(sidecar.read_text(encoding="utf-8"))
     return record if path.stat().st_size == record["bytes"] else None
+
+
+@contextlib.contextmanager
+def one_line_for_a_full_disk(path: Path) -> Iterator[None]:
+    """Turn "no space left" and "quota exceeded" into a UserError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"no space left while writing {path} ({error.strerror}); free some or choose another folder, "
+            "then run the same command again: finished shards are kept"
+        ) from None
 
 
 class _Hashing:

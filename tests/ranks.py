@@ -25,7 +25,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, ti
         port = probe.getsockname()[1]
     queue = _CONTEXT.Queue()
     processes = [
-        _CONTEXT.Process(target=_rank, args=(rank, world_size, port, queue, function, arguments), daemon=True)
+        _CONTEXT.Process(target=_rank, args=(rank, world_size, port, queue, function, arguments))
         for rank in range(world_size)
     ]
     for process in processes:

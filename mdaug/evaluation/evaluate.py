@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from mdaug.config import as_dict, dump, save
 from shards import provenance
 from shards.errors import UserError
-from shards.progress import Progress
 
 if TYPE_CHECKING:
     from mdaug.evaluation.data import ImageSet
@@ -45,11 +44,15 @@ class EvaluateConfig:
     """Side in pixels of the images that the classifier sees; a multiple of 16."""
     max_per_class: int = 2000
     """Most images per class taken from each of train, held-out and synthetic; they are held in memory."""
+    workers: int = 0
+    """Processes that train classifiers on CPU, one thread each; 0: one per core. A GPU takes them one by one."""
 
     def __post_init__(self):
         for name in ("seeds", "steps", "batch_size", "max_per_class"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}; it must be at least 0")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
         if self.image_size < 16 or self.image_size % 16:
@@ -90,7 +93,7 @@ def evaluate(config: EvaluateConfig) -> dict:
 
 
 def _measure(config: EvaluateConfig, made_from: dict[str, str]) -> dict:
-    from mdaug.evaluation import data, pictures, report, usefulness
+    from mdaug.evaluation import data, jobs, pictures, report, usefulness
     from mdaug.evaluation.memorization import memorization
     from mdaug.evaluation.verdict import verdict
 
@@ -98,7 +101,17 @@ def _measure(config: EvaluateConfig, made_from: dict[str, str]) -> dict:
     train, held_out, synthetic = (
         data.load(folder, image_size=config.image_size, max_per_class=config.max_per_class) for folder in folders
     )
-    results = _train_classifiers(config, train, held_out, synthetic)
+    results = jobs.run_all(
+        usefulness.plan(config.n_real_per_class, config.seeds),
+        config.output_dir / RESULTS,
+        config.workers,
+        train=train,
+        held_out=held_out,
+        synthetic=synthetic,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+    )
     memory = memorization(train, held_out, synthetic)
     metrics: dict[str, Any] = {
         "data": {
@@ -122,30 +135,6 @@ def _measure(config: EvaluateConfig, made_from: dict[str, str]) -> dict:
     pictures.save(config.output_dir / report.PAIRS, pictures.pairs(synthetic, train, memory["pairs"]))
     report.write(config.output_dir, metrics)
     return metrics
-
-
-def _train_classifiers(config: EvaluateConfig, train: ImageSet, held_out: ImageSet, synthetic: ImageSet) -> list[dict]:
-    from mdaug.evaluation import usefulness
-
-    results = []
-    jobs = usefulness.plan(config.n_real_per_class, config.seeds)
-    with Progress(f"classifiers of {config.steps} steps", len(jobs), "classifier") as progress:
-        for job in jobs:
-            path = config.output_dir / RESULTS / f"{job.name}.json"
-            if not path.is_file():
-                result = usefulness.run(
-                    job,
-                    train,
-                    held_out,
-                    synthetic,
-                    steps=config.steps,
-                    batch_size=config.batch_size,
-                    learning_rate=config.learning_rate,
-                )
-                provenance.write_text(path, json.dumps(result) + "\n")
-            results.append(json.loads(path.read_text(encoding="utf-8")))
-            progress.update()
-    return results
 
 
 def _reconstruct(config: EvaluateConfig, held_out: ImageSet) -> dict | None:
@@ -209,7 +198,7 @@ def _claim(config: EvaluateConfig, made_from: dict[str, str]) -> bool:
     Inputs count by their content and not by their path; the settings count all.
     """
     folder = config.output_dir
-    settings = {name: value for name, value in as_dict(config).items() if not name.endswith(("_dir", "_path"))}
+    settings = {k: v for k, v in as_dict(config).items() if not k.endswith(("_dir", "_path")) and k != "workers"}
     identity = {"made_from": made_from, "settings": settings}
     path = folder / IDENTITY
     if path.is_file():

@@ -13,22 +13,23 @@ from mdaug.images import grid
 
 TILE = 128  # pixels
 PER_SIDE = 4
-HEADING = 24  # pixels
+GAP, HEADING = 4, 24  # pixels
 
 
 def real_and_synthetic(real: ImageSet, synthetic: ImageSet) -> np.ndarray:
     """Return one RGB picture with a row per class: held-out real images at the left, synthetic ones at the right."""
-    rows = [
-        [*_examples(real, label), _white(), *_examples(synthetic, label)] for label in range(len(real.dataset.classes))
-    ]
-    return _headed(rows, real.dataset.classes, {0: "real, held out", PER_SIDE + 1: "synthetic"})
+    classes = real.dataset.classes
+    left, right = ([_examples(images, label) for label in range(len(classes))] for images in (real, synthetic))
+    halves = [_headed(left, classes, ["real, held out"]), _headed(right, [], ["synthetic"])]
+    space = np.full((len(halves[0]), TILE // 8, 3), 255, dtype=np.uint8)
+    return np.concatenate([halves[0], space, halves[1]], axis=1)
 
 
 def strips(rows: Sequence[Sequence[np.ndarray]], classes: Sequence[dict]) -> np.ndarray:
     """Return original | reconstruction | difference, a row per class with its worst SSIM."""
     labels = [f"{figures['name']} ({figures['ssim_worst']:.2f})" for figures in classes]
     tiles = [[_tile(image) for image in row] for row in rows]
-    return _headed(tiles, labels, {0: "original", 1: "reconstruction", 2: "difference"})
+    return _headed(tiles, labels, ["original", "reconstruction", "difference"])
 
 
 def pairs(synthetic: ImageSet, train: ImageSet, indices: Sequence[Sequence[int]]) -> np.ndarray:
@@ -37,7 +38,7 @@ def pairs(synthetic: ImageSet, train: ImageSet, indices: Sequence[Sequence[int]]
         [_tile(synthetic.original(i)) for i, _ in indices],
         [_tile(train.original(j)) for _, j in indices],
     ]
-    return grid(rows, ["synthetic", "nearest"], gap=4)
+    return grid(rows, ["synthetic", "nearest"], gap=GAP)
 
 
 def save(path: Path, picture: np.ndarray) -> None:
@@ -64,15 +65,14 @@ def _white() -> np.ndarray:
     return np.full((TILE, TILE, 3), 255, dtype=np.uint8)
 
 
-def _headed(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str], headings: dict[int, str]) -> np.ndarray:
-    """Return the grid of the rows with a line of headings above the columns given by their number."""
-    gap = 4
-    sheet = grid(rows, labels, gap=gap)
+def _headed(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str], headings: Sequence[str]) -> np.ndarray:
+    """Return the grid of the rows with a line of headings above the first columns."""
+    sheet = grid(rows, labels, gap=GAP)
     picture = Image.new("RGB", (sheet.shape[1], sheet.shape[0] + HEADING), "white")
     picture.paste(Image.fromarray(sheet), (0, HEADING))
     draw = ImageDraw.Draw(picture)
-    left = sheet.shape[1] - len(rows[0]) * (TILE + gap)
-    for column, text in headings.items():
-        place = (left + column * (TILE + gap), HEADING // 2)
+    left = sheet.shape[1] - len(rows[0]) * (TILE + GAP)
+    for column, text in enumerate(headings):
+        place = (left + column * (TILE + GAP), HEADING // 2)
         draw.text(place, text, fill="black", font=ImageFont.load_default(size=16), anchor="lm")
     return np.asarray(picture)

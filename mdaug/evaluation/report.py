@@ -20,12 +20,13 @@ h1{font-size:1.5rem;margin:.2rem 0}h2{font-size:1.2rem;margin:2rem 0 .5rem}
 .verdict{border-left:.4rem solid;padding:.1rem 1rem;background:#f4f6f8}
 .loss{border-color:#b42318}.none{border-color:#b7791f}.gain{border-color:#1a7f37}
 .scroll{overflow-x:auto;margin:.5rem 0}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{padding:.25rem .6rem;border-bottom:1px solid #d9dee3;text-align:right;white-space:nowrap}
+th,td{padding:.25rem .6rem;border-bottom:1px solid #d9dee3;text-align:right}
 th:first-child,td:first-child{text-align:left}th{font-weight:600}
 .bar{min-width:8rem;padding:.25rem 0}.bar i{display:block;height:.8rem;background:#3b6ea8}
 img{max-width:100%;height:auto;border:1px solid #d9dee3}small,.note{color:#57606a}
 .confusion td,.confusion th{padding:.15rem .4rem;text-align:center;font-size:.85rem;border:0}
-details{margin:.4rem 0}summary{cursor:pointer}
+details{margin:.4rem 0}summary{cursor:pointer}.wide{min-width:44rem}
+@media(max-width:40rem){.bar,.bar-head{display:none}th,td{padding:.2rem .35rem;font-size:.85rem}}
 """
 
 
@@ -61,7 +62,7 @@ def html(folder: Path, metrics: dict) -> str:
         "</div>",
         *_usefulness(metrics),
         "<h2>Real and synthetic, side by side</h2>",
-        _picture(folder / GRID, "held-out real images and synthetic images of each class"),
+        f'<div class="scroll">{_picture(folder / GRID, "held-out real and synthetic images of each class", "wide")}</div>',
         *_fidelity(folder, metrics),
         *_reconstruction(folder, metrics),
         *_protocol(metrics),
@@ -104,7 +105,7 @@ def _usefulness(metrics: dict) -> list[str]:
     units = (
         f"{data['held_out_groups']} groups (recordings) of held-out images"
         if data["held_out_groups"] >= FEWEST_GROUPS
-        else f"held-out images (of {data['held_out_groups']} groups only: the interval says nothing of other groups)"
+        else f"held-out images (too few groups, {data['held_out_groups']}: the interval says nothing of other groups)"
     )
     names = [escape(name) for name in data["classes"]]
     confusions = [
@@ -116,12 +117,12 @@ def _usefulness(metrics: dict) -> list[str]:
         f"{metrics['config']['seeds']} seeds; chance is {percent(table['chance'])}. Every classifier takes "
         f"{metrics['config']['steps']} steps of {metrics['config']['batch_size']} images, so “real” is also “real, "
         "duplicated”.</p>",
-        _table(["trained on", "n real per class", "accuracy", "", "real images", "synthetic images"], arms),
+        _table(["trained on", "n per class", "accuracy", "", "real images", "synthetic"], arms),
         f"<p class=note>The generator was trained on all {sum(data['train'])} training images. Where a classifier sees "
         "fewer, the synthetic images also carry what the generator saw in the others: such a line shows how much of "
         "the training set they pass on, not what a generator trained on so few images would do.</p>",
         f"<p>Differences in points with 95 % intervals, from a paired bootstrap over seeds and {units}:</p>",
-        _table(["", "n real per class", "points", "95 % interval", ""], differences),
+        _table(["", "n per class", "points", "95 % interval", ""], differences),
         "<p>Recall per class in %:</p>",
         _table(["trained on", "n", *names], recall),
         "<details><summary>Confusion matrices (rows: true class, columns: predicted, all seeds)</summary>",
@@ -192,8 +193,10 @@ def _reconstruction(folder: Path, metrics: dict) -> list[str]:
 def _protocol(metrics: dict) -> list[str]:
     data = metrics["data"]
     names = [escape(name) for name in data["classes"]]
-    rows = [[part, sum(data[part]), *data[part]] for part in ("train", "held_out", "synthetic")]
-    taken = [sum(data[part]) for part in ("train", "held_out", "synthetic")]
+    split = data["held_out_split"]
+    parts = {"train": "train", "held_out": f"held out ({split})", "synthetic": "synthetic"}
+    rows = [[title, sum(data[part]), *data[part]] for part, title in parts.items()]
+    taken = [sum(data[part]) for part in parts]
     limited = (
         f"<p class=note>Of {', '.join(map(str, data['in_folders']))} images in the folders, at most "
         f"{metrics['config']['max_per_class']} per class were used, a fixed random choice.</p>"
@@ -205,8 +208,8 @@ def _protocol(metrics: dict) -> list[str]:
     return [
         "<h2>What was measured on what</h2>",
         "<p>The held-out images share no group (recording or person, as chosen when packing) with the training images, "
-        "and neither generator nor classifiers were trained on them. They had no say in training: no early stopping, "
-        "no choice of checkpoint in any classifier.</p>",
+        "and neither generator nor classifiers were trained on them. No classifier was stopped or chosen by them"
+        + ("; the weights of the generator that did best on val may have been.</p>" if split == "val" else ".</p>"),
         _table(["images", "all", *names], rows),
         limited,
         "<details><summary>Hashes and settings</summary>",
@@ -233,9 +236,9 @@ def _confusion(title: str, names: list[str], matrix: list[list[int]]) -> str:
     return f'<p>{escape(title)}</p><div class="scroll">{table}</div>'
 
 
-def _picture(path: Path, description: str) -> str:
+def _picture(path: Path, description: str, css: str = "") -> str:
     encoded = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{escape(description)}" src="data:image/png;base64,{encoded}">'
+    return f'<img class="{css}" alt="{escape(description)}" src="data:image/png;base64,{encoded}">'
 
 
 def _share(value: float | None) -> str:

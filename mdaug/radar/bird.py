@@ -1,4 +1,7 @@
-"""A bird with wings of two segments that flap, after V. C. Chen, The Micro-Doppler Effect in Radar, 2nd ed. 2019, ch. 3."""
+"""A bird with flapping wings of two segments.
+
+Source: V. C. Chen, The Micro-Doppler Effect in Radar, 2nd ed. 2019, ch. 3.
+"""
 
 from __future__ import annotations
 

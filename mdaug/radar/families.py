@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from mdaug.radar import targets
+from mdaug.radar.draw import NOISE, Draw
 from mdaug.radar.picture import encode, record, sensor_columns, sensor_of
 from mdaug.radar.sensor import Sensor
 from mdaug.radar.spectrogram import to_levels
@@ -54,5 +53,5 @@ def render(config: SimulateConfig, job: list[dict]) -> Iterator[tuple[dict, byte
     radar = sensor(config)
     for row in job:
         echo = targets.TARGETS[row["class"]].echo(row, radar, radar.time_s)
-        noise = targets.Draw.of(row["class"], row["seed"], targets.NOISE, row["index"]).rng
+        noise = Draw.of(row["class"], row["seed"], NOISE, row["index"]).rng
         yield row, encode(to_levels(record(echo, row, radar, noise), row["clip_db"]), config.image_mode, format="PNG")

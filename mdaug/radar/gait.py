@@ -54,7 +54,7 @@ class Walker:
         if not 0 < self.relative_speed <= MAX_RELATIVE_SPEED:
             limit = MAX_RELATIVE_SPEED * self.hip_height_m
             raise ValueError(
-                f"speed_m_s is {self.speed_m_s:g}; a walker of {self.height_m:g} m needs a speed in (0, {limit:.3g}] m/s"
+                f"speed_m_s is {self.speed_m_s:g}; accepted at a height of {self.height_m:g} m is (0, {limit:.3g}]"
             )
 
     @classmethod
@@ -114,7 +114,13 @@ def control_points(rv: float, support_part: float) -> dict[str, list[tuple[float
     return {
         "hip": [(-0.1, 25 + 6 * q), (-0.1 + 0.2 * q, 25 + 5 * q), (0.5, -15)],
         "knee": [(0.17 - 0.05 * q, 3 + 22 * q), (0.4, 3), (0.75 - 0.05 * q, 70 - 5 * q), (1 - 0.03 * q, 3 + 3 * q)],
-        "ankle": [(0, -3 + 5 * q), (0.08, -18 + 4 * q), (0.5 - 0.1 * q, 8 - 3 * q), (s, -20 - 8 * q), (0.85, -3 + 5 * q)],
+        "ankle": [
+            (0, -3 + 5 * q),
+            (0.08, -18 + 4 * q),
+            (0.5 - 0.1 * q, 8 - 3 * q),
+            (s, -20 - 8 * q),
+            (0.85, -3 + 5 * q),
+        ],
         "thorax": thorax,
         "elbow": [(0.05, 14 - 6 * q), (0.51 + 0.04 * q, 44 + 26 * q), (0.9 - 0.1 * q, 17 - 6 * q)],
     }
@@ -124,7 +130,7 @@ def periodic_curve(points: list[tuple[float, float]], phase: np.ndarray) -> np.n
     """Return the monotone piecewise cubic (PCHIP) through the points, repeated with period 1, at any phase."""
     knots = np.array(sorted((phase % 1, value) for phase, value in points))
     knots = knots[np.diff(knots[:, 0], prepend=-1) > 1e-6]  # the two hip points of class c coincide at rv = 1.3
-    repeated = np.concatenate([knots + [shift, 0] for shift in (-1, 0, 1)])
+    repeated = np.concatenate([knots + np.array([shift, 0]) for shift in (-1, 0, 1)])
     return PchipInterpolator(*repeated.T)(phase % 1)
 
 

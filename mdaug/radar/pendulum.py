@@ -17,8 +17,8 @@ def period_s(length_m: float, amplitude_rad: float) -> float:
 def swing(time_s: np.ndarray, length_m: float, amplitude_rad: float, damping_hz: float = 0.0) -> np.ndarray:
     """Return the angle in rad of theta'' = -(g / L) sin(theta) - damping theta', released at rest at time 0.
 
-    Without damping sin(theta / 2) = k sn(K(k^2) + sqrt(g / L) t, k^2) with k = sin(amplitude / 2), for any time; the bob
-    passes its lowest point at sqrt(2 g L (1 - cos(amplitude))). With damping the times must be >= 0 and rising.
+    Without damping sin(theta / 2) = k sn(K(k^2) + sqrt(g / L) t, k^2) with k = sin(amplitude / 2), for any time; the
+    bob passes its lowest point at sqrt(2 g L (1 - cos(amplitude))). With damping the times must be >= 0 and rising.
 
     Args:
         time_s: (N,) times.

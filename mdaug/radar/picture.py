@@ -13,18 +13,22 @@ from mdaug.radar.colormap import jet
 from mdaug.radar.echo import receive
 from mdaug.radar.sensor import Sensor
 from mdaug.radar.spectrogram import remove_clutter, spectrogram
+from shards.errors import UserError
 
 if TYPE_CHECKING:
     from mdaug.radar.simulate import SimulateConfig
 
 
 def sensor_of(config: SimulateConfig, preset: Sensor) -> Sensor:
-    """Return the sensor of a preset with the numbers that the user gave instead."""
+    """Return the sensor of a preset with the numbers that the user gave instead.
+
+    Raises UserError for a window that does not fit the pulses.
+    """
     given = {name: getattr(config, name) for name in ("carrier_hz", "v_max_m_s", "duration_s", "window_s")}
     sensor = dataclasses.replace(preset, **{name: value for name, value in given.items() if value is not None})
     pulses = round(sensor.duration_s * sensor.prf_hz)
     if not 8 <= sensor.window_samples <= pulses:
-        raise ValueError(
+        raise UserError(
             f"window_s is {sensor.window_s:g}: {sensor.window_samples} pulses at {sensor.prf_hz:.0f} Hz; "
             f"accepted are 8 pulses up to the {pulses} of duration_s"
         )

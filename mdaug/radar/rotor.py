@@ -1,4 +1,4 @@
-"""Rotors as thin wires: the echo over one turn, its line spectrum, and the multi-rotor that the radar band lets through.
+"""Rotors as thin wires: the echo over one turn, its line spectrum, and what of it the band of a radar passes.
 
 Source: J. Martin and B. Mulgrew, "Analysis of the theoretical radar return signal from aircraft propeller blades",
 IEEE Int. Radar Conf. 1990; V. C. Chen, The Micro-Doppler Effect in Radar, 2nd ed. 2019, ch. 3.

@@ -7,21 +7,19 @@ import errno
 import io
 import multiprocessing
 import os
-import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from tqdm import tqdm
-
 from shards import provenance
 from shards.errors import UserError
+from shards.progress import Progress
 
 CONFIG_FILE, METADATA_FILE = "config.yaml", "metadata.csv"
 CLASSES = ("walking", "drone", "bird", "arm_swing", "fall", "sit_down", "stand_up")
@@ -39,7 +37,7 @@ class SimulateConfig:
     preset: Literal["families", "gait-persons"] = "families"
     """families: one class per kind of target; gait-persons: one class per walking person."""
     classes: list[str] | None = None
-    """Kinds of target of the preset 'families': walking, drone, bird, arm_swing, fall, sit_down (these by default), stand_up."""
+    """Of the preset 'families': walking, drone, bird, arm_swing, fall, sit_down (these by default), stand_up."""
     num_persons: int = 10
     """Classes ID_1, ID_2, ... of the preset 'gait-persons'."""
     images_per_class: int | None = None
@@ -53,7 +51,7 @@ class SimulateConfig:
     carrier_hz: float | None = None
     """Carrier frequency in Hz: 24e9 (families), 77e9 (gait-persons)."""
     v_max_m_s: float | None = None
-    """Velocity at the upper edge of the pictures in m/s: 6 (families), 4 (gait-persons)."""
+    """Velocity at the upper edge of the pictures in m/s: 6 (families), 5 (gait-persons)."""
     duration_s: float | None = None
     """Time that a picture spans in s: 3."""
     window_s: float | None = None
@@ -95,9 +93,8 @@ def simulate(config: SimulateConfig) -> None:
     Raises UserError for a folder that holds something else, and when the disk is full.
     """
     folder = config.output_dir
+    jobs: list[list[dict]] = _preset(config).jobs(config)
     plain = _open(folder, config)
-    preset = _preset(config)
-    jobs: list[list[dict]] = preset.jobs(config)
     rows = [row for job in jobs for row in job]
     missing = [job for job in jobs if not all((folder / row["file"]).is_file() for row in job)]
     if not missing and (folder / provenance.FILE_NAME).is_file():
@@ -107,10 +104,9 @@ def simulate(config: SimulateConfig) -> None:
         (folder / name).mkdir(exist_ok=True)
     for leftover in folder.glob("*/.*.tmp"):
         leftover.unlink()
-    todo = sum(len(job) for job in missing)
-    with _progress(len(rows), len(rows) - todo) as advance:
+    with Progress("simulating", sum(len(job) for job in missing), "image") as progress:
         for done in _run(partial(make, config), missing, config.workers):
-            advance(done)
+            progress.update(done)
     provenance.write_text(folder / METADATA_FILE, table(rows))
     content = provenance.hash_files([folder / METADATA_FILE, *(folder / row["file"] for row in rows)])
     provenance.write(folder, kind="image-folder", content_hash=content, made_from={}, config=plain)
@@ -118,7 +114,7 @@ def simulate(config: SimulateConfig) -> None:
 
 
 def make(config: SimulateConfig, job: list[dict]) -> int:
-    """Make the pictures of one job that do not exist yet; return the number of pictures in the job."""
+    """Write the pictures of one job, each under a temporary name until it is whole; return their number."""
     for row, data in _preset(config).render(config, job):
         path = config.output_dir / row["file"]
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -187,12 +183,13 @@ def _run(function: Callable[[list[dict]], int], jobs: list[list[dict]], workers:
         yield from map(function, jobs)
         return
     # Spawned, not forked: a fork of a process with threads (BLAS, torch) may hang.
-    with _one_thread_each(), ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, _end_with_parent) as pool:
         try:
             yield from pool.map(function, jobs, chunksize=min(8, -(-len(jobs) // workers)))
         except BrokenProcessPool:
             raise UserError(
-                "a worker process was killed, perhaps for want of memory; run the same command again with fewer --workers"
+                "a worker process was killed, perhaps for want of memory; run the same command with fewer --workers"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
@@ -203,34 +200,13 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Let processes that start in this context use one thread for linear algebra: there is one of them per core."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+def _end_with_parent() -> None:
+    """Let this worker end when the process that started it is gone: a killed parent cannot tell its workers."""
 
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
 
-@contextmanager
-def _progress(total: int, done: int) -> Iterator[Callable[[int], None]]:
-    """Give a function that counts finished pictures: a bar on a terminal, else a line at every tenth of the way."""
-    if sys.stderr.isatty():
-        with tqdm(total=total, initial=done, desc="simulate", unit="img") as bar:
-            yield bar.update
-        return
-
-    def advance(count: int) -> None:
-        nonlocal done
-        before, done = done, done + count
-        if 10 * before // total < 10 * done // total:
-            print(f"simulate: {done}/{total} pictures", file=sys.stderr, flush=True)
-
-    yield advance
+    threading.Thread(target=wait, daemon=True).start()

@@ -40,7 +40,7 @@ def spectrogram(samples: np.ndarray, sensor: Sensor) -> np.ndarray:
     bins_per_row = -(-sensor.window_samples // band)
     length = band * bins_per_row
     n = np.arange(sensor.window_samples)
-    window = signal.windows.hann(sensor.window_samples, sym=False) * np.exp(-1j * np.pi * n / length)
+    window = signal.windows.hann(sensor.window_samples) * np.exp(-1j * np.pi * n / length)
     starts = np.linspace(0, len(samples) - sensor.window_samples, sensor.columns).round().astype(int)
     spectrum = fft.fftshift(fft.fft(samples[starts[:, None] + n] * window, length, axis=1), axes=1)
     margin = (length - sensor.rows * bins_per_row) // 2

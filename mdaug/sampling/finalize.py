@@ -64,8 +64,7 @@ def _check(plan: Plan, folder: Path) -> None:
         if record is None:
             missing.append(path.name)
             continue
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if digest != record["sha256"] or record["count"] != sum(len(batch) for batch in plan.batches(shard)):
             damaged.append(path.name)
     if missing:

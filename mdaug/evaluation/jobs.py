@@ -1,0 +1,81 @@
+"""Train the classifiers of an experiment: on a GPU one after the other, on CPU cores side by side, each only once."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+
+from mdaug.evaluation import usefulness
+from mdaug.evaluation.data import ImageSet
+from mdaug.evaluation.usefulness import Job
+from shards.progress import Progress
+from shards.provenance import write_text
+
+MOST_WORKERS = 8  # each holds its own copy of the images and of torch
+
+_inputs: dict = {}  # of a worker process
+
+
+def run_all(
+    jobs: list[Job], folder: Path, workers: int, *, train: ImageSet, held_out: ImageSet, synthetic: ImageSet, **settings
+) -> list[dict]:
+    """Return the results of all jobs in their order; a result that `folder` holds already is read, not made again.
+
+    Args:
+        jobs: what to train.
+        folder: where each job keeps its result, `<name>.json`.
+        workers: processes on a machine without GPU; 0: one per core. With 1, and on a GPU, all runs in this process.
+        train: real training images.
+        held_out: real images that judge.
+        synthetic: synthetic images.
+        settings: further arguments of `usefulness.run`.
+    """
+    inputs = {"train": train, "held_out": held_out, "synthetic": synthetic, **settings}
+    paths = {job: folder / f"{job.name}.json" for job in jobs}
+    missing = [job for job in jobs if not paths[job].is_file()]
+    with Progress("classifiers", len(missing), "classifier") as progress:
+        for job, result in _run(missing, workers, inputs):
+            write_text(paths[job], json.dumps(result) + "\n")
+            progress.update()
+    return [json.loads(paths[job].read_text(encoding="utf-8")) for job in jobs]
+
+
+def _run(jobs: list[Job], workers: int, inputs: dict) -> Iterator[tuple[Job, dict]]:
+    workers = min(workers or len(os.sched_getaffinity(0)), len(jobs), MOST_WORKERS)
+    if workers <= 1 or torch.cuda.is_available():
+        for job in jobs:
+            yield job, _on_one_thread(job, inputs)
+        return
+    # spawn: a forked child of a process that has run a backward pass cannot run one itself.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(inputs,))
+    try:
+        futures = {pool.submit(_in_worker, job): job for job in jobs}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(inputs: dict) -> None:
+    _inputs.update(inputs)
+
+
+def _in_worker(job: Job) -> dict:
+    return _on_one_thread(job, _inputs)
+
+
+def _on_one_thread(job: Job, inputs: dict) -> dict:
+    """Run a job with one CPU thread: more do not pay for so small a network, and they change the order of sums."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return usefulness.run(job, **inputs)
+    finally:
+        torch.set_num_threads(threads)

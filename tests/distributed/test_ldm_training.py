@@ -1,0 +1,166 @@
+"""The diffusion trainer: latents made once, the same path on any ranks, sampling that disturbs nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.distributed.test_vqvae_training import losses
+from tests.distributed.test_vqvae_training import train as train_vqvae
+from tests.ranks import run_ranks
+from tests.toy import CLASSES, toy_packed
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A packed toy set and a VQ-VAE trained on it."""
+    root = tmp_path_factory.mktemp("toy")
+    packed = toy_packed(root / "packed")
+    run_ranks(1, train_vqvae, packed, root / "vqvae")
+    return packed, root / "vqvae"
+
+
+def train(folders: tuple[Path, Path], output: Path, stop_after: int | None = None, **changes) -> None:
+    """Train a tiny diffusion model; with `stop_after`, SIGTERM arrives during that optimizer step."""
+    from mdaug.training.ldm import LDMConfig, train_ldm
+    from mdaug.training.ldm_task import LDMTask
+
+    if stop_after is not None:
+        after_step = LDMTask.after_step
+
+        def stopping(task, engine, state):
+            after_step(task, engine, state)
+            if state.step == stop_after:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        LDMTask.after_step = stopping
+    settings = {
+        "image_size": 16, "block_out_channels": (16, 32), "num_heads": 2, "norm_num_groups": 8, "layers_per_block": 1,
+        "window_size": 4, "global_batch_size": 16, "batch_size": 4, "epochs": 4, "lr": 2e-3, "logging_steps": 1,
+        "num_workers": 0, "early_stop_patience": 0, "num_inference_steps": 4,
+    }  # fmt: skip
+    packed, vqvae = folders
+    train_ldm(LDMConfig(data_dir=packed, vqvae_path=vqvae, output_dir=output, **{**settings, **changes}))
+
+
+def averaged(output: Path) -> dict:
+    return load_file(output / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def one_rank(folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("one") / "run"
+    run_ranks(1, train, folders, output)
+    return output
+
+
+def test_latents_have_the_measured_scale(one_rank, folders):
+    from shards.dataset import ShardDataset
+
+    statistics = json.loads((one_rank / "latents" / "statistics.json").read_text())
+    dataset = ShardDataset(one_rank / "latents" / "train", fields=("array",))
+    latents = np.stack([dataset[i]["array"] for i in range(len(dataset))]).astype(np.float64)
+    assert statistics["mean"] == pytest.approx(latents.mean((0, 2, 3)).tolist(), rel=1e-9)
+    assert statistics["std"] == pytest.approx(latents.std((0, 2, 3)).tolist(), rel=1e-9)
+    images = ShardDataset(folders[0] / "train")
+    assert dataset.keys == images.keys
+    assert (dataset.labels == images.labels).all()
+
+
+def train_with(folders, output, changes: dict) -> None:
+    train(folders, output, **changes)
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(2, 0), (4, 1), (2, 2), (2, 3)])
+def test_loss_curve_latents_and_average_are_the_same_for_any_ranks(folders, one_rank, tmp_path, ranks, stage):
+    run_ranks(ranks, train_with, folders, tmp_path / "run", {"zero_stage": stage})
+    assert losses(tmp_path / "run")[:10] == pytest.approx(losses(one_rank)[:10], rel=1e-5)
+    assert losses(tmp_path / "run") == pytest.approx(losses(one_rank), rel=1e-4)
+    for name in ("train/index.json", "val/index.json", "statistics.json"):
+        assert (tmp_path / "run" / "latents" / name).read_bytes() == (one_rank / "latents" / name).read_bytes()
+    expected = averaged(one_rank)
+    for name, value in averaged(tmp_path / "run").items():
+        assert np.abs(value - expected[name]).max() < 1e-4, name
+
+
+def test_bf16_stays_near_fp32(folders, one_rank, tmp_path):
+    run_ranks(2, train_with, folders, tmp_path / "run", {"zero_stage": 2, "mixed_precision": "bf16"})
+    assert losses(tmp_path / "run") == pytest.approx(losses(one_rank), rel=2e-2)
+    assert losses(tmp_path / "run") != losses(one_rank)
+
+
+def interrupted(folders, output: Path, step: int) -> None:
+    train(folders, output, stop_after=step)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_interrupted_run_ends_with_the_same_averaged_weights(folders, one_rank, tmp_path, ranks):
+    undisturbed = one_rank
+    if ranks == 2:
+        undisturbed = tmp_path / "undisturbed"
+        run_ranks(2, train, folders, undisturbed)
+    run_ranks(ranks, interrupted, folders, tmp_path / "run", 7)
+    run_ranks(ranks, train, folders, tmp_path / "run")
+    assert losses(tmp_path / "run") == losses(undisturbed)
+    expected = averaged(undisturbed)
+    for name, value in averaged(tmp_path / "run").items():
+        assert (value == expected[name]).all(), name
+
+
+def test_pictures_during_training_leave_the_training_untouched(folders, one_rank, tmp_path):
+    run_ranks(1, train_with, folders, tmp_path / "run", {"save_images": True, "eval_steps": 3, "num_workers": 2})
+    assert len(list((tmp_path / "run" / "generated_images").glob("*.png"))) == math.ceil(16 / 3)
+    expected = averaged(one_rank)
+    for name, value in averaged(tmp_path / "run").items():
+        assert (value == expected[name]).all(), name
+
+
+def refused(folders, output: Path, changes: dict) -> str:
+    from shards.errors import UserError
+
+    try:
+        train(folders, output, **changes)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_latents_of_another_vqvae_are_refused(folders, one_rank, tmp_path):
+    packed, _ = folders
+    run_ranks(1, train_vqvae, packed, tmp_path / "other")
+    from shards import provenance
+
+    record = json.loads((tmp_path / "other" / "best" / provenance.FILE_NAME).read_text())
+    record["hash"] = "0" * 64  # the same training gives the same weights, so name them differently
+    (tmp_path / "other" / "best" / provenance.FILE_NAME).write_text(json.dumps(record))
+    (message,) = run_ranks(
+        1, refused, (packed, tmp_path / "other"), tmp_path / "run", {"latents_dir": one_rank / "latents"}
+    )
+    assert "latents made from another vqvae" in message
+
+
+def test_sizes_that_disagree_are_refused(folders, tmp_path):
+    (message,) = run_ranks(1, refused, folders, tmp_path / "run", {"image_size": 32})
+    assert "image_size=32" in message
+    (message,) = run_ranks(1, refused, folders, tmp_path / "run", {"latent_channels": 3})
+    assert "latent_channels=3" in message
+
+
+def test_exported_pipeline_samples_by_class_name(one_rank):
+    import torch
+
+    from mdaug.sampling.pipeline import MicroDopplerPipeline
+
+    pipeline = MicroDopplerPipeline.from_pretrained(one_rank / "best")
+    pipeline.set_progress_bar_config(disable=True)
+    generator = [torch.Generator().manual_seed(i) for i in range(2)]
+    images = pipeline(class_labels=[CLASSES[1], 3], generator=generator, num_inference_steps=3, output_type="np").images
+    assert images.shape[:3] == (2, 16, 16)
+    assert np.isfinite(images).all()

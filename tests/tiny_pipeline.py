@@ -1,0 +1,68 @@
+"""A pipeline of random weights that samples in a moment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import VQModel
+
+from mdaug.models.hybrid_unet import HybridUNet2DModel
+from mdaug.sampling.pipeline import MicroDopplerPipeline
+from mdaug.sampling.pipeline_folder import save_pipeline
+from mdaug.sampling.schedulers import build_scheduler
+
+CLASSES = ["walk", "fall", "bird"]
+
+
+def tiny_unet(**options) -> HybridUNet2DModel:
+    """A U-Net whose every weight matters: random, where a fresh one is zero in its last layers."""
+    settings = {
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "num_heads": 2,
+        "norm_num_groups": 4,
+        "window_size": 4,
+        "num_classes": len(CLASSES),
+    }
+    torch.manual_seed(0)
+    unet = HybridUNet2DModel(**(settings | options)).eval()
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    torch.nn.init.normal_(unet.class_embedding.weight, std=3.0)
+    torch.nn.init.normal_(unet.conv_out.weight, std=0.5)
+    return unet
+
+
+def tiny_pipeline(scheduler=None, channels: int = 3, **unet_options) -> MicroDopplerPipeline:
+    """Images of 16 x 16 pixels, latents of 4 x 8 x 8."""
+    unet = tiny_unet(**unet_options)
+    vqvae = VQModel(
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        num_vq_embeddings=16,
+        vq_embed_dim=4,
+        norm_num_groups=4,
+    ).eval()
+    torch.nn.init.normal_(vqvae.quantize.embedding.weight)
+    return MicroDopplerPipeline(
+        vqvae,
+        unet,
+        scheduler or build_scheduler(),
+        classes=CLASSES,
+        latent_mean=[0.1, 0.0, -0.1, 0.2],
+        latent_std=[1.0, 0.9, 1.1, 1.0],
+        latent_shape=[4, 8, 8],
+        image_shape=[16, 16, channels],
+    )
+
+
+def save_tiny(folder: Path, **options) -> Path:
+    """Write a tiny pipeline folder with provenance and return it."""
+    made_from = {"images": "1" * 64, "vqvae": "2" * 64, "latents": "3" * 64}
+    save_pipeline(tiny_pipeline(**options), folder, made_from=made_from, config={})
+    return folder

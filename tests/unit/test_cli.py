@@ -1,0 +1,121 @@
+"""The command line as a whole: quick help, commands that agree with their table, presets and README that parse."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.__main__ import LaunchConfig, _split
+from mdaug import cli, config
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "diffusers", "deepspeed", "wandb", "matplotlib", "lpips", "accelerate")
+READMES = [path for path in (ROOT / "README.md", ROOT / "README.zh-CN.md") if path.is_file()]
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_help_answers_at_once():
+    def seconds() -> float:
+        begun = time.monotonic()
+        subprocess.run([sys.executable, "-m", "mdaug", "--help"], check=True, capture_output=True, cwd=ROOT)
+        return time.monotonic() - begun
+
+    assert min(seconds() for _ in range(3)) < 1
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_of_a_command_explains_every_field_and_loads_nothing_heavy(command):
+    code = f"""
+import sys
+from mdaug import cli
+try:
+    cli.main([{command!r}, "--help"])
+except SystemExit as stop:
+    assert not stop.code
+print("loaded:", [name for name in {HEAVY} if name in sys.modules])
+"""
+    shown, _, loaded = python(code).rpartition("loaded: ")
+    explained = {text.split()[0]: text for text in re.split(r"\n  --", shown)}
+    for field in dataclasses.fields(cli.load(command)[0]):
+        words = re.sub(r"\((type|required|default).*|\{.*?\}", "", explained[field.name], flags=re.S).split()
+        assert len([word for word in words[1:] if not word.isupper()]) >= 2, f"{command} --{field.name} says nothing"
+    assert loaded == "[]\n"
+
+
+def test_unknown_command_and_unknown_flag_are_one_line(capsys):
+    assert cli.main(["no-such-command"]) == 2
+    assert cli.main(["pack", "--no_such_flag", "1"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2
+    assert "train-vqvae" in errors[0]
+    assert "no_such_flag" in errors[1]
+
+
+@pytest.mark.parametrize(
+    "preset", sorted((ROOT / "configs").glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}-{p.stem}"
+)
+def test_presets_parse(preset):
+    config_class, _ = cli.load(preset.stem)
+    config.parse(config_class, ["--config", str(preset), *_required(config_class)], prog=preset.stem)
+
+
+def _required(config_class: type) -> list[str]:
+    missing = dataclasses.MISSING
+    fields = dataclasses.fields(config_class)
+    return [f"--{f.name}=x" for f in fields if f.default is missing and f.default_factory is missing]
+
+
+def _commands(document: Path) -> list[str]:
+    """Return the `mdaug ...` and `make ...` lines of the code blocks of a document."""
+    text = document.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```[a-z]*\n(.*?)^```|((?:^    .*\n)+)", text, flags=re.M | re.S)
+    lines = "\n".join("".join(block) for block in blocks).replace("\\\n", " ").splitlines()
+    lines = [line.strip().removeprefix("$ ") for line in lines]
+    return [line for line in lines if line.startswith(("mdaug ", "make ", "python -m launch "))]
+
+
+@pytest.mark.parametrize("document", READMES, ids=lambda path: path.name)
+def test_commands_of_the_readme_parse(document, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    commands = _commands(document)
+    assert commands
+    for line in commands:
+        words = shlex.split(line, comments=True)
+        if words[0] == "make":
+            planned = subprocess.run(["make", "-n", *words[1:]], capture_output=True, text=True)
+            assert planned.returncode == 0, f"{line}: {planned.stderr}"
+            started = [shlex.split(text) for text in planned.stdout.splitlines() if " -m launch " in text]
+            for command in started:
+                _check_launch(command[command.index("-m") + 2 :])
+        elif words[0] == "python":
+            _check_launch(words[3:])
+        elif not words[1].startswith("-"):
+            _check_command(words[1], words[2:])
+
+
+def _check_launch(words: list[str]) -> None:
+    launcher_flags, flags = _split(words[1:])
+    config.parse(LaunchConfig, launcher_flags, prog="launch")
+    _check_command(words[0], flags)
+
+
+def _check_command(command: str, flags: list[str]) -> None:
+    if flags != ["--help"]:
+        config.parse(cli.load(command)[0], flags, prog=command)
+
+
+def test_version_is_that_of_the_package():
+    assert python("from mdaug import cli; cli.main(['--version'])") == f"mdaug {importlib.metadata.version('mdaug')}\n"

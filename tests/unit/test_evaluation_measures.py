@@ -1,0 +1,154 @@
+"""The measures against known answers: closed forms, scikit-image, sets whose truth is built in."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import metrics as skimage_metrics
+
+from mdaug.evaluation import classifier, fidelity, memorization, usefulness
+from mdaug.evaluation.data import preprocess, take_per_class
+from mdaug.evaluation.reconstruction import PSNR_LIMIT, psnr, ssim
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def spectrogram_like(rng, channels):
+    noise = torch.from_numpy(rng.random((2, channels, 40, 56)))
+    smooth = torch.nn.functional.avg_pool2d(noise, 5, stride=1, padding=2)
+    return (255 * (smooth - smooth.min()) / (smooth.max() - smooth.min())).round()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_psnr_and_ssim_agree_with_scikit_image(rng, channels):
+    first = spectrogram_like(rng, channels)
+    second = (first + torch.from_numpy(20 * rng.standard_normal(first.shape))).clamp(0, 255).round()
+    ours = psnr(first, second), ssim(first, second)
+    for i in range(2):
+        a, b = (np.moveaxis(x[i].numpy(), 0, -1).astype(np.uint8) for x in (first, second))
+        assert ours[0][i] == pytest.approx(skimage_metrics.peak_signal_noise_ratio(a, b, data_range=255), abs=1e-4)
+        theirs = skimage_metrics.structural_similarity(
+            a, b, data_range=255, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
+        assert ours[1][i] == pytest.approx(theirs, abs=1e-4)
+
+
+def test_identical_images_have_ssim_one_and_a_finite_psnr(rng):
+    image = spectrogram_like(rng, 1)
+    assert torch.allclose(ssim(image, image), torch.ones(2, dtype=torch.float64))
+    assert (psnr(image, image) == PSNR_LIMIT).all()
+
+
+def test_frechet_distance_of_a_set_to_itself_is_zero(rng):
+    features = rng.standard_normal((200, 64))
+    assert fidelity.frechet_distance(features, features) == pytest.approx(0, abs=1e-6)
+
+
+def test_frechet_distance_has_its_closed_form_for_gaussians(rng):
+    # A set and its image under x -> s x + m have exactly the mean and covariance of the closed form.
+    first = rng.standard_normal((500, 8)) @ rng.standard_normal((8, 8))
+    scale, shift = 1.7, rng.standard_normal(8)
+    second = scale * first + shift
+    mean = first.mean(axis=0)
+    expected = ((mean - second.mean(axis=0)) ** 2).sum() + (scale - 1) ** 2 * np.trace(np.cov(first, rowvar=False))
+    assert fidelity.frechet_distance(first, second) == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_floor_uses_equally_many_images_of_each_class(rng):
+    train = rng.standard_normal((300, 4))
+    held_out, held_out_labels = rng.standard_normal((60, 4)), np.repeat([0, 1, 2], [30, 20, 10])
+    synthetic, synthetic_labels = rng.standard_normal((90, 4)), np.repeat([0, 1], [80, 10])
+    table = fidelity.frechet_with_floor(train, held_out, held_out_labels, synthetic, synthetic_labels)
+    assert table["size"] == 30 + 10  # class 2 has no synthetic image
+    same = fidelity.frechet_with_floor(train, held_out, held_out_labels, held_out, held_out_labels)
+    assert same["synthetic"] == same["floor"]
+    moved = fidelity.frechet_with_floor(train, held_out, held_out_labels, synthetic + 3, synthetic_labels)
+    assert moved["synthetic"] > moved["floor"] + 10
+
+
+def test_memorization_finds_exactly_the_copies(rng):
+    images = rng.integers(0, 256, (60, 32, 32, 1), dtype=np.uint8)
+    train, held_out, new = (SimpleNamespace(images=part) for part in (images[:30], images[30:50], images[50:]))
+    mixed = SimpleNamespace(images=np.concatenate([new.images, train.images[[7, 3, 11]]]))
+    table = memorization.memorization(train, held_out, mixed, pairs=3)
+    assert table["synthetic_copies"] == 3
+    assert table["held_out_copies"] == 0
+    assert sorted(table["pairs"]) == [[10, 7], [11, 3], [12, 11]]
+    assert memorization.memorization(train, held_out, new)["synthetic_copies"] == 0
+
+
+def test_nearest_distance_is_the_rms_in_grey_levels():
+    reference = np.full((1, 16, 16, 3), 100, dtype=np.uint8)
+    distance, index = memorization.nearest(reference + np.uint8(8), reference)
+    assert distance == pytest.approx([8.0])
+    assert index.tolist() == [0]
+
+
+def test_preprocess_leaves_no_trace_of_an_earlier_jpeg(rng):
+    smooth = spectrogram_like(rng, 3)[0, :, :, :40].numpy().astype(np.uint8).transpose(1, 2, 0).copy()
+    file = io.BytesIO()
+    Image.fromarray(smooth).save(file, "JPEG", quality=90, subsampling=0)
+    from_jpeg = np.asarray(Image.open(file))
+    before = np.abs(smooth.astype(int) - from_jpeg).mean()
+    after = np.abs(preprocess(smooth, 40).astype(int) - preprocess(from_jpeg, 40)).mean()
+    assert after < 0.6 * before
+
+
+def test_take_per_class_is_a_fixed_subset_of_each_class():
+    labels = np.repeat([0, 1, 2], [5, 50, 500])
+    chosen = take_per_class(labels, 10, seed=1)
+    assert np.bincount(labels[chosen]).tolist() == [5, 10, 10]
+    assert (chosen == take_per_class(labels, 10, seed=1)).all()
+    assert (chosen != take_per_class(labels, 10, seed=2)).any()
+
+
+def test_transforms_never_move_along_doppler(rng):
+    images = torch.full((4, 1, 16, 16), -1.0)
+    images[:, :, 5] = 0.5  # one Doppler line, at all times
+    images[:, :, 9, 3] = 0.5  # one short flash
+    moved = classifier.label_safe_transform(images, torch.Generator().manual_seed(0))
+    assert (moved[:, 0, 5] > 0.2).all()
+    assert ((moved[:, 0, 9] > 0.0).sum(dim=1) == 1).all()
+    assert (moved[:, 0, 9].argmax(dim=1) != 3).any()
+    assert (moved[:, 0, [0, 1, 2, 3, 4, 6, 7, 8]] < 0).all()
+
+
+def test_same_seed_same_classifier(rng):
+    images, labels = rng.integers(0, 256, (12, 16, 16, 1), dtype=np.uint8), np.arange(12) % 3
+    options = {"steps": 3, "batch_size": 8, "learning_rate": 1e-2, "transforms": True}
+    first, again, other = (classifier.train(images, labels, 3, seed=seed, **options) for seed in (0, 0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert not torch.equal(first.head.weight, other.head.weight)
+
+
+def test_interval_covers_chance_and_excludes_zero_for_a_real_gain(rng):
+    groups = [str(i // 4) for i in range(200)]
+    base = rng.random((3, 200)) < 0.6
+    difference, low, high = usefulness.paired_interval(rng.random((3, 200)) < 0.6, base, groups)
+    assert low < 0 < high
+    assert low < difference < high
+    difference, low, _ = usefulness.paired_interval(base | (rng.random((3, 200)) < 0.5), base, groups)
+    assert 0 < low < difference
+
+
+def test_interval_over_groups_is_wider_where_recordings_fall_together(rng):
+    together = np.repeat(rng.random((1, 20)) < 0.5, 10, axis=1)
+    nothing = np.zeros_like(together)
+    by_group = usefulness.paired_interval(together, nothing, [str(i // 10) for i in range(200)])
+    by_image = usefulness.paired_interval(together, nothing, [str(i) for i in range(200)])
+    assert by_group[2] - by_group[1] > 2 * (by_image[2] - by_image[1])
+
+
+def test_judge_counts_recall_and_confusion():
+    table = usefulness.judge([[0, 1, 1], [0, 0, 1]], np.array([0, 0, 1]), 3)
+    assert table["accuracies"] == pytest.approx([2 / 3, 1.0])
+    assert table["confusion"] == [[3, 1, 0], [0, 2, 0], [0, 0, 0]]
+    assert table["recall"] == [0.75, 1.0, None]

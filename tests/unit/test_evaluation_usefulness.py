@@ -1,0 +1,215 @@
+"""The experiment on toy sets whose answer is known: a perfect generator helps, wrong labels harm, and it is said so."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mdaug import config as configuration
+from mdaug.evaluation import data, jobs, report, usefulness
+from mdaug.evaluation.evaluate import EvaluateConfig, evaluate
+from mdaug.evaluation.usefulness import BOTH, REAL, SYNTHETIC
+from mdaug.evaluation.verdict import outcome, verdict
+from shards import provenance
+from shards.errors import UserError
+from shards.index import content_hash, write_index
+from shards.writer import write_shard
+from tests.toy import CLASSES, toy_image, toy_packed
+
+SIZE = 32
+SETTINGS = {"steps": 60, "batch_size": 16, "learning_rate": 3e-3}
+
+
+def toy_synthetic(folder: Path, packed: Path, *, per_class: int = 16, shift: int = 0, classes=CLASSES) -> Path:
+    """Write fresh draws of the toy distribution as a synthetic set; `shift` turns all labels into wrong ones."""
+    rng = np.random.default_rng(7)
+    samples = []
+    for i in range(per_class * len(CLASSES)):
+        file = io.BytesIO()
+        Image.fromarray(toy_image(i % 4, rng, SIZE)[:, :, 0]).save(file, "PNG")
+        label = (i + shift) % 4
+        meta = json.dumps({"class": CLASSES[label], "seed": i}).encode()
+        samples.append((f"s_{i:05d}", {"png": file.getvalue(), "cls": str(label).encode(), "json": meta}))
+    write_shard(folder / "000000.tar", samples)
+    write_index(folder, list(classes))
+    made_from = {"images": provenance.read(packed, "images")["hash"], "pipeline": "p"}
+    provenance.write(folder, kind="synthetic", content_hash=content_hash(folder), made_from=made_from, config={})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    return toy_packed(tmp_path_factory.mktemp("packed"), size=SIZE, train=96, val=80)
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory, packed):
+    return toy_synthetic(tmp_path_factory.mktemp("synthetic"), packed)
+
+
+def experiment(packed, synthetic, folder, *, n_real=(1,), seeds=3, workers=1, **settings):
+    train, held_out, fake = (
+        data.load(path, image_size=SIZE, max_per_class=1000) for path in (packed / "train", packed / "val", synthetic)
+    )
+    sets = {"train": train, "held_out": held_out, "synthetic": fake}
+    results = jobs.run_all(usefulness.plan(n_real, seeds), folder, workers, **sets, **(SETTINGS | settings))
+    table = usefulness.summarize(results, held_out, fake)
+    return table, {arm["arm"]: arm for arm in table["arms"]}
+
+
+def against_real(table):
+    return next(item for item in table["comparisons"] if (item["arm"], item["baseline"]) == (BOTH, REAL))
+
+
+def test_a_perfect_generator_helps_where_real_images_are_few(packed, synthetic, tmp_path):
+    table, arms = experiment(packed, synthetic, tmp_path)
+    assert outcome(against_real(table)) == "gain"
+    assert arms[SYNTHETIC]["accuracy"] > 0.8
+    assert arms[BOTH]["real"] == len(CLASSES)
+    assert arms[BOTH]["synthetic"] == 64
+
+
+def test_wrong_labels_harm_and_the_verdict_says_so_first(packed, tmp_path):
+    wrong = toy_synthetic(tmp_path / "wrong", packed, shift=1)
+    (tmp_path / "results").mkdir()
+    table, arms = experiment(packed, wrong, tmp_path / "results", n_real=("all",), seeds=2)
+    assert outcome(against_real(table)) == "loss"
+    assert arms[SYNTHETIC]["accuracy"] < table["chance"]
+    assert table["real_to_synthetic"]["accuracy"] < table["chance"]
+    said = verdict(
+        {"usefulness": table, "memorization": {"share_closer": 0.0}, "data": {"train": [24] * 4}},
+    )
+    assert said["outcome"] == "loss"
+    assert said["sentences"][0].startswith(
+        "Compared with real images only, adding the synthetic images made the classifier worse"
+    )
+    assert "labels of the synthetic images are not reliable" in said["sentences"][2]
+
+
+def test_results_do_not_depend_on_the_number_of_processes(packed, synthetic, tmp_path):
+    tables = []
+    for workers in (1, 2):
+        (tmp_path / str(workers)).mkdir()
+        folder = tmp_path / str(workers)
+        tables.append(experiment(packed, synthetic, folder, seeds=1, workers=workers, steps=5)[0])
+    assert tables[0] == tables[1]
+
+
+def test_arms_of_a_seed_see_the_same_real_images_for_the_same_number_of_steps():
+    plan = usefulness.plan([10, "all"], seeds=2)
+    assert len(plan) == len({job.name for job in plan}) == 2 * (2 * 4 + 1)
+    assert [job.n_real for job in plan if job.reference] == ["all"] * 2
+
+
+@pytest.fixture
+def config(packed, synthetic, tmp_path):
+    options = {"steps": 2, "batch_size": 8, "image_size": SIZE, "seeds": 2, "workers": 1}
+    return EvaluateConfig(packed, synthetic, tmp_path / "evaluation", n_real_per_class=[2, "all"], **options)
+
+
+def test_evaluate_writes_one_report_with_the_numbers_of_the_metrics(config):
+    metrics = evaluate(config)
+    text = (config.output_dir / report.REPORT).read_text(encoding="utf-8")
+    assert json.loads((config.output_dir / report.METRICS).read_text(encoding="utf-8")) == metrics
+    for arm in metrics["usefulness"]["arms"]:
+        assert f"{100 * arm['accuracy']:.1f} ± {100 * arm['std']:.1f}" in text
+    assert "<p>" + metrics["verdict"]["sentences"][1] in text
+    # Self-contained: whatever a browser would load is in the file.
+    sources = re.findall(r"""(?:src|href|srcset|data)\s*=\s*["']?([^"'\s>]+)""", text)
+    assert len(sources) == 2
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not re.search(r"https?://|url\(|@import|<script|<link", text)
+    for name in (report.GRID, report.PAIRS):
+        assert Image.open(config.output_dir / name).size > (200, 200)
+    assert provenance.read(config.output_dir, "evaluation")["made_from"] == metrics["data"]["made_from"]
+
+
+def test_finished_evaluation_says_so_and_an_interrupted_one_goes_on(config, capsys):
+    metrics = evaluate(config)
+    results = sorted((config.output_dir / "results").iterdir())
+    written = {path: path.stat().st_mtime_ns for path in results}
+    capsys.readouterr()
+    start = time.monotonic()
+    assert evaluate(config) == metrics
+    assert time.monotonic() - start < 1
+    assert "finished" in capsys.readouterr().out
+
+    (config.output_dir / provenance.FILE_NAME).unlink()  # killed while the last but one classifier was trained
+    results[3].unlink()
+    assert evaluate(config) == metrics
+    assert [path for path in results if path.stat().st_mtime_ns != written[path]] == [results[3]]
+
+
+def test_other_settings_or_inputs_are_another_evaluation(config, packed, tmp_path):
+    evaluate(config)
+    with pytest.raises(UserError, match="another evaluation, of other steps"):
+        evaluate(replace(config, steps=3))
+    other = toy_synthetic(tmp_path / "other", packed, per_class=4)
+    with pytest.raises(UserError, match="another evaluation, of other synthetic"):
+        evaluate(replace(config, synthetic_dir=other))
+
+
+def test_a_folder_with_something_else_is_left_alone(config):
+    config.output_dir.mkdir()
+    (config.output_dir / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        evaluate(config)
+    assert [path.name for path in config.output_dir.iterdir()] == ["thesis.tex"]
+
+
+def test_a_generator_of_other_images_is_refused(config, tmp_path):
+    others = toy_packed(tmp_path / "others", size=SIZE, train=8, val=8)
+    with pytest.raises(UserError, match=r"others.*images differ"):
+        evaluate(replace(config, data_dir=others))
+    assert not config.output_dir.exists()
+
+
+def test_a_vqvae_of_other_images_is_refused(config, tmp_path):
+    best = tmp_path / "vqvae" / "best"
+    best.mkdir(parents=True)
+    provenance.write(best, kind="vqvae", content_hash="v", made_from={"images": "others"}, config={})
+    with pytest.raises(UserError, match="images differ"):
+        evaluate(replace(config, vqvae_path=tmp_path / "vqvae"))
+
+
+def test_other_classes_are_refused(config, packed, tmp_path):
+    renamed = toy_synthetic(tmp_path / "renamed", packed, classes=["a", "b", "c", "d"])
+    with pytest.raises(UserError, match="classes"):
+        evaluate(replace(config, synthetic_dir=renamed))
+    assert not config.output_dir.exists()
+
+
+def test_reconstructions_of_held_out_images_are_in_the_report(config, packed, tmp_path):
+    from mdaug.models.vqvae import GEOMETRY_FILE, build_vqvae
+
+    folder = tmp_path / "vqvae" / "best"
+    build_vqvae(image_channels=1, latent_channels=4, num_codes=8, n_layers=2, max_channels=32).save_pretrained(folder)
+    (folder / GEOMETRY_FILE).write_text(json.dumps({"image_shape": [SIZE, SIZE, 1], "latent_shape": [4, 8, 8]}))
+    made_from = {"images": provenance.read(packed, "images")["hash"]}
+    provenance.write(folder, kind="vqvae", content_hash="v", made_from=made_from, config={})
+    figures = evaluate(replace(config, vqvae_path=tmp_path / "vqvae", seeds=1, n_real_per_class=["all"]))[
+        "reconstruction"
+    ]
+    assert [row["count"] for row in figures["classes"]] == [20] * 4
+    assert all(row["psnr_worst"] <= row["psnr"] and row["ssim_worst"] <= row["ssim"] for row in figures["classes"])
+    assert f"{figures['psnr']:.2f}" in (config.output_dir / report.REPORT).read_text(encoding="utf-8")
+    assert (config.output_dir / report.RECONSTRUCTION).is_file()
+
+
+def test_flags_fill_the_configuration(tmp_path):
+    required = ["--data_dir=a", "--synthetic_dir=b", "--output_dir=c"]
+    flags = [*required, "--n_real_per_class", "[5, 20, all]"]
+    assert configuration.parse(EvaluateConfig, flags, "mdaug evaluate").n_real_per_class == [5, 20, "all"]
+    for wrong, field in (("[all, 10]", "n_real_per_class"), ("[0]", "n_real_per_class"), ("[some]", "n_real")):
+        with pytest.raises(UserError, match=field):
+            configuration.parse(EvaluateConfig, [*required, "--n_real_per_class", wrong], "mdaug evaluate")
+    with pytest.raises(UserError, match="multiple of 16"):
+        configuration.parse(EvaluateConfig, [*required, "--image_size=50"], "mdaug evaluate")

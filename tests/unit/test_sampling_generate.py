@@ -1,0 +1,298 @@
+import csv
+import io
+import json
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mdaug import config as configuration
+from mdaug.sampling import worker
+from mdaug.sampling.generate import GenerateConfig, generate
+from mdaug.sampling.pipeline import MicroDopplerPipeline
+from mdaug.sampling.plan import Plan, even_counts
+from shards import provenance
+from shards.dataset import ShardDataset
+from shards.errors import UserError
+from tests.tiny_pipeline import CLASSES, save_tiny
+
+FAST = {"num_inference_steps": 4, "batch_size": 4, "samples_per_shard": 8}
+
+
+@pytest.fixture(scope="module")
+def ldm(tmp_path_factory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("ldm") / "best").parent
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def make(ldm: Path, folder: Path, **options) -> Path:
+    generate(GenerateConfig(ldm_path=ldm, output_dir=folder, **(FAST | options)))
+    return folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The files of a data set but for its provenance, which holds the time."""
+    found = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    return {name: data for name, data in found.items() if name != provenance.FILE_NAME}
+
+
+def plan_of(total: int, **options) -> Plan:
+    settings = {"seed": 0, "pipeline": "", "scheduler_type": "ddim", "num_inference_steps": 5, "guidance_scale": 1.0}
+    settings |= {
+        "mixed_precision": "no",
+        "batch_size": 32,
+        "samples_per_shard": 1000,
+        "device": "cpu",
+        "cpu_threads": 1,
+    }
+    return Plan(counts=even_counts(total, CLASSES, CLASSES), **(settings | options))
+
+
+@pytest.mark.parametrize(
+    ("options", "counts"),
+    [
+        ({"num_samples": 20}, {"walk": 7, "fall": 7, "bird": 6}),
+        ({"num_samples": 1}, {"walk": 1}),
+        ({"num_samples": 8, "samples_per_shard": 8}, {"walk": 3, "fall": 3, "bird": 2}),
+        ({"per_class": "fall=13,walk=2"}, {"walk": 2, "fall": 13}),
+        ({"per_class": {"bird": 5}}, {"bird": 5}),
+        ({"num_samples": 5, "classes": "bird,fall"}, {"fall": 3, "bird": 2}),
+        ({}, {"walk": 6, "fall": 5, "bird": 5}),
+    ],
+)
+def test_exactly_what_was_asked_for_is_found(ldm, tmp_path, options, counts):
+    folder = make(ldm, tmp_path / "out", **options)
+    dataset = ShardDataset(folder, fields=("image", "meta"))
+    assert dataset.classes == CLASSES == json.loads((folder / "classes.json").read_text())
+    assert Counter(CLASSES[label] for label in dataset.labels) == counts
+    rows = list(csv.DictReader(io.StringIO((folder / "manifest.csv").read_text())))
+    assert [row["key"] for row in rows] == dataset.keys
+    for i, row in enumerate(rows):
+        sample = dataset[i]
+        assert sample["image"].shape == (16, 16, 3)
+        assert (row["class"], row["label"]) == (sample["meta"]["class"], str(sample["label"]))
+        assert int(row["seed"]) == sample["meta"]["seed"]
+    made = provenance.read(folder, "synthetic")
+    assert made["hash"] == dataset.hash
+    assert made["made_from"] == {"pipeline": provenance.read(ldm / "best", "pipeline")["hash"], "images": "1" * 64}
+
+
+def test_the_bytes_do_not_depend_on_workers_order_or_interruption(ldm, tmp_path, monkeypatch):
+    whole = files(make(ldm, tmp_path / "whole", num_samples=45))
+    for name, turns in (("forwards", [(0, 3), (1, 3), (2, 3)]), ("backwards", [(1, 2), (0, 2)])):
+        for rank, world in turns:
+            monkeypatch.setenv("RANK", str(rank))
+            monkeypatch.setenv("WORLD_SIZE", str(world))
+            torch.set_num_threads(2)  # what a worker finds must not matter
+            make(ldm, tmp_path / name, num_samples=45)
+        assert files(tmp_path / name) == whole
+
+    class Stop(Exception):
+        pass
+
+    original = worker.sample_images
+    random = np.random.default_rng(0)
+    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")
+    stops = 0
+    while not (tmp_path / "interrupted" / provenance.FILE_NAME).exists():
+        batches_left = int(random.integers(1, 5))
+
+        def interrupted(*arguments):
+            nonlocal batches_left
+            if batches_left == 0:
+                raise Stop
+            batches_left -= 1
+            return original(*arguments)
+
+        monkeypatch.setattr(worker, "sample_images", interrupted)
+        try:
+            make(ldm, tmp_path / "interrupted", num_samples=45)
+        except Stop:
+            stops += 1
+    assert stops > 1
+    assert files(tmp_path / "interrupted") == whole
+
+
+def test_a_sample_is_made_again_from_its_seed_and_label(ldm, tmp_path):
+    dataset = ShardDataset(make(ldm, tmp_path / "out", num_samples=10), fields=("image", "meta"))
+    pipeline = MicroDopplerPipeline.from_pretrained(ldm / "best")
+    pipeline.set_progress_bar_config(disable=True)
+    for i in (0, 9):
+        sample = dataset[i]
+        generator = torch.Generator().manual_seed(sample["meta"]["seed"])
+        image = pipeline(sample["meta"]["class"], generator=generator, num_inference_steps=4).images[0]
+        assert np.abs(np.asarray(image, dtype=int) - sample["image"]).max() <= 1
+
+
+def test_the_same_plan_again_is_done_and_another_is_refused_untouched(ldm, tmp_path, capsys):
+    folder = make(ldm, tmp_path / "out", num_samples=20, grid=True)
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+    make(ldm, folder, num_samples=20, grid=True)
+    assert "found 20 = asked 20" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"another plan \(seed 42 -> 43\)"):
+        make(ldm, folder, num_samples=20, seed=43)
+    with pytest.raises(UserError, match=r"counts .*'walk': 7.* -> .*'walk': 8"):
+        make(ldm, folder, num_samples=22)
+    save_tiny(tmp_path / "other", channels=1)
+    with pytest.raises(UserError, match="pipeline"):
+        make(tmp_path / "other", folder, num_samples=20)
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()} == before
+
+
+def test_a_folder_with_other_files_is_refused(ldm, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"other files and no plan\.json"):
+        make(ldm, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_damaged_shard_is_found_and_mended(ldm, tmp_path):
+    folder = make(ldm, tmp_path / "out", num_samples=20)
+    whole = files(folder)
+    (folder / provenance.FILE_NAME).unlink()
+    shard = folder / "000001.tar"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=r"000001\.tar \(1 shard is\) damaged .* delete"):
+        make(ldm, folder, num_samples=20)
+    shard.unlink()
+    make(ldm, folder, num_samples=20)
+    assert files(folder) == whole
+
+
+def test_the_vqvae_must_be_that_of_the_pipeline(ldm, tmp_path):
+    vqvae = tmp_path / "vqvae"
+    shutil.copytree(ldm / "best" / "vqvae", vqvae)
+    (vqvae / "geometry.json").write_text('{"image_shape": [16, 16, 3], "latent_shape": [4, 8, 8]}')
+    provenance.write(vqvae, kind="vqvae", content_hash="9" * 64, made_from={}, config={})
+    with pytest.raises(UserError, match=r"VQ-VAE differ .222222222222 against 9999"):
+        make(ldm, tmp_path / "out", vqvae_path=vqvae)
+    provenance.write(vqvae, kind="vqvae", content_hash="2" * 64, made_from={}, config={})
+    make(ldm, tmp_path / "out", vqvae_path=vqvae)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": "fall,swim"}, "the model knows no class swim; it knows walk, fall, bird"),
+        ({"per_class": "swim=3"}, "the model knows no class swim"),
+        ({"beta_schedule": "linear"}, "--beta_schedule linear contradicts .* squaredcos_cap_v2"),
+        ({"mixed_precision": "fp16"}, "fp16 needs a GPU"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU refuses")
+def test_what_does_not_fit_the_model_is_refused(ldm, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        make(ldm, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_samples": 0}, "num_samples is 0; it must be at least 1"),
+        ({"num_samples": -3}, "num_samples is -3"),
+        ({"per_class": "fall=0"}, "per_class asks for 0 of 'fall'"),
+        ({"per_class": "fall"}, "write it as fall=30,walk=20"),
+        ({"per_class": "fall=3", "num_samples": 3}, "leave out classes and num_samples"),
+        ({"scheduler_type": "lms"}, "scheduler_type is 'lms'"),
+        ({"scheduler_type": "pndm", "num_inference_steps": 3}, "'pndm' needs 4 to 999"),
+        ({"guidance_scale": -1.0}, "guidance_scale is -1"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_impossible_configurations_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        GenerateConfig(ldm_path=Path("ldm"), output_dir=Path("out"), **options)
+
+
+def test_the_command_line_fills_the_configuration(tmp_path):
+    argv = ["--ldm_path=ldm", "--output_dir=out", "--grid", "--scheduler_type=pndm", "--vqvae_model_path=vqvae"]
+    counts = configuration.parse(GenerateConfig, [*argv, "--per_class", "fall=30,walk=20"], prog="mdaug generate")
+    assert counts.per_class == {"fall": 30, "walk": 20}
+    mapping = configuration.parse(
+        GenerateConfig, [*argv, '--per_class={"fall": 30, "walk": 20}'], prog="mdaug generate"
+    )
+    assert mapping == counts
+    assert (counts.grid, counts.scheduler_type, counts.vqvae_path) == (True, "pndm", Path("vqvae"))
+    configuration.save(counts, tmp_path / "generate.yaml")
+    assert configuration.parse(GenerateConfig, ["--config", str(tmp_path / "generate.yaml")], prog="mdaug") == counts
+
+
+def test_the_pipeline_is_saved_when_asked_and_never_waited_for(ldm, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda _: pytest.fail("asked where nobody can answer"))
+    make(ldm, tmp_path / "silent", num_samples=1)
+    assert not (tmp_path / "silent" / "vq_diffusion_pipeline").exists()
+    make(ldm, tmp_path / "flag", num_samples=1, save_pipeline=True)
+    MicroDopplerPipeline.from_pretrained(tmp_path / "flag" / "vq_diffusion_pipeline")
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    make(ldm, tmp_path / "asked", num_samples=1)
+    assert (tmp_path / "asked" / "vq_diffusion_pipeline" / "pipeline.py").is_file()
+
+
+def test_the_grid_has_a_row_per_class_made(ldm, tmp_path):
+    one = Image.open(make(ldm, tmp_path / "one", per_class="fall=9", grid=True) / "grid.png")
+    three = Image.open(make(ldm, tmp_path / "three", num_samples=30, grid=True) / "grid.png")
+    assert three.height == 3 * one.height
+
+
+@pytest.mark.parametrize("scheduler_type", ["ddpm", "dpmsolver++"])
+def test_the_noise_of_a_step_belongs_to_the_sample_too(ldm, tmp_path, scheduler_type):
+    """DDPM draws noise in every step: it too comes from the generator of the sample."""
+    options = {"num_samples": 8, "scheduler_type": scheduler_type, "samples_per_shard": 4}
+    first = ShardDataset(make(ldm, tmp_path / "a", **options))
+    again = ShardDataset(make(ldm, tmp_path / "b", **options, batch_size=2))
+    for i in range(8):
+        assert np.abs(first[i]["image"].astype(int) - again[i]["image"]).max() <= 1
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 7, 100, 4181, 10_000])
+def test_labels_fill_the_quota_and_are_spread_over_the_shards(total):
+    plan = plan_of(total, samples_per_shard=100)
+    labels = plan.labels(np.arange(total))
+    assert Counter(labels.tolist()) == {k: n for k, n in enumerate(plan.counts.values()) if n}
+    if total >= 1000:
+        for shard in range(total // 100):
+            counts = np.bincount(plan.labels(np.concatenate(plan.batches(shard))), minlength=3)
+            assert counts.min() >= 30
+
+
+def test_no_two_samples_of_a_million_share_their_noise():
+    seeds = plan_of(1_000_000).seeds(np.arange(1_000_000))
+    assert len(np.unique(seeds)) == 1_000_000
+    assert 0 <= seeds.min() <= seeds.max() < 2**32  # torch's CPU generator reads no more bits than that
+    noise = {torch.randn(1, generator=torch.Generator().manual_seed(seed)).item() for seed in seeds[:2000].tolist()}
+    assert len(noise) > 1990
+    assert not np.array_equal(seeds, plan_of(1_000_000, seed=1).seeds(np.arange(1_000_000)))
+
+
+def test_batches_cover_every_sample_once_and_stay_in_their_shard():
+    plan = plan_of(1234, samples_per_shard=100, batch_size=32)
+    shards = [np.concatenate(plan.batches(shard)) for shard in range(plan.num_shards)]
+    assert np.array_equal(np.concatenate(shards), np.arange(1234))
+    assert {len(shard) for shard in shards[:-1]} == {100}
+    owners = [worker.shards_of(plan, w, 4) for w in range(4)]
+    assert sorted(shard for owned in owners for shard in owned) == list(range(plan.num_shards))
+
+
+def test_the_lines_of_the_card_read_the_shards(ldm, tmp_path, monkeypatch):
+    folder = make(ldm, tmp_path / "out", num_samples=20)
+    card = (folder / "README.md").read_text()
+    lines = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)
+    monkeypatch.chdir(folder)
+    read: list[tuple] = []
+    exec(lines.replace("    ...", "    read.append((image.shape, label))"), {"read": read})
+    assert read == [((16, 16, 3), label) for label in ShardDataset(folder).labels.tolist()]

@@ -1,0 +1,112 @@
+import diffusers
+import pytest
+import torch
+
+from mdaug.sampling.schedulers import (
+    BETA_SCHEDULES,
+    PREDICTION_TYPES,
+    SCHEDULERS,
+    build_scheduler,
+    scheduler_like,
+    scheduler_type_of,
+    validate,
+    validate_steps,
+)
+from shards.errors import UserError
+
+STEPS = 50
+ALLOWED = [(s, p) for s in SCHEDULERS for p in PREDICTION_TYPES if (s, p) != ("pndm", "sample")]
+
+
+def sampled_std(scheduler_type: str, beta_schedule: str, prediction_type: str, data_std: float, error: float) -> float:
+    """Std of samples by that of the data, drawn with the best predictor for N(0, data_std^2) plus an error."""
+    scheduler = build_scheduler(scheduler_type, beta_schedule, prediction_type)
+    trained = diffusers.DDPMScheduler(beta_schedule=BETA_SCHEDULES[beta_schedule]).alphas_cumprod
+    generator = torch.Generator().manual_seed(0)
+    scheduler.set_timesteps(STEPS)
+    x = torch.randn(1, 4, 48, 48, generator=generator) * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        noisy = scheduler.scale_model_input(x, t)
+        signal, noise = trained[int(t)].sqrt(), (1 - trained[int(t)]).sqrt()
+        variance = (signal * data_std) ** 2 + noise**2
+        epsilon, data = noise * noisy / variance, signal * data_std**2 * noisy / variance
+        best = {"epsilon": epsilon, "sample": data, "v_prediction": signal * epsilon - noise * data}[prediction_type]
+        best = best + error * torch.randn(best.shape, generator=generator)
+        x = scheduler.step(best, t, x).prev_sample
+    return float(x.std()) / data_std
+
+
+@pytest.mark.parametrize("beta_schedule", ["linear", "cosine"])
+@pytest.mark.parametrize(("scheduler_type", "prediction_type"), ALLOWED)
+def test_a_perfect_predictor_gives_the_spread_of_the_data(scheduler_type, prediction_type, beta_schedule):
+    """Data of std 1 come out with std 1, also when the predictor errs by 2 %; data of std 3 are not clipped."""
+    for data_std, error in ((1.0, 0.0), (1.0, 0.02), (3.0, 0.0)):
+        std = sampled_std(scheduler_type, beta_schedule, prediction_type, data_std, error)
+        assert 0.9 < std < 1.1, (data_std, error)
+
+
+@pytest.mark.parametrize("scheduler_type", SCHEDULERS)
+def test_nothing_clips_latents(scheduler_type):
+    config = build_scheduler(scheduler_type).config
+    assert not config.get("clip_sample", False)
+    assert not config.get("thresholding", False)
+
+
+@pytest.mark.parametrize("scheduler_type", SCHEDULERS)
+def test_the_fewest_and_the_most_steps_that_are_allowed_run(scheduler_type):
+    with pytest.raises(ValueError, match="num_inference_steps is 0"):
+        validate_steps(scheduler_type, 0)
+    with pytest.raises(ValueError, match=r"num_inference_steps is 100; .* \(100 training"):
+        validate_steps(scheduler_type, 100, 100)
+    fewest = next(steps for steps in range(1, 10) if _accepted(scheduler_type, steps))
+    for steps in (fewest, 99):
+        scheduler = build_scheduler(scheduler_type, num_train_timesteps=100)
+        scheduler.set_timesteps(steps)
+        x = torch.randn(1, 4, 4, 4)
+        for t in scheduler.timesteps:
+            x = scheduler.step(scheduler.scale_model_input(x, t), t, x).prev_sample
+        assert x.isfinite().all()
+
+
+def _accepted(scheduler_type: str, steps: int) -> bool:
+    try:
+        validate_steps(scheduler_type, steps)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("lms",), "scheduler_type is 'lms'; it must be one of ddpm, ddim, pndm"),
+        (("ddim", "sigmoid"), "beta_schedule is 'sigmoid'; it must be one of linear, cosine, squaredcos_cap_v2"),
+        (("ddim", "linear", "noise"), "prediction_type is 'noise'; it must be one of epsilon, v_prediction, sample"),
+        (("pndm", "linear", "sample"), "'pndm' cannot use a model that predicts 'sample'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_at_construction(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        validate(*arguments)
+    with pytest.raises(ValueError, match=message):
+        build_scheduler(*arguments)
+
+
+@pytest.mark.parametrize("scheduler_type", SCHEDULERS)
+@pytest.mark.parametrize("trained_type", ["ddpm", "euler"])
+def test_another_sampler_keeps_the_noise_and_the_objective_of_the_training(trained_type, scheduler_type):
+    trained = build_scheduler(trained_type, "cosine", "v_prediction", 500)
+    sampler = scheduler_like(trained, scheduler_type)
+    assert scheduler_type_of(sampler) == scheduler_type
+    assert torch.equal(sampler.alphas_cumprod, trained.alphas_cumprod)
+    assert sampler.config.prediction_type == "v_prediction"
+
+
+def test_a_schedule_other_than_the_trained_one_is_refused_by_both_names():
+    trained = build_scheduler("ddim", "cosine")
+    for same in (None, "cosine", "squaredcos_cap_v2"):
+        assert scheduler_type_of(scheduler_like(trained, None, same)) == "ddim"
+    with pytest.raises(UserError, match=r"--beta_schedule linear contradicts the model, .* squaredcos_cap_v2"):
+        scheduler_like(trained, None, "linear")
+    with pytest.raises(UserError, match="'pndm' cannot use"):
+        scheduler_like(build_scheduler("ddim", "linear", "sample"), "pndm")
