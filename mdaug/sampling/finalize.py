@@ -105,7 +105,7 @@ def _card(plan: Plan, image_shape: list[int]) -> str:
 {height} x {width} {"RGB" if channels == 3 else "grey"} PNG in {plan.num_shards} WebDataset tar(s).
 `manifest.csv` lists every sample.
 Made by mdaug from the pipeline {plan.pipeline[:12]} with {plan.scheduler_type}, {plan.num_inference_steps} steps,
-guidance {plan.guidance_scale:g}, seed {plan.seed}. `plan.json` makes them again.
+guidance {plan.guidance_scale:g}, seed {plan.seed}. `plan.json` holds every setting.
 
 ```python
 import webdataset

@@ -95,6 +95,7 @@ def generate(config: GenerateConfig) -> None:
         UserError: folders that do not fit, classes that the model does not know, no space left.
     """
     import torch
+    from diffusers.utils import logging
 
     from mdaug.sampling.finalize import finalize, write_grid
     from mdaug.sampling.pipeline import MicroDopplerPipeline
@@ -107,6 +108,8 @@ def generate(config: GenerateConfig) -> None:
     if device == "cpu" and config.mixed_precision == "fp16":
         raise UserError("fp16 needs a GPU, and torch finds none here; use --mixed_precision bf16 or no")
 
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     source, made = find_pipeline(config.ldm_path)
     _check_vqvae(config, source, made)
     pipeline = MicroDopplerPipeline.from_pretrained(source)

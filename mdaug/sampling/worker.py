@@ -49,7 +49,8 @@ def work(plan: Plan, pipeline: Any, folder: Path, worker: int = 0, workers: int 
     """
     if plan.device == "cpu":
         torch.set_num_threads(plan.cpu_threads)
-    pipeline.unet.to(PRECISIONS[plan.mixed_precision])
+    if plan.mixed_precision != "no":
+        pipeline.unet.to(PRECISIONS[plan.mixed_precision])
     pipeline.set_progress_bar_config(disable=True)
     todo = [s for s in shards_of(plan, worker, workers) if finished(folder / plan.shard_name(s)) is None]
     total = sum(len(batch) for shard in todo for batch in plan.batches(shard))

@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import LaunchConfig, _split
+from launch.demo import stage_flags
 from mdaug import cli, config
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "diffusers", "deepspeed", "wandb", "matplotlib", "lpips", "accelerate")
+PRESETS = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "launch")
 READMES = [path for path in (ROOT / "README.md", ROOT / "README.zh-CN.md") if path.is_file()]
 
 
@@ -69,13 +71,8 @@ def test_unknown_command_and_unknown_flag_are_one_line(capsys):
 )
 def test_presets_parse(preset):
     config_class, _ = cli.load(preset.stem)
-    config.parse(config_class, ["--config", str(preset), *_required(config_class)], prog=preset.stem)
-
-
-def _required(config_class: type) -> list[str]:
-    missing = dataclasses.MISSING
-    fields = dataclasses.fields(config_class)
-    return [f"--{f.name}=x" for f in fields if f.default is missing and f.default_factory is missing]
+    folders = stage_flags(Path("out"), Path("images"))[preset.stem]
+    config.parse(config_class, ["--config", str(preset), *folders], prog=preset.stem)
 
 
 def _commands(document: Path) -> list[str]:
