@@ -79,7 +79,7 @@ def _plain_flags(config_class: type, argv: list[str]) -> list[str]:
             continue
         name = aliases.get(name, name)
         following = argv[position + 1] if position + 1 < len(argv) else "--"
-        if not equals and hints.get(name) is bool and following.lower() not in ("true", "false", "yes", "no"):
+        if not equals and hints.get(name) in (bool, bool | None) and following.lower() not in ("true", "false", "yes", "no"):
             equals, value = "=", "true"
         plain.append(f"--{name}{equals}{value}")
     return plain
