@@ -26,6 +26,8 @@ def parse(config_class: type[Config], argv: list[str], prog: str) -> Config:
     """
     parser = ArgumentParser(prog=prog, description=config_class.__doc__, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the fields below")
+    # Resolved here, since jsonargparse would import what the module imports for type checkers only (torch).
+    config_class.__init__.__annotations__.update(get_type_hints(config_class))
     parser.add_class_arguments(config_class)
     try:
         namespace = parser.parse_args(_plain_flags(config_class, argv))
@@ -79,7 +81,11 @@ def _plain_flags(config_class: type, argv: list[str]) -> list[str]:
             continue
         name = aliases.get(name, name)
         following = argv[position + 1] if position + 1 < len(argv) else "--"
-        if not equals and hints.get(name) in (bool, bool | None) and following.lower() not in ("true", "false", "yes", "no"):
+        if (
+            not equals
+            and hints.get(name) in (bool, bool | None)
+            and following.lower() not in ("true", "false", "yes", "no")
+        ):
             equals, value = "=", "true"
         plain.append(f"--{name}{equals}{value}")
     return plain

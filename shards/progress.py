@@ -43,4 +43,5 @@ class Progress:
         elif self.shown and (self.count == self.total or now - self.last_line > 10):
             self.last_line = now
             rate = self.count / max(now - self.start, 1e-9)
-            print(f"{self.name}: {self.count}/{self.total} {self.unit}s, {rate:.0f}/s", file=sys.stderr, flush=True)
+            speed = f"{rate:.0f}" if rate >= 10 else f"{rate:.2f}"
+            print(f"{self.name}: {self.count}/{self.total} {self.unit}s, {speed}/s", file=sys.stderr, flush=True)

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "deepspeed", "diffusers", "mdaug.training.vqvae_task", "mdaug.training.ldm_task"])
+_CONTEXT.set_forkserver_preload(
+    ["torch", "deepspeed", "diffusers", "mdaug.training.vqvae_task", "mdaug.training.ldm_task"]
+)
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 180) -> list[Any]:

@@ -59,7 +59,6 @@ class TrainableVQVAE(nn.Module):
         self.encoder, self.quant_conv = model.encoder, model.quant_conv
         self.post_quant_conv, self.decoder = model.post_quant_conv, model.decoder
         self.codebook = codebook
-        self.config = dict(model.config)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Return the latents before quantization, (B, d, h, w), of images (B, C, H, W) in [-1, 1]."""
@@ -77,7 +76,7 @@ class TrainableVQVAE(nn.Module):
 
 
 def stock_model(config: dict, state: dict[str, torch.Tensor]) -> VQModel:
-    """Return the VQModel of a TrainableVQVAE's configuration and full state dict (fp32, on the CPU)."""
+    """Return the VQModel with configuration `config` and the full state dict (fp32, CPU) of a TrainableVQVAE."""
     from diffusers import VQModel
 
     model = VQModel.from_config(config)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from shards.dataset import ShardDataset
 
-STATISTICS_FILE = "statistics.json"
+STATISTICS_FILE, PLAN_FILE = "statistics.json", "plan.json"
 
 
 @dataclass
@@ -47,9 +47,8 @@ class EncodeConfig:
 def encode(config: EncodeConfig) -> None:
     """Encode train and val; see `encode_packed`."""
     distributed.init()
-    from shards.pack import open_packed
-
     from mdaug.models.vqvae import find_vqvae, load_geometry
+    from shards.pack import open_packed
 
     vqvae = find_vqvae(config.vqvae_path)
     size = load_geometry(vqvae)["image_shape"][0]
@@ -65,19 +64,18 @@ def encode_packed(packed: Path, vqvae_folder: Path, output: Path, config: Encode
     Raises:
         UserError: `output` holds the latents of other images or of another VQ-VAE, or the sizes differ.
     """
-    from tqdm import tqdm
-
     from mdaug.models.vqvae import load_geometry, load_vqvae
     from mdaug.training.engine import resolve_precision
     from shards.dataset import ShardDataset
     from shards.index import write_index
+    from shards.progress import Progress
     from shards.writer import finished, write_shard
 
     made_from = {
         "images": provenance.read(packed, "images")["hash"],
         "vqvae": provenance.read(vqvae_folder, "vqvae")["hash"],
     }
-    if check_latents(output, made_from):
+    if is_finished(output, made_from):
         if distributed.is_main():
             print(f"{output} is finished: it holds the latents of {packed}")
         return
@@ -95,7 +93,7 @@ def encode_packed(packed: Path, vqvae_folder: Path, output: Path, config: Encode
             )
         mine = [shard for i, shard in enumerate(images.shards) if i % distributed.world_size() == distributed.rank()]
         count = sum(size for _, _, size in mine)
-        with tqdm(total=count, desc=f"encode {split}", unit="img", disable=None) as progress:
+        with Progress(f"encoding {split}", count, "image") as progress:
             for name, first, size in mine:
                 target = output / split / name
                 if finished(target) is None:
@@ -114,18 +112,27 @@ def encode_packed(packed: Path, vqvae_folder: Path, output: Path, config: Encode
     distributed.barrier()
 
 
-def check_latents(folder: Path, made_from: dict[str, str]) -> bool:
-    """Return whether `folder` holds finished latents made from exactly these hashes; refuse those of others."""
-    if not (folder / provenance.FILE_NAME).is_file():
-        return False
-    there = provenance.read(folder, "latents")["made_from"]
-    for role, wanted in made_from.items():
-        if there[role] != wanted:
-            raise UserError(
-                f"{folder} holds latents made from another {role} ({there[role][:12]}, here {wanted[:12]}); "
-                "choose another folder for the latents or delete that one"
-            )
-    return True
+def is_finished(folder: Path, made_from: dict[str, str]) -> bool:
+    """Claim `folder` for latents made from these hashes and return whether they are all there.
+
+    `plan.json` remembers the claim from the first moment, so that an interrupted run is not continued
+    with another VQ-VAE. Raises UserError where the folder belongs to other images or another VQ-VAE.
+    """
+    plan = folder / PLAN_FILE
+    if plan.is_file():
+        there = json.loads(plan.read_text(encoding="utf-8"))
+        for role, wanted in made_from.items():
+            if there[role] != wanted:
+                raise UserError(
+                    f"{folder} holds latents made from another {role} ({there[role][:12]}, here {wanted[:12]}); "
+                    "choose another folder for the latents or delete that one"
+                )
+    distributed.barrier()
+    if distributed.is_main() and not plan.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        provenance.write_text(plan, json.dumps(made_from) + "\n")
+    distributed.barrier()
+    return (folder / provenance.FILE_NAME).is_file()
 
 
 def load_statistics(folder: Path) -> dict:

@@ -77,8 +77,6 @@ def train_ldm(config: LDMConfig) -> None:
 
     distributed.init()
 
-    from shards.pack import open_packed
-
     from mdaug.models.vqvae import find_vqvae, load_geometry
     from mdaug.training.encode import EncodeConfig, encode_packed
     from mdaug.training.ldm_task import LDMTask
@@ -86,6 +84,7 @@ def train_ldm(config: LDMConfig) -> None:
     from mdaug.training.run import open_run, plan_batches
     from shards import provenance
     from shards.errors import UserError
+    from shards.pack import open_packed
 
     assert config.vqvae_path is not None
     vqvae = find_vqvae(config.vqvae_path)
@@ -99,7 +98,7 @@ def train_ldm(config: LDMConfig) -> None:
             f"latent_channels={config.latent_channels}, but the latents of {vqvae} have {geometry['latent_shape'][0]} "
             "channels; the diffusion model works on them, so the two must agree"
         )
-    packed = open_packed(config.data_dir, config.image_size)
+    packed = open_packed(config.data_dir, config.image_size, group_by=config.group_by)
     made_from = {
         "images": provenance.read(packed, "images")["hash"],
         "vqvae": provenance.read(vqvae, "vqvae")["hash"],

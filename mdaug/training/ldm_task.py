@@ -95,7 +95,7 @@ class LDMTask(Task):
         torch.manual_seed(config.seed)
         shape = self.geometry["latent_shape"]
         try:
-            self.module = HybridUNet2DModel(
+            network = HybridUNet2DModel(
                 sample_size=shape[1],
                 in_channels=shape[0],
                 out_channels=shape[0],
@@ -110,12 +110,13 @@ class LDMTask(Task):
             )
         except ValueError as error:
             raise UserError(f"the U-Net cannot be built: {error}") from None
-        self.ema = EMA(self.module, config.ema_half_life)
+        self.module = network
+        self.ema = EMA(network, config.ema_half_life)
         self.ema.module.to(distributed.device())
         scheduler = self._scheduler("ddpm")
         self.alphas = scheduler.alphas_cumprod.to(distributed.device())
         self.vqvae = load_vqvae(vqvae)
-        self.flops_per_sample = 3 * _forward_flops(self.module, shape)
+        self.flops_per_sample = 3 * _forward_flops(network, shape)
 
     def _scheduler(self, scheduler_type: str) -> Any:
         config = self.config
@@ -188,7 +189,7 @@ class LDMTask(Task):
         )
 
     def save_images(self, engine: Engine, state: TrainingState) -> None:
-        """Write a grid of samples, one row per class, to generated_images/. Rank 0 alone: the EMA copy is whole there."""
+        """Write a grid of samples to generated_images/, one row per class; rank 0 alone, its EMA copy is whole."""
         if not distributed.is_main():
             return
         pipeline = self.pipeline().to(engine.device)

@@ -104,6 +104,7 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan) -> None:
     batches = iter(_loader(task.dataset, config, plan, state.step))
     metrics.resume(state.step)
     stop = StopFlag()
+    stopping = False
     reason = "all epochs done"
     saved_step = state.step
 
@@ -160,8 +161,7 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan) -> None:
         if stale:
             reason = f"no improvement over {state.stale_validations} validations"
             break
-    else:
-        stopping = False
+
     if not stopping:
         task.export(engine, config.output_dir / task.last_folder)
         message = f"{reason} after {state.samples} samples; best {task.score} {state.best_score:.5g}"
@@ -169,6 +169,8 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan) -> None:
         finish_run(config, message)
     metrics.close()
     stop.close()
+    if stopping:
+        raise SystemExit(128 + stop.number)  # as a shell reports it: the step after this one must not start
 
 
 def _validate(task: Task, engine: Engine, state: TrainingState, config: TrainingConfig, metrics: Metrics) -> bool:

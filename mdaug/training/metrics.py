@@ -73,9 +73,8 @@ class Metrics:
     def report(self, step: int, lr: float, grad_norm: torch.Tensor | None) -> dict[str, float]:
         """Write the line of the steps since the last report; every rank calls it. Returns the mean losses."""
         names = sorted(self._sums)
-        means = torch.stack([self._sums[name] for name in names]) / self._count
-        means = (distributed.sum_over_ranks(means) / distributed.world_size()).tolist()
-        losses = dict(zip(names, means, strict=True))
+        sums = distributed.sum_over_ranks(torch.stack([self._sums[name] for name in names]))
+        losses = dict(zip(names, (sums / (self._count * distributed.world_size())).tolist(), strict=True))
         elapsed = max(time.perf_counter() - self._start, 1e-9)
         training = max(elapsed - self._paused, 1e-9)
         rate = self._steps * self.plan.global_batch / training
@@ -170,7 +169,12 @@ def _start_wandb(config: TrainingConfig) -> Any:
         import wandb
 
         settings = wandb.Settings(init_timeout=15)
-        options = {"project": config.wandb_project, "id": run_id, "resume": "allow", "dir": str(config.output_dir)}
+        options: dict[str, Any] = {
+            "project": config.wandb_project,
+            "id": run_id,
+            "resume": "allow",
+            "dir": str(config.output_dir),
+        }
         try:
             run = wandb.init(settings=settings, **options)
         except wandb.errors.CommError:

@@ -16,6 +16,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.raised = False
+        self.number = int(signal.SIGTERM)
         self._previous = {number: signal.getsignal(number) for number in SIGNALS}
         for number in SIGNALS:
             signal.signal(number, self._raise)
@@ -23,7 +24,7 @@ class StopFlag:
     def _raise(self, number: int, frame: object) -> None:
         if self.raised and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.raised = True
+        self.raised, self.number = True, number
 
     def agreed(self, step: int, device: torch.device) -> bool:
         """Return whether any rank was told to stop, the same answer on all ranks; every rank calls it each step.

@@ -34,6 +34,8 @@ class TrainingConfig:
     """Run folder. The same command again resumes it."""
     image_size: int = 256
     """Height and width of the images in pixels."""
+    group_by: str | None = None
+    """How an image folder is split when it is packed here; see `mdaug pack --help`."""
     batch_size: int = 16
     """Micro batch: samples that one device holds at once."""
     gradient_accumulation_steps: int = 1

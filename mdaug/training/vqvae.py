@@ -22,6 +22,8 @@ class VQVAEConfig(TrainingConfig):
     """Halvings of height and width: 256 pixels -> 32 x 32 latents for 3, 64 x 64 for 2, 16 x 16 for 4."""
     base_channels: int = 32
     """Channels of the first level; they double per level up to 256."""
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate over the run; cosine ends at 0 and pays in short runs."""
     reconstruction_loss: Literal["l1", "l2"] = "l2"
     """Distance of original and reconstruction in [-1, 1]."""
     commitment: float = 0.25
@@ -60,14 +62,13 @@ def train_vqvae(config: VQVAEConfig) -> None:
 
     distributed.init()
 
-    from shards.pack import open_packed
-
     from mdaug.training.loop import train
     from mdaug.training.run import open_run, plan_batches
     from mdaug.training.vqvae_task import VQVAETask
     from shards import provenance
+    from shards.pack import open_packed
 
-    packed = open_packed(config.data_dir, config.image_size)
+    packed = open_packed(config.data_dir, config.image_size, group_by=config.group_by)
     images_hash = provenance.read(packed, "images")["hash"]
     if not open_run(config, images=images_hash):
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -53,14 +54,17 @@ class VQVAETask(Task):
             config.vq_num_embed, config.vq_embed_dim, commitment=config.commitment, decay=config.codebook_decay
         )
         self.module = TrainableVQVAE(model, self.codebook)
+        self.model_config = dict(model.config)
         self.dataset = PositionDataset(self.train_set, EpochOrder(len(self.train_set), config.seed), _transform)
         self.perceptual = PerceptualLoss(config.perceptual_net) if config.use_perceptual else None
         if self.perceptual is not None:
             self.perceptual.to(distributed.device())
 
     def learning_rate(self, step: int, plan: BatchPlan) -> float:
-        """Return the constant learning rate of the original scheme."""
-        return self.config.lr
+        """Return the constant rate of the original scheme, or half a cosine from it to 0."""
+        if self.config.lr_schedule == "constant":
+            return self.config.lr
+        return self.config.lr * 0.5 * (1 + math.cos(math.pi * step / plan.steps))
 
     def prepare(self, engine: Engine) -> None:
         """Place the first codes by k-means over the untrained encoder's outputs, the same images on all ranks."""
@@ -147,7 +151,7 @@ class VQVAETask(Task):
         state = engine.full_state_dict()
         if distributed.is_main():
             save_vqvae(
-                stock_model(self.module.config, state),
+                stock_model(self.model_config, state),
                 folder,
                 image_shape=self.image_shape,
                 made_from={"images": self.images_hash},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -39,7 +40,8 @@ def train(packed: Path, output: Path, stop_after: int | None = None, **changes) 
         "image_size": 16, "n_layers": 1, "base_channels": 8, "vq_num_embed": 16, "global_batch_size": 8,
         "batch_size": 2, "epochs": 3, "lr": 2e-3, "logging_steps": 1, "num_workers": 0, "early_stop_patience": 0,
     }  # fmt: skip
-    train_vqvae(VQVAEConfig(data_dir=packed, output_dir=output, **{**settings, **changes}))
+    with pytest.raises(SystemExit, match="143") if stop_after is not None else contextlib.nullcontext():
+        train_vqvae(VQVAEConfig(data_dir=packed, output_dir=output, **{**settings, **changes}))
 
 
 def losses(output: Path) -> list[float]:

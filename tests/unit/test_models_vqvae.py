@@ -29,13 +29,12 @@ def test_stock_model_decodes_as_the_trained_one(tmp_path):
     torch.manual_seed(0)
     book = Codebook(16, 4)
     book.codes.normal_()
-    module = TrainableVQVAE(
-        build_vqvae(image_channels=1, latent_channels=4, num_codes=16, n_layers=1, base_channels=8), book
-    ).eval()
+    model = build_vqvae(image_channels=1, latent_channels=4, num_codes=16, n_layers=1, base_channels=8)
+    module = TrainableVQVAE(model, book).eval()
     images = torch.rand(2, 1, 12, 20) * 2 - 1  # not square
     with torch.no_grad():
         expected, latents, _, _ = module(images)
-        stock = stock_model(module.config, module.state_dict())
+        stock = stock_model(dict(model.config), module.state_dict())
         assert torch.allclose(stock.encode(images).latents, latents, atol=1e-6)
         assert torch.allclose(stock.decode(latents).sample, expected, atol=1e-5)
     save_vqvae(stock, tmp_path / "best", image_shape=[12, 20, 1], made_from={"images": "x"}, config={})
