@@ -18,7 +18,7 @@ BACKBONES = {
 
 
 class PerceptualLoss(nn.Module):
-    """Mean LPIPS distance of two image batches in [-1, 1]; frozen, fp32, outside of any engine.
+    """LPIPS distance of the images of two batches in [-1, 1]; frozen, fp32, outside of any engine.
 
     Args:
         net: backbone, one of BACKBONES.
@@ -41,7 +41,7 @@ class PerceptualLoss(nn.Module):
         self.lpips = lpips.LPIPS(net=net, pnet_rand=random_backbone, verbose=False).eval().requires_grad_(False)
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """Return the mean distance of (B, C, H, W) pairs, C in {1, 3}, H and W of at least 16."""
+        """Return the distances, (B,), of (B, C, H, W) pairs, C in {1, 3}, H and W of at least 16."""
         with torch.autocast(first.device.type, enabled=False):
             pair = [images.float().expand(-1, 3, -1, -1) for images in (first, second)]
-            return self.lpips(*pair).mean()
+            return self.lpips(*pair).flatten()

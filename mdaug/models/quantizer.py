@@ -30,6 +30,9 @@ class Codebook(nn.Module):
         commitment: weight beta of the encoder's term, beta |z - sg(e)|^2.
         decay: share of the old statistics kept per optimizer step.
         dead_below: a code whose EMA count falls below this share of the mean count is restarted.
+        gradient: "straight_through" copies the gradient at the code to the vector; "rotation" turns and scales it
+            by what turns and scales the vector onto its code (Fifty et al. 2024, "Restructuring vector quantization
+            with the rotation trick", equations 3-5).
     """
 
     codes: torch.Tensor
@@ -37,9 +40,16 @@ class Codebook(nn.Module):
     sums: torch.Tensor
 
     def __init__(
-        self, num_codes: int, dim: int, commitment: float = 0.25, decay: float = 0.99, dead_below: float = 0.03
+        self,
+        num_codes: int,
+        dim: int,
+        commitment: float = 0.25,
+        decay: float = 0.99,
+        dead_below: float = 0.03,
+        gradient: str = "straight_through",
     ):
         super().__init__()
+        self.gradient = gradient
         self.commitment, self.decay, self.dead_below = commitment, decay, dead_below
         self.register_buffer("codes", torch.zeros(num_codes, dim))
         self.register_buffer("counts", torch.ones(num_codes))
@@ -53,7 +63,7 @@ class Codebook(nn.Module):
             z: (B, d, h, w).
 
         Returns:
-            Codes with straight-through gradients, like z; indices (B, h, w), int64; the commitment
+            Codes with gradients to z, like z; indices (B, h, w), int64; the commitment
             loss, a fp32 scalar. Distances and losses are fp32 whatever the precision of z.
         """
         with torch.autocast(z.device.type, enabled=False):
@@ -66,7 +76,10 @@ class Codebook(nn.Module):
             loss = self.commitment * functional.mse_loss(vectors, nearest)
             if self.training:
                 self._seen.append((flat.detach(), indices))
-            quantized = vectors + (nearest - vectors).detach()
+            if self.gradient == "rotation":
+                quantized = _rotate(vectors, nearest)
+            else:
+                quantized = vectors + (nearest - vectors).detach()
         return quantized.movedim(-1, 1).to(z.dtype), indices.view(vectors.shape[:-1]), loss
 
     @torch.no_grad()
@@ -122,6 +135,19 @@ class Codebook(nn.Module):
         self.codes[which] = codes
         self.counts[which] = share
         self.sums[which] = codes * share
+
+
+def _rotate(vectors: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """Return `codes` as a constant rotation and scaling of `vectors`, both (..., d).
+
+    With unit vectors e, q and r of vector, code and their sum, R = I - 2 r r^T + 2 q e^T turns e onto q.
+    """
+    with torch.no_grad():
+        e, q = functional.normalize(vectors, dim=-1), functional.normalize(codes, dim=-1)
+        r = functional.normalize(e + q, dim=-1)
+        scale = codes.norm(dim=-1, keepdim=True) / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    turned = vectors - 2 * (vectors * r).sum(-1, keepdim=True) * r + 2 * (vectors * e).sum(-1, keepdim=True) * q
+    return scale * turned
 
 
 def code_usage(counts: torch.Tensor) -> tuple[float, float]:

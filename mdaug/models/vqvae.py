@@ -88,15 +88,24 @@ def stock_model(config: dict, state: dict[str, torch.Tensor]) -> VQModel:
 
 
 def save_vqvae(
-    model: VQModel, folder: Path, *, image_shape: list[int], made_from: dict[str, str], config: dict
+    model: VQModel,
+    folder: Path,
+    *,
+    image_shape: list[int],
+    made_from: dict[str, str],
+    config: dict,
+    floor: list[int] | None = None,
 ) -> None:
-    """Write a VQModel folder with geometry and provenance; the geometry is measured by a dry encode."""
+    """Write a VQModel folder with geometry and provenance; the geometry is measured by a dry encode.
+
+    `floor` is the most frequent colour of the training images, C levels 0 to 255.
+    """
     height, width, channels = image_shape
     with torch.no_grad():
         latents = model.encode(torch.zeros(1, channels, height, width)).latents
     (folder / provenance.FILE_NAME).unlink(missing_ok=True)
     model.save_pretrained(folder)
-    geometry = {"image_shape": image_shape, "latent_shape": list(latents.shape[1:])}
+    geometry = {"image_shape": image_shape, "latent_shape": list(latents.shape[1:]), "floor": floor}
     provenance.write_text(folder / GEOMETRY_FILE, json.dumps(geometry) + "\n")
     files = [*folder.glob("*.safetensors"), folder / "config.json", folder / GEOMETRY_FILE]
     content_hash = provenance.hash_files(files)

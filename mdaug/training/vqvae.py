@@ -30,12 +30,32 @@ class VQVAEConfig(TrainingConfig):
     """Weight of |z - code|^2 on the encoder's side."""
     codebook_decay: float = 0.99
     """Share of the old code statistics kept per optimizer step."""
+    codebook_gradient: Literal["straight_through", "rotation"] = "straight_through"
+    """How gradients pass the quantizer: unchanged, or turned and scaled as the latent is onto its code."""
     use_perceptual: bool = False
     """Add the LPIPS distance to the loss; its weights must be on this machine ('make weights')."""
     lambda_perceptual: float = 0.1
     """Weight of the LPIPS distance."""
     perceptual_net: Literal["vgg", "alex", "squeeze"] = "vgg"
     """Backbone of LPIPS."""
+    lambda_spectrogram: float = 0.0
+    """Weight of the reconstruction_loss over the pixels above the floor alone."""
+    lambda_doppler: float = 0.0
+    """Weight of the distance of the Doppler profiles of each time column."""
+    use_discriminator: bool = False
+    """Add a PatchGAN discriminator with hinge loss."""
+    disc_start: int = 50_000
+    """Samples after which the discriminator starts to train and to count."""
+    lambda_adversarial: float = 0.8
+    """Weight of the adversarial loss."""
+    adaptive_weight: bool = True
+    """Multiply that weight by |gradient of the distance| / |gradient of the adversarial loss| of each image."""
+    gradient_penalty: float = 0.0
+    """Weight gamma of the R1 penalty on the discriminator's gradient at the originals, in fp32."""
+    disc_lr: float | None = None
+    """Learning rate of the discriminator's AdamW (default: lr); constant."""
+    disc_channels: int = 64
+    """Channels of the discriminator's first layer."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
@@ -43,6 +63,16 @@ class VQVAEConfig(TrainingConfig):
         for name in ("latent_channels", "vq_num_embed", "n_layers", "base_channels"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
+        for name in ("lambda_perceptual", "lambda_spectrogram", "lambda_doppler", "disc_start", "lambda_adversarial",
+                     "gradient_penalty"):  # fmt: skip
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be 0 or greater")
+        if self.disc_lr is not None and self.disc_lr <= 0:
+            raise ValueError(f"disc_lr={self.disc_lr} must be greater than 0")
+        if self.disc_channels <= 0 or self.disc_channels % 8:
+            raise ValueError(f"disc_channels={self.disc_channels} must be a multiple of 8 (normalisation groups)")
+        if self.use_discriminator and self.image_size < 16:
+            raise ValueError(f"image_size={self.image_size} must be 16 or more for --use_discriminator")
         if self.latent_channels != self.vq_embed_dim:
             raise ValueError(
                 f"latent_channels={self.latent_channels} and vq_embed_dim={self.vq_embed_dim} must be equal: a latent "

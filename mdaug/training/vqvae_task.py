@@ -7,18 +7,19 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional
 
 from mdaug import config as configuration
 from mdaug.images import grid, to_tensor, to_uint8
 from mdaug.models.perceptual import PerceptualLoss
 from mdaug.models.quantizer import Codebook, code_usage
 from mdaug.models.vqvae import TrainableVQVAE, build_vqvae, save_vqvae, stock_model
-from mdaug.training import distributed
+from mdaug.training import distributed, losses
+from mdaug.training.adversary import Adversary
 from mdaug.training.checkpoint import TrainingState
-from mdaug.training.engine import Engine
+from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.loop import Task
 from mdaug.training.run import BatchPlan
 from mdaug.training.validation import validation_batches
@@ -28,11 +29,16 @@ from shards.errors import UserError
 from shards.order import EpochOrder, PositionDataset
 
 START_IMAGES = 256  # images whose encoder outputs place the first codes
+FLOOR_IMAGES = 64  # training images in which the floor is looked for
 PICTURES = 8  # pairs in a picture of reconstructions
 
 
 class VQVAETask(Task):
-    """Reconstruction (L1 or L2, optionally LPIPS) and commitment; the codes follow by EMA."""
+    """Distance of the reconstruction, commitment, optionally a discriminator; the codes follow by EMA.
+
+    The distance of an image is L1 or L2 plus, weighted, LPIPS, the error above the floor and that of the
+    Doppler profiles; its mean over the validation set is the score.
+    """
 
     score = "loss"
 
@@ -51,7 +57,11 @@ class VQVAETask(Task):
             base_channels=config.base_channels,
         )
         self.codebook = Codebook(
-            config.vq_num_embed, config.vq_embed_dim, commitment=config.commitment, decay=config.codebook_decay
+            config.vq_num_embed,
+            config.vq_embed_dim,
+            commitment=config.commitment,
+            decay=config.codebook_decay,
+            gradient=config.codebook_gradient,
         )
         self.module = TrainableVQVAE(model, self.codebook)
         self.model_config = dict(model.config)
@@ -59,6 +69,12 @@ class VQVAETask(Task):
         self.perceptual = PerceptualLoss(config.perceptual_net) if config.use_perceptual else None
         if self.perceptual is not None:
             self.perceptual.to(distributed.device())
+        shown = range(0, len(self.train_set), max(1, len(self.train_set) // FLOOR_IMAGES))
+        self.floor = losses.find_floor(np.stack([self.train_set[i]["image"] for i in shown]))
+        self.adversary: Adversary | None = None
+        if config.use_discriminator:
+            precision = resolve_precision(config.mixed_precision, distributed.device())
+            self.adversary = Adversary(config, self.image_shape, precision)
 
     def learning_rate(self, step: int, plan: BatchPlan) -> float:
         """Return the constant rate of the original scheme, or half a cosine from it to 0."""
@@ -78,29 +94,43 @@ class VQVAETask(Task):
         self.codebook.start_from(torch.cat(outputs), self.config.seed)
 
     def loss(self, engine: Engine, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return reconstruction + lambda x perceptual + commitment."""
+        """Return distance + adversarial + commitment, and the share of the codes that the micro batch uses."""
         images = batch["image"]
-        reconstruction, _, _, commitment = engine(images)
-        distance = self._distance(reconstruction, images)
-        total = distance.mean() + commitment
-        figures = {"reconstruction": distance.mean(), "commitment": commitment}
-        if self.perceptual is not None:
-            figures["perceptual"] = self.perceptual(reconstruction, images)
-            total = total + self.config.lambda_perceptual * figures["perceptual"]
-        return total, figures
+        reconstruction, _, indices, commitment = engine(images)
+        if self.adversary is None:
+            distance, figures = self._distance(reconstruction, images)
+            total = distance.mean()
+        else:
+            total, figures = self.adversary.loss(reconstruction, images, self._distance)
+        used = torch.zeros_like(self.codebook.counts).index_fill_(0, indices.flatten(), 1.0).mean()
+        return total + commitment, {**figures, "commitment": commitment, "codes_in_batch": used}
 
-    def _distance(self, reconstruction: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        """Return the fp32 distance per image, (B,)."""
-        loss = functional.mse_loss if self.config.reconstruction_loss == "l2" else functional.l1_loss
-        return loss(reconstruction.float(), images, reduction="none").flatten(1).mean(1)
+    def _distance(
+        self, reconstruction: torch.Tensor, images: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the fp32 distance per image, (B,), and the means of its terms."""
+        config, kind = self.config, self.config.reconstruction_loss
+        terms = {"reconstruction": (1.0, losses.pixel_distance(reconstruction, images, kind))}
+        if self.perceptual is not None:
+            terms["perceptual"] = (config.lambda_perceptual, self.perceptual(reconstruction, images))
+        floor = losses.floor_in_range(self.floor, images.device)
+        if config.lambda_spectrogram > 0:
+            error = losses.spectrogram_distance(reconstruction, images, floor, kind)
+            terms["spectrogram"] = (config.lambda_spectrogram, error)
+        if config.lambda_doppler > 0:
+            terms["doppler"] = (config.lambda_doppler, losses.doppler_distance(reconstruction, images, floor))
+        total = torch.stack([weight * value for weight, value in terms.values()]).sum(0)
+        return total, {name: value.mean() for name, (_, value) in terms.items()}
 
     def after_step(self, engine: Engine, state: TrainingState) -> None:
-        """Let the codes follow the encoder."""
+        """Let the codes follow the encoder and the discriminator learn."""
         self.codebook.update(self.config.seed, state.step)
+        if self.adversary is not None:
+            self.adversary.step(state.samples)
 
     @torch.no_grad()
     def validate(self, engine: Engine) -> dict[str, float]:
-        """Return loss (reconstruction + lambda x LPIPS), PSNR in dB, code perplexity and share of codes used."""
+        """Return loss (the mean distance), MSE, PSNR in dB, code perplexity and share of codes used."""
         self.module.eval()
         sums = torch.zeros(4, device=engine.device, dtype=torch.float64)
         counts = torch.zeros(len(self.codebook.codes), device=engine.device, dtype=torch.float64)
@@ -111,13 +141,9 @@ class VQVAETask(Task):
             reconstruction, _, indices, _ = engine(batch["image"])
             mse = (reconstruction.float() - batch["image"]).square().flatten(1).mean(1)
             psnr = 10 * torch.log10(4 / mse)  # the range [-1, 1] is 2 wide
-            distance = self._distance(reconstruction, batch["image"])
-            keep = weight > 0
-            if self.perceptual is not None and keep.any():
-                perceptual = self.perceptual(reconstruction[keep], batch["image"][keep])
-                distance = distance + self.config.lambda_perceptual * perceptual
+            distance, _ = self._distance(reconstruction, batch["image"])
             sums += torch.stack([(x * weight).sum() for x in (distance, mse, psnr, torch.ones_like(mse))]).double()
-            counts += torch.bincount(indices[keep].flatten(), minlength=len(counts))
+            counts += torch.bincount(indices[weight > 0].flatten(), minlength=len(counts))
         self.module.train()
         distributed.sum_over_ranks(sums)
         perplexity, used = code_usage(distributed.sum_over_ranks(counts))
@@ -154,18 +180,26 @@ class VQVAETask(Task):
                 stock_model(self.model_config, state),
                 folder,
                 image_shape=self.image_shape,
+                floor=self.floor,
                 made_from={"images": self.images_hash},
                 config=configuration.as_dict(self.config),
             )
         distributed.barrier()
 
     def extra_state(self) -> dict[str, torch.Tensor]:
-        """Return the codebook's buffers (DeepSpeed's universal format would lose them)."""
-        return {name: buffer.cpu() for name, buffer in self.codebook.named_buffers()}
+        """Return the codebook's buffers (DeepSpeed's universal format would lose them) and the discriminator."""
+        tensors = {name: buffer.cpu() for name, buffer in self.codebook.named_buffers()}
+        if self.adversary is not None:
+            tensors |= {f"adversary.{name}": value for name, value in self.adversary.state().items()}
+        return tensors
 
     def load_extra_state(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Restore the codebook."""
-        self.codebook.load_state_dict(tensors)
+        """Restore them."""
+        self.codebook.load_state_dict({name: tensors[name] for name, _ in self.codebook.named_buffers()})
+        if self.adversary is not None:
+            prefix = "adversary."
+            own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            self.adversary.load_state(own)
 
 
 def _transform(sample: dict[str, Any], position: int) -> dict[str, Any]:

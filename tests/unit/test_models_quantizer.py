@@ -86,3 +86,22 @@ def test_usage_of_known_counts():
     perplexity, used = code_usage(torch.tensor([3, 1, 0, 0]))
     assert perplexity == pytest.approx(math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))
     assert used == 0.5
+
+
+def test_rotation_trick_gives_the_code_and_the_turned_gradient():
+    """Gradients keep their length up to |e| / |z| and their angle to the vector (Fifty et al. 2024)."""
+    straight, rotated = filled(), filled(gradient="rotation")
+    z = torch.randn(1, 4, 3, 3, generator=torch.Generator().manual_seed(6), requires_grad=True)
+    quantized, _, _ = rotated(z)
+    assert torch.allclose(quantized, straight(z)[0], atol=1e-5)
+    seed = torch.randn(quantized.shape, generator=torch.Generator().manual_seed(7))
+    (gradient,) = torch.autograd.grad((quantized * seed).sum(), z)
+
+    def rows(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().movedim(1, -1).reshape(-1, 4)
+
+    vectors, codes, above, below = rows(z), rows(quantized), rows(seed), rows(gradient)
+    scale = codes.norm(dim=1) / vectors.norm(dim=1)
+    assert torch.allclose(below.norm(dim=1), scale * above.norm(dim=1), rtol=1e-4)
+    cosine = torch.nn.functional.cosine_similarity
+    assert torch.allclose(cosine(below, vectors), cosine(above, codes), atol=1e-4)
