@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from shards.colormap import colormap as colormap_of
+
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "F")
 
 FORMATS = ("PNG", "JPEG")
@@ -63,16 +65,19 @@ def check(path: Path) -> Checked:
     return Checked(digest, None, image.mode, image.size, peak)
 
 
-def to_png(path: Path, size: tuple[int, int], channels: int) -> bytes:
+def to_png(path: Path, size: tuple[int, int], channels: int, colormap: str | None = None) -> bytes:
     """Return the image as PNG of `size` (width, height), 8 bits, grey (channels 1) or RGB (channels 3).
 
     16-bit grey is divided by 257, transparency is laid over white, colours become grey by luma (ITU-R 601). A PNG that
-    is all that already is returned byte for byte.
+    is all that already is returned byte for byte. With a colour map the PNG holds levels, and the map as its palette;
+    colours are inverted before the image is resized, so that no colours are mixed.
     """
     data = path.read_bytes()
     mode = "L" if channels == 1 else "RGB"
     image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-    as_wanted = image.format == "PNG" and data[PNG_BIT_DEPTH] == 8 and not image.has_transparency_data
+    as_wanted = (
+        colormap is None and image.format == "PNG" and data[PNG_BIT_DEPTH] == 8 and not image.has_transparency_data
+    )
     if as_wanted and (image.mode, image.size) == (mode, size):
         return data
     image.load()
@@ -81,10 +86,14 @@ def to_png(path: Path, size: tuple[int, int], channels: int) -> bytes:
         image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
     elif image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    if colormap is not None and image.mode not in GREY_MODES:
+        image = Image.fromarray(colormap_of(colormap).invert(np.asarray(image.convert("RGB"))))
     if image.mode != mode:
         image = image.convert(mode)
     if image.size != size:
         image = image.resize(size, FILTER)
+    if colormap is not None:
+        image = colormap_of(colormap).picture(np.asarray(image))
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)  # level 6: 7 % smaller, three times as slow
     return file.getvalue()

@@ -101,9 +101,9 @@ class ShardDataset(Dataset):
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """Return a PNG or JPEG as uint8 (H, W, C), C = 1 for grey and 3 for anything else."""
+    """Return a PNG or JPEG as uint8 (H, W, C), C = 1 for grey and for levels with a palette, 3 for anything else."""
     image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
-    if image.mode not in ("L", "RGB"):
+    if image.mode not in ("L", "P", "RGB"):
         image = image.convert("RGB")
     pixels = np.array(image)
     return pixels if pixels.ndim == 3 else pixels[:, :, None]

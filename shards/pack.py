@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 
 from shards import provenance
+from shards.colormap import COLORMAPS, detect, most_frequent
 from shards.convert import Checked, check, to_png
 from shards.errors import UserError
 from shards.index import FILE_NAME as INDEX
@@ -33,6 +35,7 @@ from shards.split import Split, split_images
 from shards.writer import finished, one_line_for_a_full_disk, write_shard
 
 PLAN, REPORT, CLASSES, LOCK = "plan.json", "report.json", "classes.json", ".lock"
+COLORMAP_IMAGES = 32  # images among which the floor's colour is looked for
 
 
 @dataclass
@@ -46,7 +49,11 @@ class PackConfig:
     image_size: int | None = None
     """Height and width in pixels that every image is resized to; by default the most frequent size of the images."""
     image_mode: Literal["auto", "rgb", "gray"] = "auto"
-    """Three channels or one; auto: one if every image is single channel, else three."""
+    """Three channels or one; auto: one if every image is single channel, else three. gray takes from coloured images
+    the level behind their colour map, and keeps the map as the palette of the PNGs."""
+    colormap: str = "auto"
+    """Colour map that image_mode gray inverts: jet-256 and jet-64 (MATLAB), matplotlib-jet, parula or viridis; auto:
+    told by the most frequent colour, which is the floor; none: the brightness of the colours."""
     group_by: str | None = None
     """What must not be torn between train and val: a regular expression with one capture group, searched in the path
     of the image relative to data_dir, or column:<name> of metadata.csv. By default the metadata column `group`, else
@@ -68,6 +75,8 @@ class PackConfig:
             raise ValueError(f"image_size is {self.image_size}; a number of pixels >= 1 is needed")
         if self.image_mode not in ("auto", "rgb", "gray"):
             raise ValueError(f"image_mode is '{self.image_mode}'; auto, rgb and gray are accepted")
+        if self.colormap not in ("auto", "none", *COLORMAPS):
+            raise ValueError(f"colormap is '{self.colormap}'; auto, none, {', '.join(COLORMAPS)} are accepted")
         if not 0 < self.val_fraction <= 0.5:
             raise ValueError(f"val_fraction is {self.val_fraction}; a share in (0, 0.5] is needed")
         for name, least in (("gap", 0), ("shard_size", 1), ("seed", 0), ("workers", 0)):
@@ -112,7 +121,7 @@ def pack(config: PackConfig) -> None:
                 return
             job = _Job.plan(config, folder, checked)
             job.write_shards(output, mapper)
-        extra = {"image_shape": [job.size[1], job.size[0], job.channels]}
+        extra = {"image_shape": [job.size[1], job.size[0], job.channels], "colormap": job.colormap}
         for side in job.samples:
             write_index(output / side, folder.classes, **extra)
         provenance.write_text(output / CLASSES, json.dumps(folder.classes, ensure_ascii=False) + "\n")
@@ -146,11 +155,16 @@ def open_packed(data_dir: Path, image_size: int, cache_dir: Path | None = None, 
     data_dir = fetch(url, cache_dir) if url else Path(data_dir)
     if (data_dir / PLAN).is_file() or (data_dir / "train" / INDEX).is_file():
         provenance.read(data_dir, "images")
-        height, width, _ = read_index(data_dir / "train")["image_shape"]
+        height, width, channels = read_index(data_dir / "train")["image_shape"]
         if (height, width) != (image_size, image_size):
             raise UserError(
                 f"{data_dir} holds images of {height}x{width}, but image_size is {image_size}; "
                 f"give --image_size {height} or pack the image folder again with --image_size {image_size}"
+            )
+        if channels != {"rgb": 3, "gray": 1}.get(options.get("image_mode", "auto"), channels):
+            raise UserError(
+                f"{data_dir} holds images of {channels} channel(s), but image_mode is {options['image_mode']}; "
+                f"pack the image folder again with --image_mode {options['image_mode']}"
             )
         return data_dir
     folder = read_folder(data_dir)
@@ -179,6 +193,7 @@ class _Job:
         samples: "train", "val", "test" -> images in the order of the shards.
         size: (width, height) of all packed images.
         channels: 1 or 3.
+        colormap: the colour map that is inverted, or None.
         shard_size: samples per shard.
         report: the content of report.json.
     """
@@ -188,6 +203,7 @@ class _Job:
     samples: dict[str, list[SourceImage]]
     size: tuple[int, int]
     channels: int
+    colormap: str | None
     shard_size: int
     report: dict[str, Any]
 
@@ -212,19 +228,21 @@ class _Job:
         common = max(sizes, key=lambda size: (sizes[size], size))
         size = (config.image_size, config.image_size) if config.image_size else common
         channels = {"rgb": 3, "gray": 1}.get(config.image_mode, max(checked[image.path].channels for image in good))
+        coloured = [folder.root / image.path for image in good if checked[image.path].channels == 3]
+        colormap = _colormap(config.colormap, coloured) if channels == 1 and coloured else None
         samples: dict[str, list[SourceImage]] = {}
         for number, side in enumerate(SPLITS):
             own = [image for image in good if split.side[image.path] == side]
             if own:  # in mixed order, for readers that shuffle only within a shard
                 order = np.random.Generator(np.random.Philox(key=[config.seed, 1 + number])).permutation(len(own))
                 samples[side] = [own[i] for i in order]
-        report = make_report(folder, checked, rejected, split, samples, size, channels)
-        return cls(folder, split, samples, size, channels, config.shard_size, report)
+        report = make_report(folder, checked, rejected, split, samples, size, channels, colormap)
+        return cls(folder, split, samples, size, channels, colormap, config.shard_size, report)
 
     def write_shards(self, output: Path, mapper: _Mapper) -> None:
         """Write every shard that is not there yet."""
         label = {name: str(i).encode() for i, name in enumerate(self.folder.classes)}
-        convert = functools.partial(to_png, size=self.size, channels=self.channels)
+        convert = functools.partial(to_png, size=self.size, channels=self.channels, colormap=self.colormap)
         with Progress("packing", self.report["packed"], "image") as progress:
             for side, images in self.samples.items():
                 for number, start in enumerate(range(0, len(images), self.shard_size)):
@@ -243,6 +261,18 @@ class _Job:
         meta = {name: plain_value(value) for name, value in image.metadata.items() if value}
         meta |= {"class": image.class_name, "group": self.split.group[image.path], "source": image.path}
         return json.dumps(meta, ensure_ascii=False).encode()
+
+
+def _colormap(wanted: str, paths: list[Path]) -> str | None:
+    """Return the name of the colour map of coloured images; None for brightness, also where none is recognised."""
+    if wanted != "auto":
+        return None if wanted == "none" else wanted
+    shown = paths[:: max(1, len(paths) // COLORMAP_IMAGES)]
+    pixels = []
+    for path in shown:
+        with Image.open(path) as image:
+            pixels.append(np.asarray(image.convert("RGB")).reshape(-1, 3))
+    return detect(most_frequent(np.concatenate(pixels)))
 
 
 class _Mapper:

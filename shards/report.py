@@ -19,6 +19,7 @@ def make_report(
     samples: dict[str, list[SourceImage]],
     size: tuple[int, int],
     channels: int,
+    colormap: str | None = None,
 ) -> dict[str, Any]:
     """Return the content of report.json.
 
@@ -30,6 +31,7 @@ def make_report(
         samples: "train", "val", "test" -> the images packed there.
         size: (width, height) of the packed images, in pixels.
         channels: 1 or 3.
+        colormap: the colour map that was inverted, or None.
 
     Returns:
         "found" = "packed" + the length of "rejected", a list of {"file", "reason"}; "conversions": what -> count and
@@ -42,10 +44,11 @@ def make_report(
         "packed": len(packed),
         "rejected": [{"file": path, "reason": rejected[path]} for path in sorted(rejected, key=natural_key)],
         "image_shape": [size[1], size[0], channels],
-        "conversions": _conversions(packed, checked, size, channels),
+        "colormap": colormap,
+        "conversions": _conversions(packed, checked, size, channels, colormap),
         "split_rule": split.rule,
         "splits": {side: _describe(own, folder.classes, split) for side, own in samples.items()},
-        "notes": folder.notes + _notes(packed, folder, checked, channels) + split.warnings,
+        "notes": folder.notes + _notes(packed, folder, checked, channels, colormap) + split.warnings,
     }
 
 
@@ -76,7 +79,11 @@ def summary(report: dict[str, Any], folder: SourceFolder) -> str:
 
 
 def _conversions(
-    images: list[SourceImage], checked: dict[str, Checked], size: tuple[int, int], channels: int
+    images: list[SourceImage],
+    checked: dict[str, Checked],
+    size: tuple[int, int],
+    channels: int,
+    colormap: str | None,
 ) -> dict[str, dict[str, Any]]:
     """Return conversion -> count and files; the files of the most frequent size are not listed."""
     mode = "L" if channels == 1 else "RGB"
@@ -86,7 +93,8 @@ def _conversions(
     for image in images:
         result = checked[image.path]
         if result.mode != mode:
-            what = f"mode {result.mode} to {mode}"
+            inverted = colormap and result.channels == 3
+            what = f"mode {result.mode} to {f'levels of {colormap}' if inverted else mode}"
             counts[what] += 1
             files[what].append(image.path)
         if result.size != size:
@@ -97,15 +105,21 @@ def _conversions(
     return {what: {"count": counts[what], "files": files[what]} for what in sorted(counts)}
 
 
-def _notes(images: list[SourceImage], folder: SourceFolder, checked: dict[str, Checked], channels: int) -> list[str]:
+def _notes(
+    images: list[SourceImage],
+    folder: SourceFolder,
+    checked: dict[str, Checked],
+    channels: int,
+    colormap: str | None,
+) -> list[str]:
     notes = []
     if len(folder.classes) == 1:
         notes.append(f"one class only ('{folder.classes[0]}'): a model of these images has no classes to tell apart")
     coloured = sum(checked[image.path].channels == 3 for image in images)
-    if channels == 1 and coloured:
+    if channels == 1 and coloured and colormap is None:
         notes.append(
             f"{coloured} colour images became grey by luma; a colour map such as jet is not monotonic in luma, "
-            "so levels are mixed up: keep image_mode rgb for such images"
+            "so levels are mixed up: name the map with --colormap, or keep image_mode rgb for such images"
         )
     peak = max((checked[image.path].peak or 0 for image in images), default=0)
     if 0 < peak < 65535 // 4:

@@ -11,6 +11,7 @@ from mdaug.models.hybrid_unet import HybridUNet2DModel
 from mdaug.sampling.pipeline import MicroDopplerPipeline
 from mdaug.sampling.pipeline_folder import save_pipeline
 from mdaug.sampling.schedulers import build_scheduler
+from shards.colormap import colormap as palettes
 
 CLASSES = ["walk", "fall", "bird"]
 
@@ -34,7 +35,9 @@ def tiny_unet(**options) -> HybridUNet2DModel:
     return unet
 
 
-def tiny_pipeline(scheduler=None, channels: int = 3, **unet_options) -> MicroDopplerPipeline:
+def tiny_pipeline(
+    scheduler=None, channels: int = 3, colormap: str | None = None, **unet_options
+) -> MicroDopplerPipeline:
     """Images of 16 x 16 pixels, latents of 4 x 8 x 8."""
     unet = tiny_unet(**unet_options)
     vqvae = VQModel(
@@ -58,6 +61,7 @@ def tiny_pipeline(scheduler=None, channels: int = 3, **unet_options) -> MicroDop
         latent_std=[1.0, 0.9, 1.1, 1.0],
         latent_shape=[4, 8, 8],
         image_shape=[16, 16, channels],
+        colormap=colormap and {"name": colormap, "palette": palettes(colormap).palette.tobytes().hex()},
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from shards.colormap import paint
 from shards.dataset import ShardDataset
 
 # Real images may come from JPEG files and synthetic ones never do. One more pass through the same codec hides
@@ -41,6 +42,10 @@ class ImageSet:
     def original(self, i: int) -> np.ndarray:
         """Return image i as stored: uint8 (H, W, C)."""
         return self.dataset[int(self.indices[i])]["image"]
+
+    def picture(self, i: int) -> np.ndarray:
+        """Return image i as it is looked at: levels of a colour map in its colours, uint8 (H, W, 3)."""
+        return paint(self.original(i), self.dataset.index.get("colormap"))
 
     def counts(self) -> list[int]:
         """Return the number of images of each class."""

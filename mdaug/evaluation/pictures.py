@@ -35,8 +35,8 @@ def strips(rows: Sequence[Sequence[np.ndarray]], classes: Sequence[dict]) -> np.
 def pairs(synthetic: ImageSet, train: ImageSet, indices: Sequence[Sequence[int]]) -> np.ndarray:
     """Return the synthetic images of index pairs in one row and their nearest training images in the row below."""
     rows = [
-        [_tile(synthetic.original(i)) for i, _ in indices],
-        [_tile(train.original(j)) for _, j in indices],
+        [_tile(synthetic.picture(i)) for i, _ in indices],
+        [_tile(train.picture(j)) for _, j in indices],
     ]
     return grid(rows, ["synthetic", "nearest"], gap=GAP)
 
@@ -50,7 +50,7 @@ def _examples(images: ImageSet, label: int) -> list[np.ndarray]:
     """Return PER_SIDE tiles spread evenly over the images of a class; white ones where there are fewer."""
     members = np.flatnonzero(images.labels == label)
     spread = np.linspace(0, len(members) - 1, min(PER_SIDE, len(members))).astype(int)
-    tiles = [_tile(images.original(int(i))) for i in members[spread]]
+    tiles = [_tile(images.picture(int(i))) for i in members[spread]]
     return tiles + [_white()] * (PER_SIDE - len(tiles))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -95,17 +95,24 @@ def save_vqvae(
     made_from: dict[str, str],
     config: dict,
     floor: list[int] | None = None,
+    colormap: str | None = None,
 ) -> None:
     """Write a VQModel folder with geometry and provenance; the geometry is measured by a dry encode.
 
-    `floor` is the most frequent colour of the training images, C levels 0 to 255.
+    `floor` is the most frequent colour of the training images, C levels 0 to 255; `colormap` names the
+    colour map behind images of one channel.
     """
     height, width, channels = image_shape
     with torch.no_grad():
         latents = model.encode(torch.zeros(1, channels, height, width)).latents
     (folder / provenance.FILE_NAME).unlink(missing_ok=True)
     model.save_pretrained(folder)
-    geometry = {"image_shape": image_shape, "latent_shape": list(latents.shape[1:]), "floor": floor}
+    geometry = {
+        "image_shape": image_shape,
+        "latent_shape": list(latents.shape[1:]),
+        "floor": floor,
+        "colormap": colormap,
+    }
     provenance.write_text(folder / GEOMETRY_FILE, json.dumps(geometry) + "\n")
     files = [*folder.glob("*.safetensors"), folder / "config.json", folder / GEOMETRY_FILE]
     content_hash = provenance.hash_files(files)
@@ -127,6 +134,6 @@ def load_vqvae(path: Path) -> VQModel:
     return VQModel.from_pretrained(find_vqvae(path)).eval()
 
 
-def load_geometry(path: Path) -> dict[str, list[int]]:
-    """Return {"image_shape": [H, W, C], "latent_shape": [c, h, w]} of a VQ-VAE folder."""
+def load_geometry(path: Path) -> dict[str, Any]:
+    """Return {"image_shape": [H, W, C], "latent_shape": [c, h, w], "floor", "colormap"} of a VQ-VAE folder."""
     return json.loads((find_vqvae(path) / GEOMETRY_FILE).read_text(encoding="utf-8"))

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from mdaug.radar.colormap import jet
 from mdaug.radar.echo import receive
 from mdaug.radar.sensor import Sensor
 from mdaug.radar.spectrogram import remove_clutter, spectrogram
+from shards.colormap import jet
 from shards.errors import UserError
 
 if TYPE_CHECKING:

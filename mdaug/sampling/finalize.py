@@ -14,6 +14,7 @@ from PIL import Image
 from mdaug.images import grid
 from mdaug.sampling.plan import Plan
 from shards import index, provenance
+from shards.colormap import paint
 from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.provenance import write_text
@@ -22,7 +23,15 @@ from shards.writer import finished
 GRID_COLUMNS = 8
 
 
-def finalize(plan: Plan, folder: Path, *, made_from: dict[str, str], config: dict, image_shape: list[int]) -> None:
+def finalize(
+    plan: Plan,
+    folder: Path,
+    *,
+    made_from: dict[str, str],
+    config: dict,
+    image_shape: list[int],
+    colormap: str | None = None,
+) -> None:
     """Check that every sample asked for is there and intact, and write index, manifest, card and provenance.
 
     Args:
@@ -31,13 +40,14 @@ def finalize(plan: Plan, folder: Path, *, made_from: dict[str, str], config: dic
         made_from: {"pipeline": hash, "images": hash of the images it was trained on}.
         config: the resolved configuration, as plain JSON values.
         image_shape: [H, W, C].
+        colormap: name of the colour map of images of one channel, or None.
 
     Raises:
         UserError: shards are missing or damaged, with what mends it.
     """
     _check(plan, folder)
     classes = list(plan.counts)
-    content = index.write_index(folder, classes, image_shape=image_shape)
+    content = index.write_index(folder, classes, image_shape=image_shape, colormap=colormap)
     write_text(folder / "classes.json", json.dumps(classes, ensure_ascii=False) + "\n")
     write_text(folder / "manifest.csv", _manifest(plan))
     write_text(folder / "README.md", _card(plan, image_shape))
@@ -51,7 +61,7 @@ def write_grid(plan: Plan, folder: Path) -> None:
     for label, name in enumerate(plan.counts):
         first = np.flatnonzero(dataset.labels == label)[:GRID_COLUMNS]
         if len(first):
-            rows.append([dataset[i]["image"] for i in first.tolist()])
+            rows.append([paint(dataset[i]["image"], dataset.index.get("colormap")) for i in first.tolist()])
             names.append(name)
     Image.fromarray(grid(rows, names)).save(folder / "grid.png")
 

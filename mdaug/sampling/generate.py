@@ -154,6 +154,7 @@ def generate(config: GenerateConfig) -> None:
             made_from={"pipeline": made["hash"], "images": made["made_from"]["images"]},
             config=configuration.as_dict(config),
             image_shape=list(pipeline.config.image_shape),
+            colormap=pipeline.config.colormap and pipeline.config.colormap["name"],
         )
     if config.grid and not (config.output_dir / "grid.png").is_file():
         write_grid(plan, config.output_dir)

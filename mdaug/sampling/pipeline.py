@@ -39,6 +39,8 @@ class MicroDopplerPipeline(DiffusionPipeline):
         latent_std: their standard deviation, one per channel.
         latent_shape: [channels, height, width] of the latents.
         image_shape: [height, width, channels] of the images.
+        colormap: {"name", "palette"} of images of one channel, or None; the palette is 256 x RRGGBB. Pictures
+            ("pil") are painted with it, arrays and tensors hold the levels.
     """
 
     model_cpu_offload_seq = "unet->vqvae"
@@ -54,6 +56,7 @@ class MicroDopplerPipeline(DiffusionPipeline):
         latent_std: list[float] | None = None,
         latent_shape: list[int] | None = None,
         image_shape: list[int] | None = None,
+        colormap: dict[str, str] | None = None,
     ):
         super().__init__()
         if not (classes and latent_mean and latent_std and latent_shape and image_shape):
@@ -70,6 +73,7 @@ class MicroDopplerPipeline(DiffusionPipeline):
             latent_std=list(latent_std),
             latent_shape=list(latent_shape),
             image_shape=list(image_shape),
+            colormap=colormap,
         )
 
     @torch.no_grad()
@@ -136,6 +140,10 @@ class MicroDopplerPipeline(DiffusionPipeline):
             images = images.permute(0, 2, 3, 1).cpu().numpy()
         if output_type == "pil":
             images = self.numpy_to_pil(images)
+            if self.config.colormap:
+                for image in images:
+                    image.putpalette(bytes.fromhex(self.config.colormap["palette"]))
+                images = [image.convert("RGB") for image in images]
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 

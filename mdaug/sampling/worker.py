@@ -64,7 +64,7 @@ def work(plan: Plan, pipeline: Any, folder: Path, worker: int = 0, workers: int 
             encoded = []
             for batch in plan.batches(shard):
                 images = sample_images(plan, pipeline, batch)
-                encoded.append(encoders.submit(encode, plan, batch, images))
+                encoded.append(encoders.submit(encode, plan, batch, images, pipeline.config.colormap))
                 progress.update(len(batch))
             if written:
                 written.result()
@@ -91,16 +91,21 @@ def sample_images(plan: Plan, pipeline: Any, batch: np.ndarray) -> torch.Tensor:
     return images.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def encode(plan: Plan, batch: np.ndarray, images: torch.Tensor) -> list[tuple[str, dict[str, bytes]]]:
-    """Return the members of the samples of a batch: PNG, label and description."""
+def encode(
+    plan: Plan, batch: np.ndarray, images: torch.Tensor, colormap: dict[str, str] | None = None
+) -> list[tuple[str, dict[str, bytes]]]:
+    """Return the members of the samples of a batch: PNG (levels with their colour map), label and description."""
     classes = list(plan.counts)
     pixels = images.cpu().numpy()
     rows = zip(batch.tolist(), plan.labels(batch).tolist(), plan.seeds(batch).tolist(), pixels, strict=True)
-    return [(plan.key(i), _members(classes[label], label, seed, image)) for i, label, seed, image in rows]
+    return [(plan.key(i), _members(classes[label], label, seed, image, colormap)) for i, label, seed, image in rows]
 
 
-def _members(name: str, label: int, seed: int, image: np.ndarray) -> dict[str, bytes]:
+def _members(name: str, label: int, seed: int, image: np.ndarray, colormap: dict[str, str] | None) -> dict[str, bytes]:
     file = io.BytesIO()
-    Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(file, format="PNG")
+    picture = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
+    if colormap:
+        picture.putpalette(bytes.fromhex(colormap["palette"]))
+    picture.save(file, format="PNG")
     meta = {"class": name, "seed": seed, "source": "synthetic"}
     return {"png": file.getvalue(), "cls": str(label).encode(), "json": json.dumps(meta, ensure_ascii=False).encode()}

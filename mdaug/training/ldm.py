@@ -81,7 +81,7 @@ def train_ldm(config: LDMConfig) -> None:
     from mdaug.training.encode import EncodeConfig, encode_packed
     from mdaug.training.ldm_task import LDMTask
     from mdaug.training.loop import train
-    from mdaug.training.run import open_run, plan_batches
+    from mdaug.training.run import open_run, packing, plan_batches
     from shards import provenance
     from shards.errors import UserError
     from shards.pack import open_packed
@@ -98,7 +98,7 @@ def train_ldm(config: LDMConfig) -> None:
             f"latent_channels={config.latent_channels}, but the latents of {vqvae} have {geometry['latent_shape'][0]} "
             "channels; the diffusion model works on them, so the two must agree"
         )
-    packed = open_packed(config.data_dir, config.image_size, group_by=config.group_by)
+    packed = open_packed(config.data_dir, config.image_size, **packing(config))
     made_from = {
         "images": provenance.read(packed, "images")["hash"],
         "vqvae": provenance.read(vqvae, "vqvae")["hash"],

@@ -29,6 +29,7 @@ from mdaug.training.loop import Task
 from mdaug.training.run import BatchPlan
 from mdaug.training.validation import validation_batches
 from shards import provenance
+from shards.colormap import colormap
 from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.order import (
@@ -177,6 +178,7 @@ class LDMTask(Task):
 
     def pipeline(self) -> MicroDopplerPipeline:
         """Return the pipeline of the averaged weights."""
+        name = self.geometry["colormap"]
         return MicroDopplerPipeline(
             vqvae=self.vqvae,
             unet=self.ema.module,
@@ -186,6 +188,7 @@ class LDMTask(Task):
             latent_std=self.statistics["std"],
             latent_shape=self.geometry["latent_shape"],
             image_shape=self.geometry["image_shape"],
+            colormap=name and {"name": name, "palette": colormap(name).palette.tobytes().hex()},
         )
 
     def save_images(self, engine: Engine, state: TrainingState) -> None:

@@ -6,20 +6,10 @@ batches and ranks.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch.nn import functional
 
 SIGNAL_THRESHOLD = 16 / 127.5  # distance from the floor, in a channel of [-1, 1], above which a pixel is signal
-
-
-def find_floor(images: np.ndarray) -> list[int]:
-    """Return the most frequent colour, C levels 0 to 255, of uint8 images (N, H, W, C): that of "no signal"."""
-    pixels = images.reshape(-1, images.shape[-1]).astype(np.int64)
-    codes = pixels @ (256 ** np.arange(pixels.shape[1]))
-    values, counts = np.unique(codes, return_counts=True)
-    most = int(values[counts.argmax()])
-    return [most >> 8 * channel & 255 for channel in range(pixels.shape[1])]
 
 
 def floor_in_range(floor: list[int], device: torch.device) -> torch.Tensor:

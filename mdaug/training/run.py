@@ -36,6 +36,10 @@ class TrainingConfig:
     """Height and width of the images in pixels."""
     group_by: str | None = None
     """How an image folder is split when it is packed here; see `mdaug pack --help`."""
+    image_mode: Literal["auto", "rgb", "gray"] = "auto"
+    """Channels of an image folder that is packed here; gray trains on the level behind the colour map."""
+    colormap: str = "auto"
+    """Colour map of that image folder; see `mdaug pack --help`."""
     batch_size: int = 16
     """Micro batch: samples that one device holds at once."""
     gradient_accumulation_steps: int = 1
@@ -101,6 +105,11 @@ class TrainingConfig:
                     f"gradient_accumulation_steps={self.gradient_accumulation_steps} exclude each other: "
                     "accumulation follows from the global batch"
                 )
+
+
+def packing(config: TrainingConfig) -> dict[str, Any]:
+    """Return how an image folder is packed for a training: the options of `open_packed`."""
+    return {"group_by": config.group_by, "image_mode": config.image_mode, "colormap": config.colormap}
 
 
 @dataclass(frozen=True)

@@ -93,12 +93,12 @@ def train_vqvae(config: VQVAEConfig) -> None:
     distributed.init()
 
     from mdaug.training.loop import train
-    from mdaug.training.run import open_run, plan_batches
+    from mdaug.training.run import open_run, packing, plan_batches
     from mdaug.training.vqvae_task import VQVAETask
     from shards import provenance
     from shards.pack import open_packed
 
-    packed = open_packed(config.data_dir, config.image_size, group_by=config.group_by)
+    packed = open_packed(config.data_dir, config.image_size, **packing(config))
     images_hash = provenance.read(packed, "images")["hash"]
     if not open_run(config, images=images_hash):
         return

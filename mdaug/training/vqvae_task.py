@@ -24,6 +24,7 @@ from mdaug.training.loop import Task
 from mdaug.training.run import BatchPlan
 from mdaug.training.validation import validation_batches
 from mdaug.training.vqvae import VQVAEConfig
+from shards.colormap import most_frequent, paint
 from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.order import EpochOrder, PositionDataset
@@ -48,6 +49,7 @@ class VQVAETask(Task):
         if len(self.val_set) == 0:
             raise UserError(f"{packed} has no validation images; pack it again with a larger --val_fraction")
         self.image_shape: list[int] = self.train_set.index["image_shape"]
+        self.colormap: str | None = self.train_set.index.get("colormap")
         torch.manual_seed(config.seed)
         model = build_vqvae(
             image_channels=self.image_shape[2],
@@ -70,7 +72,7 @@ class VQVAETask(Task):
         if self.perceptual is not None:
             self.perceptual.to(distributed.device())
         shown = range(0, len(self.train_set), max(1, len(self.train_set) // FLOOR_IMAGES))
-        self.floor = losses.find_floor(np.stack([self.train_set[i]["image"] for i in shown]))
+        self.floor = most_frequent(np.stack([self.train_set[i]["image"] for i in shown]))
         self.adversary: Adversary | None = None
         if config.use_discriminator:
             precision = resolve_precision(config.mixed_precision, distributed.device())
@@ -159,7 +161,7 @@ class VQVAETask(Task):
 
     @torch.no_grad()
     def save_images(self, engine: Engine, state: TrainingState) -> None:
-        """Write originals above reconstructions of the first validation images to images/."""
+        """Write original, reconstruction with its PSNR, and difference of validation images to images/."""
         self.module.eval()
         count = min(PICTURES, len(self.val_set))
         chosen = [i * len(self.val_set) // count for i in range(count)]
@@ -167,7 +169,12 @@ class VQVAETask(Task):
         reconstruction = engine(images)[0]
         self.module.train()
         if distributed.is_main():
-            picture = grid([list(to_uint8(images)), list(to_uint8(reconstruction))], ["original", "decoded"])
+            psnr = 10 * torch.log10(4 / (reconstruction.float() - images).square().mean((1, 2, 3)))
+            original, copy = to_uint8(images), to_uint8(reconstruction)
+            difference = (128 + (copy.astype(np.int16) - original) // 2).astype(np.uint8)
+            painted = [[paint(image, self.colormap) for image in row] for row in (original, copy)]
+            names = ["original", f"{float(psnr.mean()):.1f} dB", "difference"]
+            picture = grid([*painted, list(difference)], names)
             folder = self.config.output_dir / "images"
             folder.mkdir(exist_ok=True)
             Image.fromarray(picture).save(folder / f"samples-{state.samples:012d}.png")
@@ -181,6 +188,7 @@ class VQVAETask(Task):
                 folder,
                 image_shape=self.image_shape,
                 floor=self.floor,
+                colormap=self.colormap,
                 made_from={"images": self.images_hash},
                 config=configuration.as_dict(self.config),
             )

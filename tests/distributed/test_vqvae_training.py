@@ -127,5 +127,5 @@ def test_saved_model_is_a_stock_vqmodel_that_reconstructs(one_rank, packed):
     records = [json.loads(line) for line in (one_rank / "metrics.jsonl").read_text().splitlines()]
     assert mse == pytest.approx(min(r["val/mse"] for r in records if "val/mse" in r), rel=1e-4)
     assert json.loads((one_rank / "best" / "geometry.json").read_text()) == {
-        "image_shape": [16, 16, 1], "latent_shape": [4, 8, 8], "floor": [0],
+        "image_shape": [16, 16, 1], "latent_shape": [4, 8, 8], "floor": [0], "colormap": None,
     }  # fmt: skip

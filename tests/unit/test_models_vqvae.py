@@ -37,8 +37,9 @@ def test_stock_model_decodes_as_the_trained_one(tmp_path):
         stock = stock_model(dict(model.config), module.state_dict())
         assert torch.allclose(stock.encode(images).latents, latents, atol=1e-6)
         assert torch.allclose(stock.decode(latents).sample, expected, atol=1e-5)
-    save_vqvae(stock, tmp_path / "best", image_shape=[12, 20, 1], floor=[3], made_from={"images": "x"}, config={})
-    assert load_geometry(tmp_path) == {"image_shape": [12, 20, 1], "latent_shape": [4, 6, 10], "floor": [3]}
+    extra = {"image_shape": [12, 20, 1], "floor": [3], "colormap": "viridis"}
+    save_vqvae(stock, tmp_path / "best", made_from={"images": "x"}, config={}, **extra)
+    assert load_geometry(tmp_path) == {**extra, "latent_shape": [4, 6, 10]}
 
 
 def test_folder_without_vqvae_is_refused(tmp_path):

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from mdaug.radar.colormap import jet
 from mdaug.radar.echo import receive
 from mdaug.radar.sensor import Sensor
 from mdaug.radar.spectrogram import remove_clutter, spectrogram, to_levels
+from shards.colormap import jet
 
 
 def tone(sensor: Sensor, velocity_m_s: float) -> np.ndarray:

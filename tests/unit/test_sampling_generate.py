@@ -296,3 +296,23 @@ def test_the_lines_of_the_card_read_the_shards(ldm, tmp_path, monkeypatch):
     read: list[tuple] = []
     exec(lines.replace("    ...", "    read.append((image.shape, label))"), {"read": read})
     assert read == [((16, 16, 3), label) for label in ShardDataset(folder).labels.tolist()]
+
+
+def test_levels_are_generated_in_the_colours_of_their_map(tmp_path):
+    from diffusers import DiffusionPipeline
+
+    from shards.colormap import paint
+
+    source = save_tiny(tmp_path / "pipeline", channels=1, colormap="jet-256")
+    folder = make(source, tmp_path / "out", num_samples=3, grid=True)
+    dataset = ShardDataset(folder)
+    assert (dataset.index["image_shape"], dataset.index["colormap"]) == ([16, 16, 1], "jet-256")
+    painted = paint(dataset[0]["image"], "jet-256")
+    data = (folder / "000000.tar").read_bytes()
+    picture = Image.open(io.BytesIO(data[data.index(b"\x89PNG") :]))
+    assert np.array_equal(np.asarray(picture.convert("RGB")), painted)
+    assert len(np.unique(np.asarray(Image.open(folder / "grid.png")).reshape(-1, 3), axis=0)) > 3
+    pipeline = DiffusionPipeline.from_pretrained(source, custom_pipeline=str(source), trust_remote_code=True)
+    image = pipeline(0, generator=torch.Generator().manual_seed(0), num_inference_steps=2).images[0]
+    levels = pipeline(0, generator=torch.Generator().manual_seed(0), num_inference_steps=2, output_type="np").images
+    assert np.array_equal(np.asarray(image), paint((levels[0] * 255).round().astype(np.uint8), "jet-256"))

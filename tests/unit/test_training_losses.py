@@ -14,12 +14,12 @@ from mdaug.training.adversary import Adversary
 from mdaug.training.losses import (
     adaptive_weight,
     doppler_distance,
-    find_floor,
     floor_in_range,
     pixel_distance,
     spectrogram_distance,
 )
 from mdaug.training.vqvae import VQVAEConfig
+from shards.colormap import most_frequent
 
 FLOOR = floor_in_range([0, 0, 131], torch.device("cpu"))
 
@@ -41,8 +41,8 @@ def adversary(**changes) -> Adversary:
 def test_floor_is_the_most_frequent_colour():
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     images[:, :3] = (0, 0, 131)
-    assert find_floor(images) == [0, 0, 131]
-    assert find_floor(np.full((1, 4, 4, 1), 7, np.uint8)) == [7]
+    assert most_frequent(images) == [0, 0, 131]
+    assert most_frequent(np.full((1, 4, 4, 1), 7, np.uint8)) == [7]
 
 
 def test_spectrogram_distance_looks_above_the_floor_alone():
