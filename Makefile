@@ -15,7 +15,7 @@ ARGS ?=
 BIN := .venv/bin
 READY := .venv/ready
 REQUIREMENTS := requirements.txt requirements-dev.txt constraints.txt pyproject.toml
-STAGES := simulate pack train-vqvae encode train-ldm generate evaluate
+STAGES := simulate pack train-vqvae reconstruct encode train-ldm generate evaluate
 BENCHMARKS := $(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/*.py))
 
 # The image folder: the user's, or the one that `make simulate` writes.
@@ -35,6 +35,7 @@ help:
 	@echo 'make simulate         labelled image folder from physics'
 	@echo 'make pack             image folder -> tar shards + index, split by group'
 	@echo 'make train-vqvae      VQ-VAE on packed images'
+	@echo 'make reconstruct      what the VQ-VAE keeps of held-out images: table, JSON, picture strip'
 	@echo 'make encode           packed images -> latent shards with their mean and std'
 	@echo 'make train-ldm        latent diffusion model'
 	@echo 'make generate         labelled synthetic tar shards'
@@ -92,6 +93,8 @@ pack: $(READY)
 	$(LAUNCH) --data_dir '$(IMAGES)' --output_dir '$(OUT)/packed' $(ARGS)
 train-vqvae: $(READY)
 	$(LAUNCH) --data_dir '$(OUT)/packed' --output_dir '$(OUT)/vqvae' $(ARGS)
+reconstruct: $(READY)
+	$(LAUNCH) --data_dir '$(OUT)/packed' --vqvae_path '$(OUT)/vqvae' $(ARGS)
 encode: $(READY)
 	$(LAUNCH) --data_dir '$(OUT)/packed' --vqvae_path '$(OUT)/vqvae' --output_dir '$(OUT)/latents' $(ARGS)
 train-ldm: $(READY)

@@ -16,6 +16,12 @@ COMMANDS = {
     "simulate": ("mdaug.radar.simulate", "SimulateConfig", "simulate", "make a labelled image folder from physics"),
     "pack": ("shards.pack", "PackConfig", "pack", "image folder -> tar shards + index, split by group"),
     "train-vqvae": ("mdaug.training.vqvae", "VQVAEConfig", "train_vqvae", "train the VQ-VAE on packed images"),
+    "reconstruct": (
+        "mdaug.evaluation.reconstruct",
+        "ReconstructConfig",
+        "reconstruct",
+        "measure the VQ-VAE on held-out images",
+    ),
     "encode": ("mdaug.training.encode", "EncodeConfig", "encode", "packed images -> latent shards + mean/std"),
     "train-ldm": ("mdaug.training.ldm", "LDMConfig", "train_ldm", "train the latent diffusion model"),
     "generate": ("mdaug.sampling.generate", "GenerateConfig", "generate", "write labelled synthetic tar shards"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +30,12 @@ def ssim(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     Windowed with a Gaussian of sigma 1.5 over 11 x 11 pixels, k1 = 0.01, k2 = 0.03, mean over windows inside the
     image and over channels: Wang et al., IEEE Trans. Image Processing 13 (2004), eq. 13-17.
     """
+    luminance, structure = ssim_parts(first, second)
+    return (luminance * structure).mean(dim=(1, 2, 3))
+
+
+def ssim_parts(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the luminance and the contrast-and-structure terms of `ssim` for every window, (n, C, H - 10, W - 10)."""
     a, b = first.double(), second.double()
     channels = a.shape[1]
     line = torch.exp(-0.5 * (torch.arange(-RADIUS, RADIUS + 1, dtype=a.dtype, device=a.device) / SIGMA) ** 2)
@@ -41,11 +49,37 @@ def ssim(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     var_a, var_b = window(a * a) - mean_a**2, window(b * b) - mean_b**2
     cov = window(a * b) - mean_a * mean_b
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    quotient = (2 * mean_a * mean_b + c1) * (2 * cov + c2)
-    return (quotient / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean(dim=(1, 2, 3))
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    return luminance, (2 * cov + c2) / (var_a + var_b + c2)
+
+
+def as_tensor(images: np.ndarray) -> torch.Tensor:
+    """Return uint8 images (n, H, W, C) as a tensor (n, C, H, W), values 0 to 255."""
+    return torch.from_numpy(np.moveaxis(images, -1, 1).copy())
 
 
 @torch.no_grad()
+def decoded(
+    vqvae: Any, image: Callable[[int], np.ndarray], count: int, batch_size: int
+) -> Iterator[tuple[range, np.ndarray, np.ndarray, torch.Tensor]]:
+    """Yield (indices, originals, reconstructions, latents) of images 0 ... count - 1.
+
+    Args:
+        vqvae: a diffusers VQModel on its device.
+        image: index -> uint8 (H, W, C).
+        count: number of images.
+        batch_size: images decoded at once.
+
+    Yields:
+        images as uint8 (B, H, W, C), latents before quantization as (B, c, h, w).
+    """
+    for start in range(0, count, batch_size):
+        places = range(start, min(start + batch_size, count))
+        originals = np.stack([image(i) for i in places])
+        latents = vqvae.encode(to_tensor(originals).to(vqvae.device)).latents
+        yield places, originals, to_uint8(vqvae.decode(latents).sample), latents
+
+
 def reconstruction(vqvae_path: Path, held_out: ImageSet, batch_size: int) -> tuple[dict, list[list[np.ndarray]]]:
     """Reconstruct the held-out images with a VQ-VAE at the size they are stored in.
 
@@ -61,12 +95,8 @@ def reconstruction(vqvae_path: Path, held_out: ImageSet, batch_size: int) -> tup
     scores = np.empty((len(held_out), 2))
     worst: dict[int, tuple[float, list[np.ndarray]]] = {}
     with Progress("reconstructions", len(held_out), "image") as progress:
-        for start in range(0, len(held_out), batch_size):
-            places = range(start, min(start + batch_size, len(held_out)))
-            originals = np.stack([held_out.original(i) for i in places])
-            decoded = vqvae.decode(vqvae.encode(to_tensor(originals).to(device)).latents).sample
-            copies = to_uint8(decoded)
-            pair = [torch.from_numpy(np.moveaxis(images, -1, 1).copy()) for images in (originals, copies)]
+        for places, originals, copies, _ in decoded(vqvae, held_out.original, len(held_out), batch_size):
+            pair = as_tensor(originals), as_tensor(copies)
             scores[places.start : places.stop] = torch.stack([psnr(*pair), ssim(*pair)], dim=1).numpy()
             for i, original, copy in zip(places, originals, copies, strict=True):
                 label, score = int(held_out.labels[i]), scores[i, 1]

@@ -1,0 +1,118 @@
+"""How alike a picture and its copy are: what every codec is judged by, and what a spectrogram is for.
+
+All take uint8 images (n, H, W, C) and return a float64 value per image, (n,).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mdaug.evaluation.reconstruction import as_tensor, psnr, ssim, ssim_parts
+from mdaug.models.perceptual import PerceptualLoss
+from shards.colormap import colormap, detect
+
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+WINDOW = 11  # pixels that the coarsest scale must have
+ABOVE_FLOOR = 16  # levels of 255 below which nothing is signal
+ENVELOPE = 0.05  # share of a column's signal beyond each envelope
+
+# measure: (unit, which value is the worst)
+MEASURES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
+    "psnr": ("dB", min),
+    "ssim": ("", min),
+    "ms_ssim": ("", min),
+    "lpips": ("", max),
+    "sharpness": ("", lambda values: max(values, key=lambda value: abs(math.log(max(value, 1e-9))))),
+    "envelope": ("bins", max),
+}
+
+
+def measure(
+    originals: np.ndarray, copies: np.ndarray, floor: list[int], lpips: PerceptualLoss | None
+) -> dict[str, np.ndarray]:
+    """Return measure -> values (n,); without LPIPS where its weights are not here.
+
+    Args:
+        originals: uint8 (n, H, W, C).
+        copies: likewise.
+        floor: the colour of "no signal", C values 0 to 255.
+        lpips: the network, or None.
+    """
+    pair = as_tensor(originals), as_tensor(copies)
+    values = {"psnr": psnr(*pair), "ssim": ssim(*pair), "ms_ssim": ms_ssim(*pair)}
+    if lpips is not None:
+        device = next(lpips.parameters()).device
+        with torch.no_grad():
+            values["lpips"] = lpips(*(image.float().to(device) / 127.5 - 1 for image in pair)).cpu()
+    figures = {name: value.double().numpy() for name, value in values.items()}
+    figures["sharpness"] = sharpness(originals, copies)
+    figures["envelope"] = envelope_error(heights(originals, floor), heights(copies, floor))
+    return figures
+
+
+def ms_ssim(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Return the multi-scale structural similarity, (n,), of image pairs (n, C, H, W) with values 0 to 255.
+
+    Wang, Simoncelli and Bovik 2003, equation 7, with negative contrast terms cut to 0. Images too small for
+    five scales get as many as leave 11 pixels, with the weights of those scaled to a sum of 1.
+    """
+    scales = min(len(MS_SSIM_WEIGHTS), int(np.log2(min(first.shape[2:]) / WINDOW)) + 1)
+    weights = np.array(MS_SSIM_WEIGHTS[:scales]) / sum(MS_SSIM_WEIGHTS[:scales])
+    first, second = first.double(), second.double()
+    result = torch.ones(len(first), dtype=torch.float64)
+    for scale, weight in enumerate(weights):
+        luminance, structure = ssim_parts(first, second)
+        term = luminance * structure if scale == scales - 1 else structure
+        result *= term.mean(dim=(1, 2, 3)).clamp_min(0) ** weight
+        first, second = F.avg_pool2d(first, 2), F.avg_pool2d(second, 2)
+    return result
+
+
+def sharpness(originals: np.ndarray, copies: np.ndarray) -> np.ndarray:
+    """Return the energy of the differences between neighbouring pixels, copy / original; below 1 is blurred."""
+
+    def energy(images: np.ndarray) -> np.ndarray:
+        pixels = images.astype(np.float64)
+        return sum(np.square(np.diff(pixels, axis=axis)).sum(axis=(1, 2, 3)) for axis in (1, 2))
+
+    return (energy(copies) + 1e-9) / (energy(originals) + 1e-9)
+
+
+def heights(images: np.ndarray, floor: list[int]) -> np.ndarray:
+    """Return the signal above the floor, float (n, H, W), in levels of 255.
+
+    Colours are inverted where the floor tells their map, else the distance from the floor's colour counts.
+    """
+    name = detect(floor) if images.shape[-1] == 3 else None
+    if name is not None:
+        above = np.stack([colormap(name).invert(image) for image in images]).astype(np.float64)
+    else:
+        above = np.abs(images.astype(np.float64) - np.array(floor)).max(axis=-1)
+    return np.maximum(above - ABOVE_FLOOR, 0)
+
+
+def envelope_error(originals: np.ndarray, copies: np.ndarray) -> np.ndarray:
+    """Return how far the Doppler envelopes move, in bins (rows), (n,), from signals (n, H, W).
+
+    The envelopes of a time column are the rows beyond which 5 % of its signal lie on either side (percentile
+    technique, van Dorp and Groen 2008). Both count, over the columns where the original has signal; a column
+    that lost all of it has its envelopes at the middle row.
+    """
+
+    def envelopes(signal: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        total = signal.sum(axis=1, keepdims=True)
+        share = np.cumsum(signal, axis=1) / np.maximum(total, 1e-9)
+        rows = [(share < level).sum(axis=1) for level in (ENVELOPE, 1 - ENVELOPE)]
+        present = total[:, 0] > 0
+        upper, lower = (np.where(present, row, signal.shape[1] // 2) for row in rows)
+        return upper, lower, present
+
+    upper, lower, present = envelopes(originals)
+    upper_copy, lower_copy, _ = envelopes(copies)
+    moved = (np.abs(upper - upper_copy) + np.abs(lower - lower_copy)) / 2
+    return (moved * present).sum(axis=1) / np.maximum(present.sum(axis=1), 1)

@@ -1,0 +1,242 @@
+"""`mdaug reconstruct`: what the VQ-VAE keeps of held-out images, beside what simpler losses of detail keep."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from PIL import Image
+
+from mdaug import config as configuration
+from shards import provenance
+from shards.errors import UserError
+
+if TYPE_CHECKING:
+    from shards.dataset import ShardDataset
+
+METRICS, TABLE, STRIP = "reconstruction.json", "reconstruction.txt", "reconstruction.png"
+FLOOR_IMAGES = 64
+
+
+@dataclass
+class ReconstructConfig:
+    """Measure a VQ-VAE on held-out images: PSNR, SSIM, MS-SSIM, LPIPS, sharpness, Doppler envelopes, codes."""
+
+    vqvae_path: Path
+    """VQ-VAE: the run folder of train-vqvae (its best/) or a diffusers folder."""
+    data_dir: Path
+    """Packed shards, or an image folder (packed into a cache); its test split is measured, else its val split."""
+    output_dir: Path | None = None
+    """Folder of JSON, table and picture strip (default: the folder `reconstruction` in vqvae_path)."""
+    split: Literal["auto", "train", "val", "test"] = "auto"
+    """Split to measure; auto: test where there is one, else val."""
+    batch_size: int = 16
+    """Images that are decoded at once."""
+    perceptual_net: Literal["vgg", "alex", "squeeze"] = "vgg"
+    """Backbone of LPIPS, which is measured where its weights are on this machine."""
+
+    ALIASES: ClassVar[dict[str, str]] = {"data": "data_dir"}
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        if self.batch_size <= 0:
+            raise ValueError(f"batch_size={self.batch_size} must be greater than 0")
+
+
+def jpeg(image: np.ndarray) -> np.ndarray:
+    """Return the image (H, W, C) after JPEG of quality 75 with halved chroma."""
+    file = io.BytesIO()
+    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(file, "JPEG", quality=75)
+    return np.asarray(Image.open(file)).reshape(image.shape)
+
+
+def smaller(image: np.ndarray, factor: int) -> np.ndarray:
+    """Return the image (H, W, C) after reduction by `factor` and enlargement to its size, both bilinear."""
+    height, width, _ = image.shape
+    picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+    reduced = picture.resize((width // factor, height // factor), Image.Resampling.BILINEAR)
+    return np.asarray(reduced.resize((width, height), Image.Resampling.BILINEAR)).reshape(image.shape)
+
+
+# What the same measures say of losses that everybody has seen.
+SCALE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "JPEG 75": jpeg,
+    "half size": lambda image: smaller(image, 2),
+    "quarter size": lambda image: smaller(image, 4),
+}
+
+
+def reconstruct(config: ReconstructConfig) -> None:
+    """Measure, print the table, and write JSON, table and picture strip."""
+    from mdaug.evaluation.pictures import save, strips
+    from mdaug.models.vqvae import find_vqvae, load_geometry
+    from shards.pack import open_packed
+
+    folder = find_vqvae(config.vqvae_path)
+    geometry = load_geometry(folder)
+    mode = {1: "gray", 3: "rgb"}[geometry["image_shape"][2]]
+    packed = open_packed(config.data_dir, geometry["image_shape"][0], image_mode=mode)
+    images, vqvae = provenance.read(packed, "images"), provenance.read(folder, "vqvae")
+    dataset = _open(packed, config.split)
+    if dataset.index["image_shape"] != geometry["image_shape"]:
+        raise UserError(
+            f"{packed} holds images of shape {dataset.index['image_shape']}, the VQ-VAE {folder} was trained on "
+            f"{geometry['image_shape']}; pack the images with that size"
+        )
+    figures, rows = _measure(folder, dataset, config)
+    figures = {
+        "split": dataset.folder.name,
+        "made_from": {"vqvae": vqvae["hash"], "images": images["hash"]},
+        "same_images_as_training": vqvae["made_from"].get("images") == images["hash"],
+        **figures,
+        "config": configuration.as_dict(config),
+    }
+    output = config.output_dir or config.vqvae_path / "reconstruction"
+    output.mkdir(parents=True, exist_ok=True)
+    table = format_table(figures)
+    print(table)
+    provenance.write_text(output / METRICS, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+    provenance.write_text(output / TABLE, table + "\n")
+    worst = [{"name": name, "ssim_worst": entry["ssim"]["worst"]} for name, entry in figures["classes"].items()]
+    save(output / STRIP, strips(rows, worst))
+    print(f"wrote {output}")
+
+
+def _open(packed: Path, split: str) -> ShardDataset:
+    from shards.dataset import ShardDataset
+
+    splits = ("test", "val") if split == "auto" else (split,)
+    for name in splits:
+        if (packed / name / "index.json").is_file():
+            dataset = ShardDataset(packed / name)
+            if len(dataset):
+                return dataset
+    raise UserError(f"{packed} has no images in {' or '.join(splits)}; pack them again, or choose another --split")
+
+
+def _measure(folder: Path, dataset: ShardDataset, config: ReconstructConfig) -> tuple[dict, list[list[np.ndarray]]]:
+    """Return the figures, and per class the worst image by SSIM as [original, reconstruction, difference]."""
+    import torch
+
+    from mdaug.evaluation.quality import measure
+    from mdaug.evaluation.reconstruction import decoded
+    from mdaug.models.perceptual import PerceptualLoss
+    from mdaug.models.quantizer import code_usage
+    from mdaug.models.vqvae import load_vqvae
+    from shards.colormap import most_frequent, paint
+    from shards.progress import Progress
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_vqvae(folder).to(device)
+    name = dataset.index.get("colormap")
+
+    def picture(image: np.ndarray) -> np.ndarray:
+        return paint(image, name)
+
+    shown = range(0, len(dataset), max(1, len(dataset) // FLOOR_IMAGES))
+    floor = most_frequent(np.stack([picture(dataset[i]["image"]) for i in shown]))
+    lpips, missing = None, None
+    try:
+        lpips = PerceptualLoss(config.perceptual_net).to(device)
+    except UserError as error:
+        missing = str(error)
+    parts: dict[str, list[dict[str, np.ndarray]]] = {row: [] for row in ("VQ-VAE", *SCALE)}
+    counts = torch.zeros(model.config.num_vq_embeddings, dtype=torch.float64, device=device)
+    latents = _Moments()
+    worst: dict[int, tuple[float, list[np.ndarray]]] = {}
+    with Progress("reconstructing", len(dataset), "image") as progress:
+        for places, originals, copies, encoded in decoded(
+            model, lambda i: dataset[i]["image"], len(dataset), config.batch_size
+        ):
+            latents.add(encoded)
+            indices = model.quantize(encoded)[2][2]
+            counts += torch.bincount(indices.flatten(), minlength=len(counts))
+            before, after = (np.stack([picture(image) for image in images]) for images in (originals, copies))
+            parts["VQ-VAE"].append(measure(before, after, floor, lpips))
+            for row, change in SCALE.items():
+                parts[row].append(measure(before, np.stack([change(image) for image in before]), floor, lpips))
+            for i, original, copy, score in zip(places, before, after, parts["VQ-VAE"][-1]["ssim"], strict=True):
+                label = int(dataset.labels[i])
+                if label not in worst or score < worst[label][0]:
+                    difference = (128 + (copy.astype(np.int16) - original) // 2).astype(np.uint8)
+                    worst[label] = (score, [original, copy, difference])
+            progress.update(len(places))
+    values = {row: {m: np.concatenate([p[m] for p in batches]) for m in batches[0]} for row, batches in parts.items()}
+    perplexity, used = code_usage(counts.cpu())
+    figures = {
+        "count": len(dataset),
+        "image_shape": dataset.index["image_shape"],
+        "floor": floor,
+        "lpips_missing": missing,
+        "rows": {row: _summary(measures) for row, measures in values.items()},
+        "classes": {
+            dataset.classes[label]: _summary({m: v[dataset.labels == label] for m, v in values["VQ-VAE"].items()})
+            for label in sorted(worst)
+        },
+        "codes": {"number": len(counts), "used": used, "perplexity": perplexity},
+        "latents": latents.as_dict(),
+    }
+    return figures, [worst[label][1] for label in sorted(worst)]
+
+
+def _summary(values: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    from mdaug.evaluation.quality import MEASURES
+
+    return {
+        name: {"mean": float(value.mean()), "worst": float(MEASURES[name][1](value.tolist()))}
+        for name, value in values.items()
+    }
+
+
+class _Moments:
+    """Per-channel mean, standard deviation and excess kurtosis of latents (B, C, h, w)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sums: Any = 0.0
+
+    def add(self, latents: Any) -> None:
+        pixels = latents.double().movedim(1, 0).flatten(1)
+        self.count += pixels.shape[1]
+        self.sums = self.sums + np.stack([(pixels**power).sum(1).cpu().numpy() for power in (1, 2, 3, 4)])
+
+    def as_dict(self) -> dict[str, list[float]]:
+        m1, m2, m3, m4 = self.sums / self.count
+        variance = np.maximum(m2 - m1**2, 1e-12)
+        fourth = m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4
+        kurtosis = fourth / variance**2 - 3
+        return {"mean": m1.tolist(), "std": np.sqrt(variance).tolist(), "excess_kurtosis": kurtosis.tolist()}
+
+
+def format_table(figures: dict) -> str:
+    """Return the figures as text: means with the worst image in brackets."""
+    from mdaug.evaluation.quality import MEASURES
+
+    rows = {**figures["rows"], **{f"  {name}": entry for name, entry in figures["classes"].items()}}
+    names = [name for name in MEASURES if name in figures["rows"]["VQ-VAE"]]
+    width = max(len(row) for row in rows) + 2
+    titles = [f"{name} [{MEASURES[name][0]}]" if MEASURES[name][0] else name for name in names]
+    lines = [" " * width + "".join(f"{title:>18s}" for title in titles)]
+    for row, entry in rows.items():
+        cells = [f"{entry[name]['mean']:.3f} ({entry[name]['worst']:.3f})" for name in names]
+        lines.append(f"{row:{width}s}" + "".join(f"{cell:>18s}" for cell in cells))
+    codes, latents = figures["codes"], figures["latents"]
+    lines.append(f"{figures['count']} images of {figures['split']}; mean (worst image)")
+    lines.append(
+        f"codes: {100 * codes['used']:.1f} % of {codes['number']} used, perplexity {codes['perplexity']:.1f}; latents: "
+        f"std {_list(latents['std'])}, excess kurtosis {_list(latents['excess_kurtosis'])}"
+    )
+    if figures["lpips_missing"]:
+        lines.append("LPIPS is not measured: its weights are not on this machine ('make weights' fetches those of vgg)")
+    if not figures["same_images_as_training"]:
+        lines.append("the VQ-VAE was trained on another packing: some of these images may have been among its own")
+    return "\n".join(lines)
+
+
+def _list(values: list[float]) -> str:
+    return " ".join(f"{value:.3f}" for value in values)
