@@ -91,7 +91,7 @@ class TrainingConfig:
             "image_size", "batch_size", "gradient_accumulation_steps", "epochs", "lr", "val_epochs", "save_epochs",
             "keep_last", "logging_steps",
         ):  # fmt: skip
-            if getattr(self, name) <= 0:
+            if getattr(self, name) != "auto" and getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
         for name in ("weight_decay", "max_grad_norm", "early_stop_patience", "num_workers", "seed"):
             if getattr(self, name) < 0:

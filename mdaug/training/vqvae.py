@@ -12,6 +12,8 @@ from mdaug.training.run import TrainingConfig
 class VQVAEConfig(TrainingConfig):
     """Train the VQ-VAE that turns spectrograms into latents and back."""
 
+    batch_size: int | Literal["auto"] = 16  # type: ignore[assignment]
+    """Micro batch: images that one device holds at once; auto: what fits into the GPU, 16 without one."""
     latent_channels: int = 4
     """Channels of a latent."""
     vq_embed_dim: int = 4
@@ -93,6 +95,7 @@ def train_vqvae(config: VQVAEConfig) -> None:
     distributed.init()
 
     from mdaug.training.loop import train
+    from mdaug.training.memory import choose_batch_size, estimate
     from mdaug.training.run import open_run, packing, plan_batches
     from mdaug.training.vqvae_task import VQVAETask
     from shards import provenance
@@ -103,4 +106,8 @@ def train_vqvae(config: VQVAEConfig) -> None:
     if not open_run(config, images=images_hash):
         return
     task = VQVAETask(config, packed, images_hash)
+    if config.batch_size == "auto":
+        config.batch_size = choose_batch_size(task, len(task.train_set))
+    if distributed.is_main():
+        print(estimate(task, config.batch_size), flush=True)
     train(task, config, plan_batches(config, len(task.train_set)))

@@ -29,7 +29,7 @@ from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.order import EpochOrder, PositionDataset
 
-START_IMAGES = 256  # images whose encoder outputs place the first codes
+START_IMAGES, START_BATCH = 256, 16  # images whose encoder outputs place the first codes, and how many go at once
 FLOOR_IMAGES = 64  # training images in which the floor is looked for
 PICTURES = 8  # pairs in a picture of reconstructions
 
@@ -89,8 +89,8 @@ class VQVAETask(Task):
         count = min(START_IMAGES, len(self.train_set))
         outputs = []
         with torch.no_grad():
-            for start in range(0, count, self.config.batch_size):
-                items = [self.dataset[p]["image"] for p in range(start, min(start + self.config.batch_size, count))]
+            for start in range(0, count, START_BATCH):
+                items = [self.dataset[p]["image"] for p in range(start, min(start + START_BATCH, count))]
                 _, latents, _, _ = engine(torch.stack(items).to(engine.device), only_encode=True)
                 outputs.append(latents.float().movedim(1, -1).flatten(0, -2))
         self.codebook.start_from(torch.cat(outputs), self.config.seed)
@@ -100,14 +100,14 @@ class VQVAETask(Task):
         images = batch["image"]
         reconstruction, _, indices, commitment = engine(images)
         if self.adversary is None:
-            distance, figures = self._distance(reconstruction, images)
+            distance, figures = self.distance(reconstruction, images)
             total = distance.mean()
         else:
-            total, figures = self.adversary.loss(reconstruction, images, self._distance)
+            total, figures = self.adversary.loss(reconstruction, images, self.distance)
         used = torch.zeros_like(self.codebook.counts).index_fill_(0, indices.flatten(), 1.0).mean()
         return total + commitment, {**figures, "commitment": commitment, "codes_in_batch": used}
 
-    def _distance(
+    def distance(
         self, reconstruction: torch.Tensor, images: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the fp32 distance per image, (B,), and the means of its terms."""
@@ -137,13 +137,13 @@ class VQVAETask(Task):
         sums = torch.zeros(4, device=engine.device, dtype=torch.float64)
         counts = torch.zeros(len(self.codebook.codes), device=engine.device, dtype=torch.float64)
         batches = validation_batches(
-            lambda i: _transform(self.val_set[i], i), len(self.val_set), self.config.batch_size
+            lambda i: _transform(self.val_set[i], i), len(self.val_set), int(self.config.batch_size)
         )
         for batch, weight in batches:
             reconstruction, _, indices, _ = engine(batch["image"])
             mse = (reconstruction.float() - batch["image"]).square().flatten(1).mean(1)
             psnr = 10 * torch.log10(4 / mse)  # the range [-1, 1] is 2 wide
-            distance, _ = self._distance(reconstruction, batch["image"])
+            distance, _ = self.distance(reconstruction, batch["image"])
             sums += torch.stack([(x * weight).sum() for x in (distance, mse, psnr, torch.ones_like(mse))]).double()
             counts += torch.bincount(indices[weight > 0].flatten(), minlength=len(counts))
         self.module.train()

@@ -46,7 +46,7 @@ def plain_torch(packed: Path, output: Path) -> list[float]:
     for step in range(8):
         images = torch.stack([task.dataset[p]["image"] for p in range(8 * step, 8 * step + 8)])
         reconstruction, _, _, commitment = task.module(images)
-        distance, _ = task._distance(reconstruction, images)
+        distance, _ = task.distance(reconstruction, images)
         loss = distance.mean() + commitment
         if 8 * step >= config.disc_start:
             adversarial = -critic(reconstruction).flatten(1).mean(1)

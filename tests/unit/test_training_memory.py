@@ -1,0 +1,108 @@
+"""What is known of memory before the first step, and the micro batch that is chosen by it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mdaug import config as configuration
+from mdaug.training.memory import candidates, choose_batch_size, estimate, first_that_fits, saved_bytes
+from mdaug.training.vqvae import VQVAEConfig
+from mdaug.training.vqvae_task import VQVAETask
+from tests.toy import toy_packed
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy_packed(tmp_path_factory.mktemp("toy") / "packed")
+
+
+def config(packed: Path, **changes) -> VQVAEConfig:
+    options = {"image_size": 16, "n_layers": 1, "base_channels": 8, "vq_num_embed": 16, "disc_channels": 8, **changes}
+    return VQVAEConfig(data_dir=packed, output_dir=packed / "run", **options)
+
+
+def task(packed: Path, **changes) -> VQVAETask:
+    return VQVAETask(config(packed, **changes), packed, "")
+
+
+def test_saved_bytes_of_a_known_graph():
+    weight = torch.nn.Parameter(torch.ones(50, 30))
+    x = torch.ones(10, 50)
+    total, largest = saved_bytes(lambda: (x @ weight).relu())  # keeps x for the weight, and the output of the relu
+    assert (total, largest) == (10 * 50 * 4 + 10 * 30 * 4, 10 * 50 * 4)
+    assert saved_bytes(lambda: x + 1) == (0, 0)
+
+
+def test_estimate_is_what_autograd_keeps_and_grows_with_the_batch(packed):
+    vqvae = task(packed)
+    one, four, eight = (estimate(vqvae, batch) for batch in (1, 4, 8))
+    assert four.activations - one.activations == pytest.approx((eight.activations - four.activations) * 3 / 4)
+    parameters = sum(p.numel() for p in vqvae.module.parameters())
+    assert one.model == 16 * parameters
+    images = torch.zeros(8, 1, 16, 16)
+    kept, _ = saved_bytes(lambda: vqvae.module.eval()(images))
+    assert kept < eight.activations < 2 * kept
+    with_critic = estimate(task(packed, use_discriminator=True), 1)
+    critic = sum(p.numel() for p in task(packed, use_discriminator=True).adversary.network.parameters())
+    assert with_critic.model == 16 * (parameters + critic)
+    assert not vqvae.codebook._seen  # the forward passes leave no trace
+
+
+def test_zero_stages_divide_the_model_over_the_ranks(packed, monkeypatch):
+    whole = estimate(task(packed), 1).model
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    shares = [estimate(task(packed, zero_stage=stage), 1).model / whole for stage in range(4)]
+    assert shares == pytest.approx([1, (8 + 8 / 4) / 16, (4 + 12 / 4) / 16, 1 / 4], rel=1e-3)
+
+
+def test_candidates_divide_the_global_batch(packed, monkeypatch):
+    assert candidates(config(packed), 64, 16) == [16, 8, 4, 2, 1]
+    assert candidates(config(packed), 10, 16) == [8, 4, 2, 1]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert candidates(config(packed, global_batch_size=24), 1000, 10) == [6, 4, 3, 2, 1]
+
+
+def test_the_first_size_that_fits_is_taken():
+    tried = []
+
+    def attempt(size: int) -> None:
+        tried.append(size)
+        if size > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    assert first_that_fits([12, 6, 3, 1], attempt) == 3
+    assert tried == [12, 6, 3]
+    with pytest.raises(RuntimeError, match="No executable batch size"):
+        first_that_fits([12, 6], attempt)
+
+
+def test_auto_is_a_batch_size_of_the_command_line(packed):
+    argv = ["--data_dir", str(packed), "--output_dir", "o", "--batch_size", "auto"]
+    assert configuration.parse(VQVAEConfig, argv, "x").batch_size == "auto"
+    assert choose_batch_size(task(packed, batch_size="auto"), 64) == 16
+    with pytest.raises(ValueError, match="batch_size=0"):
+        config(packed, batch_size=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="measures the memory of a GPU")
+def test_estimate_is_within_a_fifth_of_what_the_gpu_shows(tmp_path):
+    packed = toy_packed(tmp_path / "packed", size=128)
+    vqvae = task(packed, image_size=128, n_layers=2, base_channels=32, mixed_precision="no")
+    expected = estimate(vqvae, 16)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    optimizer = torch.optim.AdamW(vqvae.module.parameters())
+    images = torch.rand(16, 1, 128, 128, device="cuda")
+    for _ in range(3):
+        reconstruction, _, _, commitment = vqvae.module(images)
+        (vqvae.distance(reconstruction, images)[0].mean() + commitment).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    weights = sum(p.nbytes for p in vqvae.module.parameters())
+    shown = torch.cuda.max_memory_allocated() - held + weights
+    assert expected.model + expected.activations == pytest.approx(shown, rel=0.2)
