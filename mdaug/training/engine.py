@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mdaug.training import distributed
+from mdaug.training import distributed, elastic
 from mdaug.training.run import BatchPlan, TrainingConfig
 from shards.errors import UserError
 
@@ -60,13 +60,24 @@ def _autocast(settings: dict[str, Any]) -> str | None:
     return section.get("dtype") if section.get("enabled") else None
 
 
+def zero_stage(settings: dict[str, Any]) -> int:
+    """Return the ZeRO stage of a DeepSpeed configuration."""
+    return settings.get("zero_optimization", {}).get("stage", 0)
+
+
 class Engine:
     """A network under DeepSpeed: forward, backward over micro batches, one optimizer step, save and load.
 
     Every rank must make the same calls: under ZeRO each of them may be a collective.
+
+    Args:
+        module: the network; it is moved to this rank's device.
+        config: learning rate, betas and weight decay of AdamW.
+        settings: DeepSpeed configuration without "auto".
+        universal: `load` will read a checkpoint of another number of ranks or another ZeRO stage.
     """
 
-    def __init__(self, module: nn.Module, config: TrainingConfig, settings: dict[str, Any]):
+    def __init__(self, module: nn.Module, config: TrainingConfig, settings: dict[str, Any], universal: bool = False):
         deepspeed = distributed.import_deepspeed()
         device = distributed.device()
         module.to(device)
@@ -78,7 +89,10 @@ class Engine:
             weight_decay=config.weight_decay,
             fused=device.type == "cuda",
         )
-        self.stage: int = settings.get("zero_optimization", {}).get("stage", 0)
+        self.stage = zero_stage(settings)
+        self.universal = universal
+        if universal and self.stage > 0:
+            settings = {**settings, "checkpoint": {"load_universal": True}}
         self.deepspeed, _, _, _ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=settings, dist_init_required=False
         )
@@ -132,7 +146,14 @@ class Engine:
         self.deepspeed.save_checkpoint(str(folder), tag="engine", save_latest=False)
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote; raises UserError if DeepSpeed finds nothing there."""
-        path, _ = self.deepspeed.load_checkpoint(str(folder), tag="engine")
+        """Read what `save` wrote; an engine built with `universal` may have other ranks or another stage.
+
+        Raises UserError if DeepSpeed finds nothing there.
+        """
+        tag = elastic.convert(folder).name if self.universal else "engine"
+        if self.universal and self.stage == 0:
+            elastic.load_at_stage_0(folder / tag, self.module, self.deepspeed.optimizer)
+            return
+        path, _ = self.deepspeed.load_checkpoint(str(folder), tag=tag)
         if path is None:
             raise UserError(f"{folder} holds no DeepSpeed state; delete that folder to resume from the one before")

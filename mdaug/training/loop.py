@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mdaug.training import checkpoint, distributed
 from mdaug.training.checkpoint import TrainingState
-from mdaug.training.engine import Engine, deepspeed_config, resolve_precision
+from mdaug.training.engine import Engine, deepspeed_config, resolve_precision, zero_stage
 from mdaug.training.metrics import Metrics
 from mdaug.training.preemption import StopFlag, ignore_in_worker
 from mdaug.training.run import BatchPlan, TrainingConfig, finish_run
@@ -83,10 +83,12 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan) -> None:
     """
     device = distributed.device()
     precision = resolve_precision(config.mixed_precision, device)
-    engine = Engine(task.module, config, deepspeed_config(config, plan, precision))
+    settings = deepspeed_config(config, plan, precision)
     state = TrainingState(global_batch=plan.global_batch)
     folder = config.output_dir / "checkpoints"
     resume_from = checkpoint.latest(folder)
+    elastic = checkpoint.needs_conversion(resume_from, zero_stage(settings))
+    engine = Engine(task.module, config, settings, universal=elastic)
     distributed.barrier()
     checkpoint.prune(folder, config.keep_last)
     metrics = Metrics(config, plan, task.flops_per_sample)

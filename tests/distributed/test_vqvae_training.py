@@ -95,6 +95,23 @@ def test_interrupted_run_ends_with_the_same_bytes(packed, one_rank, tmp_path, ra
         assert (value == expected[name]).all(), name
 
 
+def train_stage_until(packed: Path, output: Path, stage: int, step: int) -> None:
+    train(packed, output, stop_after=step, zero_stage=stage)
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),  # (ranks, ZeRO stage)
+    [((1, 0), (2, 2)), ((1, 0), (2, 3)), ((2, 2), (1, 0)), ((2, 3), (1, 0)), ((2, 2), (4, 2)), ((2, 3), (1, 2)),
+     ((2, 1), (1, 3)), ((4, 0), (1, 0))],
+)  # fmt: skip
+def test_run_moves_to_other_ranks_and_zero_stages(packed, one_rank, tmp_path, first, then):
+    output = tmp_path / "run"
+    run_ranks(first[0], train_stage_until, packed, output, first[1], 9)
+    run_ranks(then[0], train_stage, packed, output, then[1])
+    assert len(losses(output)) == 3 * STEPS_PER_EPOCH
+    assert losses(output) == pytest.approx(losses(one_rank), rel=1e-4)
+
+
 def test_checkpoint_without_marker_is_never_chosen(packed, one_rank, tmp_path):
     output = tmp_path / "run"
     run_ranks(1, train_until, packed, output, 5)
