@@ -87,7 +87,7 @@ class Engine:
             lr=config.lr,
             betas=config.adam_betas,
             weight_decay=config.weight_decay,
-            fused=device.type == "cuda",
+            fused=True,
         )
         self.stage = zero_stage(settings)
         self.universal = universal
@@ -99,6 +99,9 @@ class Engine:
         self.module = module
         self.device = device
         self.grad_norm: torch.Tensor | None = None
+        # Steps left out because their gradient was not finite; on the device, so that no step waits for them.
+        self.skipped = torch.zeros((), device=device)
+        self.skipped_in_a_row = torch.zeros((), device=device)
 
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
         """Run the network; ZeRO-3 parameters exist only inside this call."""
@@ -109,16 +112,31 @@ class Engine:
         self.deepspeed.backward(loss)
 
     def step(self, lr: float) -> None:
-        """Close a micro batch; at the last one of an optimizer step, apply it with learning rate `lr`."""
+        """Close a micro batch; at the last one of an optimizer step, apply it with learning rate `lr`.
+
+        A step whose gradient is not finite on any rank is left out on all of them, and counted.
+        """
         boundary = self.deepspeed.is_gradient_accumulation_boundary()
-        if boundary:
-            for group in self.deepspeed.optimizer.param_groups:
-                group["lr"] = lr
-            if self.stage == 0:  # DeepSpeed reports no norm here
-                self.grad_norm = self._norm_of_gradients()
-        self.deepspeed.step()
-        if boundary and self.stage > 0:
+        if not boundary:
+            self.deepspeed.step()
+            return
+        optimizer = self.deepspeed.optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        if self.stage == 0:
+            # DeepSpeed neither reports the norm nor guards the step here. The gradients are reduced already,
+            # so all ranks see the same; a fused optimizer leaves the step out by itself where found_inf is 1.
+            self.grad_norm = self._norm_of_gradients()
+            skipped = (~self.grad_norm.isfinite()).float()
+            if self.deepspeed.torch_autocast_z0_gradscaler is None:
+                optimizer.found_inf, optimizer.grad_scale = skipped, None
+            self.deepspeed.step()
+        else:
+            self.deepspeed.step()
             self.grad_norm = torch.as_tensor(self.deepspeed.get_global_grad_norm(), device=self.device)
+            skipped = torch.tensor(float(not self.deepspeed.was_step_applied()), device=self.device)
+        self.skipped += skipped
+        self.skipped_in_a_row = (self.skipped_in_a_row + 1) * skipped
 
     def _norm_of_gradients(self) -> torch.Tensor:
         norm = nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])

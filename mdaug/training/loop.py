@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -79,7 +78,7 @@ class Task(ABC):
 def train(task: Task, config: TrainingConfig, plan: BatchPlan) -> None:
     """Train until the epochs are done, validation stops improving, or a signal asks to stop.
 
-    Raises UserError when the loss is no longer finite; the last good checkpoint stays.
+    Raises UserError when gradients stay not finite; the last good checkpoint is named and stays.
     """
     device = distributed.device()
     precision = resolve_precision(config.mixed_precision, device)
@@ -142,11 +141,12 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan) -> None:
         validate = last or any(epoch % config.val_epochs == 0 for epoch in ended)
         save = last or stopping or any(epoch % config.save_epochs == 0 for epoch in ended)
         if validate or save or state.step % config.logging_steps == 0:
-            losses = metrics.report(state.step, lr, engine.grad_norm)
-            if not math.isfinite(losses["loss"]):
+            metrics.report(state.step, lr, engine.grad_norm, float(engine.skipped))
+            if int(engine.skipped_in_a_row) >= config.max_skipped_steps:
                 raise UserError(
-                    f"the loss is not finite at step {state.step}; the last good checkpoint is "
-                    f"{checkpoint.latest(folder) or 'none'}; try a lower --lr or --mixed_precision no"
+                    f"the gradient was not finite in the last {int(engine.skipped_in_a_row)} steps (now at step "
+                    f"{state.step}); the last good checkpoint is {checkpoint.latest(folder) or 'none'}; "
+                    "try a lower --lr or --mixed_precision no"
                 )
         pausing = time.perf_counter()
         stale = False

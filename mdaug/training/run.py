@@ -19,8 +19,8 @@ CONFIG_FILE, FINISHED_FILE = "config.yaml", "FINISHED"
 # Fields that may differ when a run is resumed: they change where and how fast it computes, not what.
 OPERATIONAL = {
     "data_dir", "output_dir", "batch_size", "gradient_accumulation_steps", "mixed_precision", "zero_stage",
-    "deepspeed_config", "num_workers", "logging_steps", "save_epochs", "keep_last", "save_images", "use_wandb",
-    "wandb_project", "vqvae_path", "latents_dir", "eval_steps", "num_inference_steps", "scheduler_type",
+    "deepspeed_config", "num_workers", "logging_steps", "save_epochs", "keep_last", "max_skipped_steps", "save_images",
+    "use_wandb", "wandb_project", "vqvae_path", "latents_dir", "eval_steps", "num_inference_steps", "scheduler_type",
 }  # fmt: skip
 
 
@@ -52,6 +52,8 @@ class TrainingConfig:
     """Decay rates of AdamW's two moments."""
     max_grad_norm: float = 1.0
     """Gradient norm above which gradients are scaled down; 0 switches clipping off."""
+    max_skipped_steps: int = 20
+    """Steps in a row whose gradient is not finite (they are left out and counted) after which the run stops."""
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
     """auto: bf16 on GPUs that have it, fp16 on older ones, no (fp32) on CPU."""
     zero_stage: Literal[0, 1, 2, 3] = 0
@@ -85,7 +87,7 @@ class TrainingConfig:
         """Refuse values that cannot work; raises ValueError naming field, value and what is accepted."""
         for name in (
             "image_size", "batch_size", "gradient_accumulation_steps", "epochs", "lr", "val_epochs", "save_epochs",
-            "keep_last", "logging_steps",
+            "keep_last", "logging_steps", "max_skipped_steps",
         ):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")

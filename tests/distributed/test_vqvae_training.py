@@ -8,6 +8,7 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
@@ -110,6 +111,45 @@ def test_run_moves_to_other_ranks_and_zero_stages(packed, one_rank, tmp_path, fi
     run_ranks(then[0], train_stage, packed, output, then[1])
     assert len(losses(output)) == 3 * STEPS_PER_EPOCH
     assert losses(output) == pytest.approx(losses(one_rank), rel=1e-4)
+
+
+def train_with_bad_steps(packed: Path, output: Path, stage: int, bad: tuple[int, ...]) -> str:
+    """Train with a loss that is not a number in some steps, on the last rank alone; return the error, if any."""
+    from mdaug.training import distributed
+    from mdaug.training.vqvae_task import VQVAETask
+    from shards.errors import UserError
+
+    calls, loss = iter(range(10**6)), VQVAETask.loss
+
+    def spoiled(task, engine, batch):
+        value, figures = loss(task, engine, batch)
+        step = next(calls) // (8 // (2 * distributed.world_size()))
+        if step in bad and distributed.rank() == distributed.world_size() - 1:
+            value = value * float("nan")
+        return value, figures
+
+    VQVAETask.loss = spoiled
+    try:
+        train(packed, output, zero_stage=stage, max_skipped_steps=4)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_step_that_is_not_finite_on_one_rank_is_left_out_on_all(packed, tmp_path, stage):
+    errors = run_ranks(2, train_with_bad_steps, packed, tmp_path / "run", stage, (3, 7, 8))
+    assert errors == ["", ""]
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["skipped_steps"] for r in records if "loss" in r] == [0] * 3 + [1] * 4 + [2] + [3] * 16
+    assert all(np.isfinite(value).all() for value in weights(tmp_path / "run").values())
+    assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
+
+
+def test_run_that_stays_not_finite_stops_and_names_the_last_good_checkpoint(packed, tmp_path):
+    errors = run_ranks(2, train_with_bad_steps, packed, tmp_path / "run", 0, tuple(range(10, 24)))
+    assert all("not finite in the last 4 steps" in error and "checkpoint" in error for error in errors)
+    assert not (tmp_path / "run" / "FINISHED").exists()
 
 
 def test_checkpoint_without_marker_is_never_chosen(packed, one_rank, tmp_path):
