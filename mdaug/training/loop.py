@@ -106,7 +106,7 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan) -> None:
     metrics.resume(state.step)
     stop = StopFlag()
     stopping = False
-    reason = "all epochs done"
+    reason = "trained to the end"
     saved_step = state.step
 
     def save_checkpoint() -> None:
@@ -127,7 +127,6 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan) -> None:
             engine.backward(loss)
             engine.step(lr)
             metrics.add({"loss": loss, **figures})
-        epochs_before = plan.epochs_completed(state.step)
         state.step += 1
         state.samples += plan.global_batch
         task.after_step(engine, state)
@@ -135,11 +134,9 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan) -> None:
 
         # What is due now? Everything below is a collective: all ranks come to the same answers.
         last = state.step == plan.steps
-        epochs = plan.epochs_completed(state.step)
-        ended = range(epochs_before + 1, epochs + 1)
         stopping = stop.agreed(state.step, device)
-        validate = last or any(epoch % config.val_epochs == 0 for epoch in ended)
-        save = last or stopping or any(epoch % config.save_epochs == 0 for epoch in ended)
+        validate = last or plan.due(plan.val_every, state.step)
+        save = last or stopping or plan.due(plan.save_every, state.step)
         if validate or save or state.step % config.logging_steps == 0:
             metrics.report(state.step, lr, engine.grad_norm, float(engine.skipped))
             if int(engine.skipped_in_a_row) >= config.max_skipped_steps:

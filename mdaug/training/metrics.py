@@ -83,7 +83,7 @@ class Metrics:
         record: dict[str, Any] = {
             "step": step,
             "samples": step * self.plan.global_batch,
-            "epoch": round(self.plan.epoch_at(step), 3),
+            "epoch": round(step * self.plan.global_batch / self.plan.num_samples, 3),
             **losses,
             "lr": lr,
             "grad_norm": float(grad_norm) if grad_norm is not None else None,
