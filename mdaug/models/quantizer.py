@@ -75,6 +75,7 @@ class Codebook(nn.Module):
         from scipy.cluster.vq import kmeans2
 
         data = vectors.double().cpu().numpy()
+        data = np.tile(data, (-(-2 * len(self.codes) // len(data)), 1))  # tiny sets: more codes than vectors
         # Many pixels are exactly the floor; a little noise keeps equal vectors from making empty clusters.
         rng = random_at(seed, STREAM_CODEBOOK, 0)
         data = data + 1e-4 * data.std() * rng.standard_normal(data.shape)

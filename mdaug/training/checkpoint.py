@@ -89,7 +89,7 @@ def load(path: Path, engine: Engine, state: TrainingState) -> dict[str, torch.Te
     if record["global_batch"] != state.global_batch:
         raise UserError(
             f"{path} was trained with a global batch of {record['global_batch']}, this run has {state.global_batch}; "
-            f"add --global_batch_size {record['global_batch']}"
+            f"add --global_batch_size {record['global_batch']} --gradient_accumulation_steps 1"
         )
     engine.load(path)
     for name in vars(state):
