@@ -88,6 +88,7 @@ class Codebook(nn.Module):
         from scipy.cluster.vq import kmeans2
 
         data = vectors.double().cpu().numpy()
+        data = np.tile(data, (-(-2 * len(self.codes) // len(data)), 1))  # tiny sets: more codes than vectors
         # Many pixels are exactly the floor; a little noise keeps equal vectors from making empty clusters.
         rng = random_at(seed, STREAM_CODEBOOK, 0)
         data = data + 1e-4 * data.std() * rng.standard_normal(data.shape)
@@ -108,6 +109,8 @@ class Codebook(nn.Module):
         counts = torch.bincount(indices, minlength=len(self.codes)).to(self.counts)
         sums = torch.zeros_like(self.sums).index_add_(0, indices, vectors)
         both = sum_over_ranks(torch.cat([counts[:, None], sums], dim=1))
+        # A step that is not finite leaves the codes as they are, as it leaves the weights.
+        both = torch.where(both.isfinite().all(), both, torch.cat([self.counts[:, None], self.sums], dim=1))
         self.counts.lerp_(both[:, 0], 1 - self.decay)
         self.sums.lerp_(both[:, 1:], 1 - self.decay)
         self.codes.copy_(self.sums / self.counts.clamp_min(1e-5)[:, None])

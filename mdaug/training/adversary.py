@@ -111,6 +111,7 @@ class Adversary:
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
         flat = distributed.sum_over_ranks(torch.cat([gradient.flatten() for gradient in gradients]))
         flat /= self._micro_batches * distributed.world_size()
+        flat = torch.where(flat.isfinite().all(), flat, 0.0)  # nothing is learnt from a step that is not finite
         for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
         self.optimizer.step()

@@ -72,26 +72,28 @@ def latest(folder: Path) -> Path | None:
     return max(complete, key=lambda path: path.name, default=None)
 
 
+def needs_conversion(path: Path | None, stage: int) -> bool:
+    """Return whether a checkpoint was written by another number of ranks or under another ZeRO stage."""
+    if path is None:
+        return False
+    record = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+    return record["zero_stage"] != stage or (stage > 0 and record["ranks"] != distributed.world_size())
+
+
 def load(path: Path, engine: Engine, state: TrainingState) -> dict[str, torch.Tensor]:
     """Restore engine and state from a complete checkpoint; return the task's extra tensors (on the CPU).
 
-    Raises UserError where ranks, ZeRO stage or global batch differ from those that saved it.
+    Raises UserError where the global batch differs: the samples of a step would no longer be the same.
     """
     record = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-    ranks, stage = record.pop("ranks"), record.pop("zero_stage")
     if record["global_batch"] != state.global_batch:
         raise UserError(
             f"{path} was trained with a global batch of {record['global_batch']}, this run has {state.global_batch}; "
-            f"add --global_batch_size {record['global_batch']}"
-        )
-    if stage != engine.stage or (stage > 0 and ranks != distributed.world_size()):
-        raise UserError(
-            f"{path} was written by {ranks} rank(s) with ZeRO stage {stage}, this run has "
-            f"{distributed.world_size()} rank(s) with stage {engine.stage}; resume with the former"
+            f"add --global_batch_size {record['global_batch']} --gradient_accumulation_steps 1"
         )
     engine.load(path)
-    for name, value in record.items():
-        setattr(state, name, value)
+    for name in vars(state):
+        setattr(state, name, record[name])
     return load_file(path / EXTRA_FILE)
 
 

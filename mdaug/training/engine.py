@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mdaug.training import distributed
+from mdaug.training import distributed, elastic
 from mdaug.training.run import BatchPlan, TrainingConfig
 from shards.errors import UserError
 
@@ -60,13 +60,24 @@ def _autocast(settings: dict[str, Any]) -> str | None:
     return section.get("dtype") if section.get("enabled") else None
 
 
+def zero_stage(settings: dict[str, Any]) -> int:
+    """Return the ZeRO stage of a DeepSpeed configuration."""
+    return settings.get("zero_optimization", {}).get("stage", 0)
+
+
 class Engine:
     """A network under DeepSpeed: forward, backward over micro batches, one optimizer step, save and load.
 
     Every rank must make the same calls: under ZeRO each of them may be a collective.
+
+    Args:
+        module: the network; it is moved to this rank's device.
+        config: learning rate, betas and weight decay of AdamW.
+        settings: DeepSpeed configuration without "auto".
+        universal: `load` will read a checkpoint of another number of ranks or another ZeRO stage.
     """
 
-    def __init__(self, module: nn.Module, config: TrainingConfig, settings: dict[str, Any]):
+    def __init__(self, module: nn.Module, config: TrainingConfig, settings: dict[str, Any], universal: bool = False):
         deepspeed = distributed.import_deepspeed()
         device = distributed.device()
         module.to(device)
@@ -76,15 +87,21 @@ class Engine:
             lr=config.lr,
             betas=config.adam_betas,
             weight_decay=config.weight_decay,
-            fused=device.type == "cuda",
+            fused=True,
         )
-        self.stage: int = settings.get("zero_optimization", {}).get("stage", 0)
+        self.stage = zero_stage(settings)
+        self.universal = universal
+        if universal and self.stage > 0:
+            settings = {**settings, "checkpoint": {"load_universal": True}}
         self.deepspeed, _, _, _ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=settings, dist_init_required=False
         )
         self.module = module
         self.device = device
         self.grad_norm: torch.Tensor | None = None
+        # Steps left out because their gradient was not finite; on the device, so that no step waits for them.
+        self.skipped = torch.zeros((), device=device)
+        self.skipped_in_a_row = torch.zeros((), device=device)
 
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
         """Run the network; ZeRO-3 parameters exist only inside this call."""
@@ -95,16 +112,31 @@ class Engine:
         self.deepspeed.backward(loss)
 
     def step(self, lr: float) -> None:
-        """Close a micro batch; at the last one of an optimizer step, apply it with learning rate `lr`."""
+        """Close a micro batch; at the last one of an optimizer step, apply it with learning rate `lr`.
+
+        A step whose gradient is not finite on any rank is left out on all of them, and counted.
+        """
         boundary = self.deepspeed.is_gradient_accumulation_boundary()
-        if boundary:
-            for group in self.deepspeed.optimizer.param_groups:
-                group["lr"] = lr
-            if self.stage == 0:  # DeepSpeed reports no norm here
-                self.grad_norm = self._norm_of_gradients()
-        self.deepspeed.step()
-        if boundary and self.stage > 0:
+        if not boundary:
+            self.deepspeed.step()
+            return
+        optimizer = self.deepspeed.optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        if self.stage == 0:
+            # DeepSpeed neither reports the norm nor guards the step here. The gradients are reduced already,
+            # so all ranks see the same; a fused optimizer leaves the step out by itself where found_inf is 1.
+            self.grad_norm = self._norm_of_gradients()
+            skipped = (~self.grad_norm.isfinite()).float()
+            if self.deepspeed.torch_autocast_z0_gradscaler is None:
+                optimizer.found_inf, optimizer.grad_scale = skipped, None
+            self.deepspeed.step()
+        else:
+            self.deepspeed.step()
             self.grad_norm = torch.as_tensor(self.deepspeed.get_global_grad_norm(), device=self.device)
+            skipped = torch.tensor(float(not self.deepspeed.was_step_applied()), device=self.device)
+        self.skipped += skipped
+        self.skipped_in_a_row = (self.skipped_in_a_row + 1) * skipped
 
     def _norm_of_gradients(self) -> torch.Tensor:
         norm = nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
@@ -132,7 +164,14 @@ class Engine:
         self.deepspeed.save_checkpoint(str(folder), tag="engine", save_latest=False)
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote; raises UserError if DeepSpeed finds nothing there."""
-        path, _ = self.deepspeed.load_checkpoint(str(folder), tag="engine")
+        """Read what `save` wrote; an engine built with `universal` may have other ranks or another stage.
+
+        Raises UserError if DeepSpeed finds nothing there.
+        """
+        tag = elastic.convert(folder).name if self.universal else "engine"
+        if self.universal and self.stage == 0:
+            elastic.load_at_stage_0(folder / tag, self.module, self.deepspeed.optimizer)
+            return
+        path, _ = self.deepspeed.load_checkpoint(str(folder), tag=tag)
         if path is None:
             raise UserError(f"{folder} holds no DeepSpeed state; delete that folder to resume from the one before")

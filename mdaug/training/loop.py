@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mdaug.training import checkpoint, distributed
 from mdaug.training.checkpoint import TrainingState
-from mdaug.training.engine import Engine, deepspeed_config, resolve_precision
+from mdaug.training.engine import Engine, deepspeed_config, resolve_precision, zero_stage
 from mdaug.training.metrics import Metrics
 from mdaug.training.preemption import StopFlag, ignore_in_worker
 from mdaug.training.run import BatchPlan, TrainingConfig, finish_run
@@ -79,14 +78,16 @@ class Task(ABC):
 def train(task: Task, config: TrainingConfig, plan: BatchPlan) -> None:
     """Train until the epochs are done, validation stops improving, or a signal asks to stop.
 
-    Raises UserError when the loss is no longer finite; the last good checkpoint stays.
+    Raises UserError when gradients stay not finite; the last good checkpoint is named and stays.
     """
     device = distributed.device()
     precision = resolve_precision(config.mixed_precision, device)
-    engine = Engine(task.module, config, deepspeed_config(config, plan, precision))
+    settings = deepspeed_config(config, plan, precision)
     state = TrainingState(global_batch=plan.global_batch)
     folder = config.output_dir / "checkpoints"
     resume_from = checkpoint.latest(folder)
+    elastic = checkpoint.needs_conversion(resume_from, zero_stage(settings))
+    engine = Engine(task.module, config, settings, universal=elastic)
     distributed.barrier()
     checkpoint.prune(folder, config.keep_last)
     metrics = Metrics(config, plan, task.flops_per_sample)
@@ -105,7 +106,7 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan) -> None:
     metrics.resume(state.step)
     stop = StopFlag()
     stopping = False
-    reason = "all epochs done"
+    reason = "trained to the end"
     saved_step = state.step
 
     def save_checkpoint() -> None:
@@ -126,7 +127,6 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan) -> None:
             engine.backward(loss)
             engine.step(lr)
             metrics.add({"loss": loss, **figures})
-        epochs_before = plan.epochs_completed(state.step)
         state.step += 1
         state.samples += plan.global_batch
         task.after_step(engine, state)
@@ -134,17 +134,16 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan) -> None:
 
         # What is due now? Everything below is a collective: all ranks come to the same answers.
         last = state.step == plan.steps
-        epochs = plan.epochs_completed(state.step)
-        ended = range(epochs_before + 1, epochs + 1)
         stopping = stop.agreed(state.step, device)
-        validate = last or any(epoch % config.val_epochs == 0 for epoch in ended)
-        save = last or stopping or any(epoch % config.save_epochs == 0 for epoch in ended)
+        validate = last or plan.due(plan.val_every, state.step)
+        save = last or stopping or plan.due(plan.save_every, state.step)
         if validate or save or state.step % config.logging_steps == 0:
-            losses = metrics.report(state.step, lr, engine.grad_norm)
-            if not math.isfinite(losses["loss"]):
+            metrics.report(state.step, lr, engine.grad_norm, float(engine.skipped))
+            if int(engine.skipped_in_a_row) >= config.max_skipped_steps:
                 raise UserError(
-                    f"the loss is not finite at step {state.step}; the last good checkpoint is "
-                    f"{checkpoint.latest(folder) or 'none'}; try a lower --lr or --mixed_precision no"
+                    f"the gradient was not finite in the last {int(engine.skipped_in_a_row)} steps (now at step "
+                    f"{state.step}); the last good checkpoint is {checkpoint.latest(folder) or 'none'}; "
+                    "try a lower --lr or --mixed_precision no"
                 )
         pausing = time.perf_counter()
         stale = False

@@ -27,8 +27,7 @@ class Metrics:
     def __init__(self, config: TrainingConfig, plan: BatchPlan, flops_per_sample: float | None):
         self.config, self.plan, self.flops_per_sample = config, plan, flops_per_sample
         self.device = distributed.device()
-        self._sums: dict[str, torch.Tensor] = {}
-        self._count = 0
+        self._sums: dict[str, torch.Tensor] = {}  # name -> (sum, count) of the finite values
         self._data_wait = 0.0
         self._steps = 0
         self._paused = 0.0
@@ -58,11 +57,12 @@ class Metrics:
         self._paused += seconds
 
     def add(self, values: dict[str, torch.Tensor]) -> None:
-        """Add one micro batch's mean values (detached scalars on the device)."""
+        """Add one micro batch's mean values (detached scalars on the device); those not finite are left out."""
         for name, value in values.items():
-            total = self._sums.get(name)
-            self._sums[name] = value.detach().float() if total is None else total + value.detach().float()
-        self._count += 1
+            value = value.detach().float()
+            finite = value.isfinite()
+            pair = torch.stack([torch.where(finite, value, 0), finite.float()])
+            self._sums[name] = pair if name not in self._sums else self._sums[name] + pair
 
     def step_done(self) -> None:
         """Count one optimizer step."""
@@ -70,11 +70,11 @@ class Metrics:
         if self._bar is not None:
             self._bar.update()
 
-    def report(self, step: int, lr: float, grad_norm: torch.Tensor | None) -> dict[str, float]:
-        """Write the line of the steps since the last report; every rank calls it. Returns the mean losses."""
+    def report(self, step: int, lr: float, grad_norm: torch.Tensor | None, skipped: float) -> None:
+        """Write the line of the steps since the last report; every rank calls it."""
         names = sorted(self._sums)
         sums = distributed.sum_over_ranks(torch.stack([self._sums[name] for name in names]))
-        losses = dict(zip(names, (sums / (self._count * distributed.world_size())).tolist(), strict=True))
+        losses = dict(zip(names, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
         elapsed = max(time.perf_counter() - self._start, 1e-9)
         training = max(elapsed - self._paused, 1e-9)
         rate = self._steps * self.plan.global_batch / training
@@ -83,10 +83,11 @@ class Metrics:
         record: dict[str, Any] = {
             "step": step,
             "samples": step * self.plan.global_batch,
-            "epoch": round(self.plan.epoch_at(step), 3),
+            "epoch": round(step * self.plan.global_batch / self.plan.num_samples, 3),
             **losses,
             "lr": lr,
             "grad_norm": float(grad_norm) if grad_norm is not None else None,
+            "skipped_steps": int(skipped),
             "img_s": rate,
             "img_s_device": rate / self.plan.ranks,
             "mfu": self._mfu(rate),
@@ -98,10 +99,9 @@ class Metrics:
         self.write(record)
         if distributed.is_main():
             self.say(_line(record, losses))
-        self._sums, self._count, self._steps = {}, 0, 0
+        self._sums, self._steps = {}, 0
         self._data_wait = self._paused = 0.0
         self._start = time.perf_counter()
-        return losses
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record to metrics.jsonl (and wandb) on rank 0."""
@@ -152,6 +152,8 @@ def _line(record: dict[str, Any], losses: dict[str, float]) -> str:
     parts.append(f"lr {record['lr']:.2e}")
     if record["grad_norm"] is not None:
         parts.append(f"grad norm {record['grad_norm']:.3f}")
+    if record["skipped_steps"]:
+        parts.append(f"skipped {record['skipped_steps']}")
     parts.append(f"{record['img_s']:.1f} img/s ({record['img_s_device']:.1f} per device)")
     if record["mfu"] is not None:
         parts.append(f"MFU {100 * record['mfu']:.1f} %")

@@ -18,9 +18,10 @@ CONFIG_FILE, FINISHED_FILE = "config.yaml", "FINISHED"
 
 # Fields that may differ when a run is resumed: they change where and how fast it computes, not what.
 OPERATIONAL = {
-    "data_dir", "output_dir", "batch_size", "gradient_accumulation_steps", "mixed_precision", "zero_stage",
-    "deepspeed_config", "num_workers", "logging_steps", "save_epochs", "keep_last", "save_images", "use_wandb",
-    "wandb_project", "vqvae_path", "latents_dir", "eval_steps", "num_inference_steps", "scheduler_type",
+    "batch_size", "data_dir", "deepspeed_config", "eval_steps", "gradient_accumulation_steps", "keep_last",
+    "latents_dir", "logging_steps", "max_skipped_steps", "mixed_precision", "num_inference_steps", "num_workers",
+    "output_dir", "save_epochs", "save_images", "save_samples", "scheduler_type", "use_wandb", "vqvae_path",
+    "wandb_project", "zero_stage",
 }  # fmt: skip
 
 
@@ -48,6 +49,8 @@ class TrainingConfig:
     """Samples per optimizer step over all ranks; accumulation follows. Default: batch x ranks x accumulation."""
     epochs: int = 100
     """Passes over the training set."""
+    train_samples: int | None = None
+    """Length of the run in samples instead of epochs; good for presets that meet sets of any size."""
     lr: float = 5e-5
     """Peak learning rate of AdamW."""
     weight_decay: float = 0.01
@@ -56,6 +59,8 @@ class TrainingConfig:
     """Decay rates of AdamW's two moments."""
     max_grad_norm: float = 1.0
     """Gradient norm above which gradients are scaled down; 0 switches clipping off."""
+    max_skipped_steps: int = 20
+    """Steps in a row whose gradient is not finite (they are left out and counted) after which the run stops."""
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
     """auto: bf16 on GPUs that have it, fp16 on older ones, no (fp32) on CPU."""
     zero_stage: Literal[0, 1, 2, 3] = 0
@@ -64,10 +69,14 @@ class TrainingConfig:
     """A DeepSpeed JSON of your own instead; "auto" values are filled in from this configuration."""
     val_epochs: int = 1
     """Validate every N epochs."""
+    val_samples: int | None = None
+    """Validate every N samples instead."""
     early_stop_patience: int = 3
     """Stop after this many validations without improvement; 0 never stops early."""
     save_epochs: int = 5
     """Write a checkpoint every N epochs (one is always written at the end and when told to stop)."""
+    save_samples: int | None = None
+    """Write a checkpoint every N samples instead."""
     keep_last: int = 1
     """Checkpoints kept; the best model is kept apart, in best/."""
     save_images: bool = False
@@ -89,22 +98,22 @@ class TrainingConfig:
         """Refuse values that cannot work; raises ValueError naming field, value and what is accepted."""
         for name in (
             "image_size", "batch_size", "gradient_accumulation_steps", "epochs", "lr", "val_epochs", "save_epochs",
-            "keep_last", "logging_steps",
+            "keep_last", "logging_steps", "max_skipped_steps",
         ):  # fmt: skip
             if getattr(self, name) != "auto" and getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
         for name in ("weight_decay", "max_grad_norm", "early_stop_patience", "num_workers", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be 0 or greater")
-        if self.global_batch_size is not None:
-            if self.global_batch_size <= 0:
-                raise ValueError(f"global_batch_size={self.global_batch_size} must be greater than 0")
-            if self.gradient_accumulation_steps != 1:
-                raise ValueError(
-                    f"global_batch_size={self.global_batch_size} and "
-                    f"gradient_accumulation_steps={self.gradient_accumulation_steps} exclude each other: "
-                    "accumulation follows from the global batch"
-                )
+        for name in ("global_batch_size", "train_samples", "val_samples", "save_samples"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
+        if self.global_batch_size is not None and self.gradient_accumulation_steps != 1:
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} and "
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps} exclude each other: "
+                "accumulation follows from the global batch"
+            )
 
 
 def packing(config: TrainingConfig) -> dict[str, Any]:
@@ -124,14 +133,14 @@ class BatchPlan:
     """Optimizer steps of the whole run."""
     num_samples: int
     """Samples of the training set, that is, of one epoch."""
+    val_every: int
+    """Samples between validations."""
+    save_every: int
+    """Samples between checkpoints."""
 
-    def epoch_at(self, step: int) -> float:
-        """Return the number of epochs seen after `step` optimizer steps."""
-        return step * self.global_batch / self.num_samples
-
-    def epochs_completed(self, step: int) -> int:
-        """Return the number of whole epochs seen after `step` optimizer steps."""
-        return step * self.global_batch // self.num_samples
+    def due(self, every: int, step: int) -> bool:
+        """Return whether optimizer step `step` (from 1) was the first to reach a multiple of `every` samples."""
+        return step * self.global_batch // every > (step - 1) * self.global_batch // every
 
 
 def plan_batches(config: TrainingConfig, num_samples: int) -> BatchPlan:
@@ -147,8 +156,16 @@ def plan_batches(config: TrainingConfig, num_samples: int) -> BatchPlan:
     else:
         accumulation = config.global_batch_size // (micro * ranks)
     global_batch = micro * ranks * accumulation
-    steps = -(-config.epochs * num_samples // global_batch)
-    return BatchPlan(global_batch, micro, ranks, accumulation, steps, num_samples)
+    return BatchPlan(
+        global_batch=global_batch,
+        micro_batch=micro,
+        ranks=ranks,
+        accumulation=accumulation,
+        steps=-(-(config.train_samples or config.epochs * num_samples) // global_batch),
+        num_samples=num_samples,
+        val_every=config.val_samples or config.val_epochs * num_samples,
+        save_every=config.save_samples or config.save_epochs * num_samples,
+    )
 
 
 def open_run(config: TrainingConfig, **made_from: str) -> bool:

@@ -89,7 +89,7 @@ class VQVAEConfig(TrainingConfig):
 
 
 def train_vqvae(config: VQVAEConfig) -> None:
-    """Train the VQ-VAE; the same command again resumes. See docs in README for what the run folder holds."""
+    """Train the VQ-VAE; the same command again resumes."""
     from mdaug.training import distributed
 
     distributed.init()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +150,10 @@ class VQVAETask(Task):
         perplexity, used = code_usage(distributed.sum_over_ranks(counts))
         loss, mse, psnr = (sums[:3] / sums[3]).tolist()
         if used < 0.3 and distributed.is_main():
-            warnings.warn(
-                f"only {100 * used:.0f} % of the {len(counts)} codes are used on the validation set: "
-                f"try a smaller --vq_num_embed (about {max(8, int(used * len(counts)) * 2)}), a smaller --commitment, "
-                "or more varied data",
-                stacklevel=2,
+            print(
+                f"warning: only {100 * used:.0f} % of the {len(counts)} codes are used on the validation set; try a "
+                f"smaller --vq_num_embed ({max(8, 2 * round(used * len(counts)))}), a smaller --commitment, or more "
+                "varied data"
             )
         return {"loss": loss, "mse": mse, "psnr": psnr, "perplexity": perplexity, "codes_used": used}
 

@@ -8,11 +8,13 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
 from tests.ranks import run_ranks
-from tests.toy import toy_packed
+from tests.toy import CLASSES, toy_image, toy_packed
 
 STEPS_PER_EPOCH = 8  # 64 images, global batch 8
 
@@ -95,6 +97,62 @@ def test_interrupted_run_ends_with_the_same_bytes(packed, one_rank, tmp_path, ra
         assert (value == expected[name]).all(), name
 
 
+def train_stage_until(packed: Path, output: Path, stage: int, step: int) -> None:
+    train(packed, output, stop_after=step, zero_stage=stage)
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),  # (ranks, ZeRO stage)
+    [((1, 0), (2, 2)), ((1, 0), (2, 3)), ((2, 2), (1, 0)), ((2, 3), (1, 0)), ((2, 2), (4, 2)), ((2, 3), (1, 2)),
+     ((2, 1), (1, 3)), ((4, 0), (1, 0))],
+)  # fmt: skip
+def test_run_moves_to_other_ranks_and_zero_stages(packed, one_rank, tmp_path, first, then):
+    output = tmp_path / "run"
+    run_ranks(first[0], train_stage_until, packed, output, first[1], 9)
+    run_ranks(then[0], train_stage, packed, output, then[1])
+    assert len(losses(output)) == 3 * STEPS_PER_EPOCH
+    assert losses(output) == pytest.approx(losses(one_rank), rel=1e-4)
+
+
+def train_with_bad_steps(packed: Path, output: Path, stage: int, bad: tuple[int, ...]) -> str:
+    """Train with a loss that is not a number in some steps, on the last rank alone; return the error, if any."""
+    from mdaug.training import distributed
+    from mdaug.training.vqvae_task import VQVAETask
+    from shards.errors import UserError
+
+    calls, loss = iter(range(10**6)), VQVAETask.loss
+
+    def spoiled(task, engine, batch):
+        value, figures = loss(task, engine, batch)
+        step = next(calls) // (8 // (2 * distributed.world_size()))
+        if step in bad and distributed.rank() == distributed.world_size() - 1:
+            value = value * float("nan")
+        return value, figures
+
+    VQVAETask.loss = spoiled
+    try:
+        train(packed, output, zero_stage=stage, max_skipped_steps=4)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_step_that_is_not_finite_on_one_rank_is_left_out_on_all(packed, tmp_path, stage):
+    errors = run_ranks(2, train_with_bad_steps, packed, tmp_path / "run", stage, (3, 7, 8))
+    assert errors == ["", ""]
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["skipped_steps"] for r in records if "loss" in r] == [0] * 3 + [1] * 4 + [2] + [3] * 16
+    assert all(np.isfinite(value).all() for value in weights(tmp_path / "run").values())
+    assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
+
+
+def test_run_that_stays_not_finite_stops_and_names_the_last_good_checkpoint(packed, tmp_path):
+    errors = run_ranks(2, train_with_bad_steps, packed, tmp_path / "run", 0, tuple(range(10, 24)))
+    assert all("not finite in the last 4 steps" in error and "checkpoint" in error for error in errors)
+    assert not (tmp_path / "run" / "FINISHED").exists()
+
+
 def test_checkpoint_without_marker_is_never_chosen(packed, one_rank, tmp_path):
     output = tmp_path / "run"
     run_ranks(1, train_until, packed, output, 5)
@@ -110,6 +168,24 @@ def test_finished_run_says_so_and_changes_nothing(packed, one_rank):
     before = {path: path.stat().st_mtime_ns for path in one_rank.rglob("*")}
     run_ranks(1, train, packed, one_rank)
     assert before == {path: path.stat().st_mtime_ns for path in one_rank.rglob("*")}
+
+
+def train_folder(images: Path, output: Path) -> None:
+    train(images, output, epochs=1, vq_num_embed=2048, group_by=r"_g(\d+)")
+
+
+def test_image_folder_is_packed_once_and_idle_codes_are_reported(tmp_path, capfd):
+    """The original scheme gives --data_dir as a folder of images, at every stage."""
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(CLASSES):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(8):
+            picture = Image.fromarray(toy_image(label, rng, 24)[:, :, 0])
+            picture.save(tmp_path / "images" / name / f"{name}_g{i // 2}_{i}.png")
+    run_ranks(2, train_folder, tmp_path / "images", tmp_path / "run")
+    assert len(list((tmp_path / ".mdaug-cache").glob("*/provenance.json"))) == 1
+    assert (tmp_path / "run" / "best" / "geometry.json").is_file()
+    assert "of the 2048 codes are used on the validation set; try a smaller --vq_num_embed" in capfd.readouterr().out
 
 
 def test_saved_model_is_a_stock_vqmodel_that_reconstructs(one_rank, packed):

@@ -1,6 +1,7 @@
 import re
 import subprocess
-import sys
+import sysconfig
+import venv
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +14,27 @@ from mdaug.sampling.schedulers import SCHEDULERS, scheduler_like
 from shards.errors import UserError
 from tests.tiny_pipeline import CLASSES, save_tiny, tiny_pipeline
 
-# What a fresh environment lacks: an editable install would otherwise be found in any interpreter of this machine.
-WITHOUT_MDAUG = """
-import sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("mdaug", "shards", "launch", "tests"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
+# mdaug must not be there, and of its other libraries the lines must need none.
+FIRST = """
 try:
     import mdaug
 except ModuleNotFoundError:
     print("mdaug is absent")
 """
+LAST = """
+pipe.save_pretrained("again")
+import sys
+print("also imported:", {"deepspeed", "webdataset", "submitit", "lpips", "jsonargparse", "wandb"} & set(sys.modules))
+"""
+
+
+def clean_environment(folder: Path) -> Path:
+    """Make a virtual environment that finds the libraries of this one, but no project installed in it; its python."""
+    venv.create(folder, symlinks=True)
+    packages = sysconfig.get_path("purelib", vars={"base": str(folder)})
+    # A .pth file adds a folder without reading the .pth files in it, by which an editable mdaug would be found.
+    Path(packages, "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "bin" / "python"
 
 
 def seeded(count: int) -> list[torch.Generator]:
@@ -67,7 +74,7 @@ def test_the_readme_of_the_folder_works_without_mdaug(folder, tmp_path):
     lines = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL).group(1)
     assert "mdaug" not in lines
     script = tmp_path / "fresh.py"
-    script.write_text(WITHOUT_MDAUG + lines + "pipe.save_pretrained('again')\n")
+    script.write_text(FIRST + lines + LAST)
     environment = {
         "PATH": "/usr/bin:/bin",
         "HF_HOME": str(tmp_path / "hf"),
@@ -76,9 +83,11 @@ def test_the_readme_of_the_folder_works_without_mdaug(folder, tmp_path):
     }
     work = tmp_path / "copy"
     subprocess.run(["cp", "-r", folder, work], check=True)
-    run = subprocess.run([sys.executable, "-I", script], cwd=work, env=environment, capture_output=True, text=True)
+    python = clean_environment(tmp_path / "venv")
+    run = subprocess.run([python, "-I", script], cwd=work, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "mdaug is absent" in run.stdout
+    assert "also imported: set()" in run.stdout
     from PIL import Image
 
     torch.set_num_threads(1)

@@ -64,7 +64,18 @@ def test_global_batch_divides_or_the_numbers_are_printed(monkeypatch):
         plan_batches(options(batch_size=3, global_batch_size=8), 30)
 
 
-PLAN = BatchPlan(global_batch=8, micro_batch=2, ranks=1, accumulation=4, steps=10, num_samples=80)
+def test_lengths_and_intervals_in_samples_or_epochs():
+    plan = plan_batches(options(batch_size=8, epochs=3, val_epochs=2), num_samples=20)
+    assert plan.steps == 8
+    assert [step for step in range(1, 9) if plan.due(plan.val_every, step)] == [5]
+    plan = plan_batches(options(batch_size=8, train_samples=100, val_samples=16), num_samples=20)
+    assert plan.steps == 13
+    assert [step for step in range(1, 14) if plan.due(plan.val_every, step)] == [2, 4, 6, 8, 10, 12]
+
+
+PLAN = BatchPlan(
+    global_batch=8, micro_batch=2, ranks=1, accumulation=4, steps=10, num_samples=80, val_every=80, save_every=80
+)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -108,7 +119,7 @@ def test_run_folder_of_another_run_is_refused_by_name(tmp_path):
         open_run(options(output_dir=tmp_path / "run", lr=0.1), images="abc")
     with pytest.raises(UserError, match="made_from"):
         open_run(config, images="another")
-    (tmp_path / "run" / FINISHED_FILE).write_text("all epochs done\n")
+    (tmp_path / "run" / FINISHED_FILE).write_text("trained to the end\n")
     assert not open_run(config, images="abc")
 
 
