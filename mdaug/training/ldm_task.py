@@ -178,7 +178,7 @@ class LDMTask(Task):
 
     def pipeline(self) -> MicroDopplerPipeline:
         """Return the pipeline of the averaged weights."""
-        name = self.geometry["colormap"]
+        name = self.geometry.get("colormap")
         return MicroDopplerPipeline(
             vqvae=self.vqvae,
             unet=self.ema.module,
