@@ -112,9 +112,10 @@ def fidelity(metrics: dict) -> list[str]:
         lines.append("<p>Too few synthetic and held-out images of the same classes for distances between sets.</p>")
     lines.append(
         "<p class=note>Both columns are measured against the training images, with equal numbers of each class. "
-        "Sets this small bias the Fréchet distance upward and the shares as well (KID has none for "
-        "independent draws; drawing classes in equal numbers moves it below zero), for both columns alike: read them against each other, never against other papers. Better than the "
-        "floor is no merit: such images are nearer to the training images than new recordings are. Shares use "
+        "Sets this small bias the Fréchet distance upward and the shares as well (KID has none for independent draws; "
+        "drawing the classes in equal numbers moves it below zero), for both columns alike: read them against each "
+        "other, never against other papers. Better than the floor is no merit: such images are nearer to the training "
+        "images than new recordings are. Shares use "
         f"{NEIGHBOURS} neighbours.</p>"
     )
     names = [escape(name) for name in metrics["data"]["classes"]]
