@@ -108,11 +108,12 @@ def html(folder: Path, metrics: dict) -> str:
 
 def command(config: dict) -> str:
     """Return the command that made an evaluation, every setting spelled out."""
-    flags = [
-        f"--{name} {shlex.quote(str(value).replace(chr(39), ''))}"
+    given = {
+        name: f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
         for name, value in config.items()
         if value is not None and name not in ("part", "workers")
-    ]
+    }
+    flags = [f"--{name} {shlex.quote(value)}" for name, value in given.items()]
     return " ".join([f"mdaug evaluate {config['part']}", *flags])
 
 
