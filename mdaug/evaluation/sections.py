@@ -78,7 +78,7 @@ def usefulness(metrics: dict) -> list[str]:
         f"<p>Differences in points with 95 % intervals, from a paired bootstrap over seeds and {units}:</p>",
         table(["", "n per class", "points", "95 % interval", ""], differences),
         "<details open><summary>All arms: accuracy, mean ± standard deviation over seeds</summary>",
-        table(["trained on", "n per class", "accuracy", "95 % interval", "real images", "further"], arms),
+        table(["trained on", "n per class", "accuracy", "95 % interval", "real images", "further images"], arms),
         "</details><details><summary>Recall per class in %</summary>",
         table(["trained on", "n", *names], recall),
         "</details><details><summary>Confusion matrices (rows: true class, columns: predicted, all seeds)</summary>",
