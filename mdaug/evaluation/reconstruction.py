@@ -28,7 +28,12 @@ def ssim(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     Windowed with a Gaussian of sigma 1.5 over 11 x 11 pixels, k1 = 0.01, k2 = 0.03, mean over windows inside the
     image and over channels: Wang et al., IEEE Trans. Image Processing 13 (2004), eq. 13-17.
     """
-    a, b = first.double(), second.double()
+    luminance, contrast = ssim_parts(first.double(), second.double())
+    return (luminance * contrast).mean(dim=(1, 2, 3))
+
+
+def ssim_parts(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the luminance and the contrast-structure maps whose product is SSIM, over windows inside the image."""
     channels = a.shape[1]
     line = torch.exp(-0.5 * (torch.arange(-RADIUS, RADIUS + 1, dtype=a.dtype, device=a.device) / SIGMA) ** 2)
     line = line / line.sum()
@@ -41,8 +46,8 @@ def ssim(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     var_a, var_b = window(a * a) - mean_a**2, window(b * b) - mean_b**2
     cov = window(a * b) - mean_a * mean_b
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    quotient = (2 * mean_a * mean_b + c1) * (2 * cov + c2)
-    return (quotient / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean(dim=(1, 2, 3))
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    return luminance, (2 * cov + c2) / (var_a + var_b + c2)
 
 
 @torch.no_grad()
