@@ -128,7 +128,7 @@ def _submit(command: str, where: LaunchConfig, resolved: Any) -> int:
     if where.dry_run and not queue.available():
         gpus, per_node = True, 1 if where.gpus_per_node == "auto" else where.gpus_per_node
     else:
-        gpus, per_node = _slurm_ranks(where.gpus_per_node, chosen.partition)
+        gpus, per_node = _slurm_ranks(where, chosen.partition)
     nodes = where.nodes
     if command not in PARALLEL:
         if nodes * per_node > 1:
@@ -159,10 +159,12 @@ def _submit(command: str, where: LaunchConfig, resolved: Any) -> int:
     return follow.wait(place.folder) if where.wait else 0
 
 
-def _slurm_ranks(wanted: int | Literal["auto"], partition: str | None) -> tuple[bool, int]:
-    """Return whether the ranks get GPUs, and their number on each node; raises UserError for more than a node has."""
-    there = queue.gpus_of_nodes(partition)
-    if there == {0}:
+def _slurm_ranks(where: LaunchConfig, partition: str | None) -> tuple[bool, int]:
+    """Return whether the ranks get GPUs, and their number on each node; raises UserError for more than there are."""
+    wanted, there = where.gpus_per_node, queue.nodes_of(partition)
+    if where.nodes > sum(there.values()):
+        raise UserError(f"nodes={where.nodes}, but this partition has {sum(there.values())}")
+    if set(there) == {0}:
         return False, 1 if wanted == "auto" else wanted
     if wanted == "auto":
         if len(there) > 1:
@@ -170,7 +172,7 @@ def _slurm_ranks(wanted: int | Literal["auto"], partition: str | None) -> tuple[
                 f"the nodes of this partition have {', '.join(map(str, sorted(there)))} GPUs; say which with "
                 "gpus_per_node (GPUS with make)"
             )
-        return True, there.pop()
+        return True, max(there)
     if wanted > max(there):
         raise UserError(f"gpus_per_node={wanted}, but the nodes of this partition have {max(there)} GPUs at most")
     return True, wanted

@@ -45,22 +45,25 @@ def cancel(job_id: str) -> None:
         raise UserError(f"scancel {job_id}: {done.stderr.strip()}")
 
 
-def gpus_of_nodes(partition: str | None) -> set[int]:
-    """Return the numbers of GPUs that the nodes of a partition (default: the default one) have; {0} for CPU nodes.
+def nodes_of(partition: str | None) -> dict[int, int]:
+    """Return number of GPUs -> number of nodes that have so many, of a partition (default: the default one).
 
     Raises UserError for a partition that is not there.
     """
-    asked = _ask(["sinfo", "--noheader", "--format=%P|%G"])
+    asked = _ask(["sinfo", "--noheader", "--format=%P|%G|%D"])
     if asked.returncode != 0:
         raise UserError(f"sinfo does not answer: {asked.stderr.strip()}; --cluster local runs on this machine")
     rows = [line.strip().split("|") for line in asked.stdout.splitlines()]
-    names = sorted({name.rstrip("*") for name, _ in rows})
-    found = [
-        gres for name, gres in rows if (name.endswith("*") if partition is None else name.rstrip("*") == partition)
-    ]
-    if partition is not None and not found:
-        raise UserError(f"partition {partition} does not exist here; the partitions are {', '.join(names)}")
-    return {sum(int(n) for n in re.findall(r"gpu(?::[A-Za-z][^:,(]*)?:(\d+)", gres)) for gres in found} or {0}
+    names = sorted({name.rstrip("*") for name, *_ in rows})
+    nodes: dict[int, int] = {}
+    for name, gres, count in rows:
+        if name.endswith("*") if partition is None else name.rstrip("*") == partition:
+            gpus = sum(int(number) for number in re.findall(r"gpu(?::[A-Za-z][^:,(]*)?:(\d+)", gres))
+            nodes[gpus] = nodes.get(gpus, 0) + int(count)
+    if not nodes:
+        which = "the default partition" if partition is None else f"partition {partition}"
+        raise UserError(f"{which} does not exist here; the partitions are {', '.join(names)}")
+    return nodes
 
 
 def _ask(command: list[str]) -> subprocess.CompletedProcess[str]:

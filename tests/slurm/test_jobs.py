@@ -26,7 +26,7 @@ TINY = (
     "--image_size 16 --n_layers 2 --base_channels 8 --vq_num_embed 16 --global_batch_size 16 --batch_size 8"
     " --num_workers 0 --logging_steps 8 --early_stop_patience 0 --val_epochs 100"
 ).split()
-EPOCHS = ["--epochs", "60", "--save_epochs", "5"]  # 240 steps
+EPOCHS = ["--epochs", "40", "--save_epochs", "2"]  # 160 steps
 WEIGHTS = "last/diffusion_pytorch_model.safetensors"
 
 
@@ -108,7 +108,7 @@ def undisturbed(slurm, packed, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("undisturbed") / "vqvae"
     done = train(packed, run, wait=True)
     assert done.returncode == 0, done.stdout + done.stderr + batch_log(run)
-    assert "epoch   60.00" in done.stdout  # the log of rank 0 was shown up to its end
+    assert "epoch   40.00" in done.stdout  # the log of rank 0 was shown up to its end
     return run
 
 
@@ -150,10 +150,19 @@ def test_preempted_by_a_higher_priority_and_requeued_the_run_ends_with_the_same_
     assert_same_weights(run, undisturbed)
 
 
-def test_told_of_the_time_limit_the_run_saves_goes_on_and_ends_with_the_same_weights(undisturbed, packed, tmp_path):
+def test_at_its_time_limit_the_run_saves_and_goes_on(packed, tmp_path):
+    run = tmp_path / "vqvae"
+    flags = ["--epochs", "100000", "--save_epochs", "100000"]  # nothing but the signal makes it save
+    assert train(packed, run, flags=flags, time_minutes=1, signal_delay_seconds=15).returncode == 0
+    wait_for(lambda: len(attempt.attempts(run / "logs/slurm")) == 2, 120)
+    assert "told to stop: saved at" in (run / "logs/rank-00000.log").read_text(), batch_log(run)
+    wait_for(lambda: "resumed from samples-" in (run / "logs/rank-00000.log").read_text())
+
+
+def test_told_to_stop_the_run_saves_goes_on_and_ends_with_the_same_weights(undisturbed, packed, tmp_path):
     run = tmp_path / "vqvae"
     # --save_epochs is out of reach: only the signal makes it save.
-    flags = ["--epochs", "60", "--save_epochs", "59"]
+    flags = ["--epochs", "40", "--save_epochs", "39"]
     assert train(packed, run, flags=flags).returncode == 0
     wait_for((run / "config.yaml").is_file)
     wait_for(lambda: "samples " in (run / "logs/rank-00000.log").read_text())
@@ -230,13 +239,14 @@ def test_what_cannot_run_is_refused_before_it_is_queued(packed, tmp_path):
         (train(tmp_path / "absent", run), f"data_dir={tmp_path}/absent does not exist"),
         (train(packed, run, flags=["--batch_size", "5"]), "does not divide into 2 rank(s) x batch_size=5"),
         (train(packed, run, ranks=3), "the nodes of this partition have 2 GPUs at most"),
-        (train(packed, run, nodes=4, flags=["--batch_size", "1"]), "Slurm refuses the job"),
+        (train(packed, run, nodes=3), "nodes=3, but this partition has 2"),
+        (train(packed, run, additional_parameters={"reservation": "none"}), "Slurm refuses the job: "),
         (train(packed, run, tyme_minutes=3), "tyme_minutes"),
     ]
     for done, said in refused:
         assert done.returncode == 2
         assert said in done.stderr
-        assert len(done.stderr.splitlines()) <= 3, done.stderr  # an error, and warnings of paths below /tmp
+        assert len(done.stderr.splitlines()) <= 4, done.stderr  # with warnings of paths below /tmp
     assert not (run / "logs/slurm").exists()
     assert not shell("squeue", "--noheader")
 
