@@ -139,7 +139,7 @@ def _submit(command: str, where: LaunchConfig, resolved: Any) -> int:
     checks.check(command, resolved, nodes * per_node, inputs_later=where.after is not None)
     place = slurm.place(resolved.output_dir, command in PARALLEL)
     if where.dry_run:
-        print(slurm.script(command, place, nodes, per_node, gpus, chosen, where.snapshot))
+        print(slurm.script(command, place, nodes, per_node, gpus, chosen, where.after, where.snapshot))
         print(f"# mdaug {command}: {nodes} node(s) x {per_node} rank(s)\n{config.dump(resolved)}", end="")
         return 0
     for warning in checks.unshared(resolved):

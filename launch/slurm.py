@@ -123,11 +123,18 @@ def submit(
 
 
 def script(
-    command: str, where: Place, nodes: int, ranks_per_node: int, gpus: bool, profile: Profile, snapshot: bool
+    command: str,
+    where: Place,
+    nodes: int,
+    ranks_per_node: int,
+    gpus: bool,
+    profile: Profile,
+    after: str | None,
+    snapshot: bool,
 ) -> str:
     """Return the batch script that `submit` would hand to sbatch; touches nothing."""
     code = where.folder / "code" if snapshot else CODE
-    executor = _executor(command, where.folder, code, nodes, ranks_per_node, gpus, profile, None)
+    executor = _executor(command, where.folder, code, nodes, ranks_per_node, gpus, profile, after)
     return executor._make_submission_file_text(executor._submitit_command_str, "0")
 
 
