@@ -58,11 +58,12 @@ CONF
 }
 
 stop_daemon() { # PIDFILE
-  if [ -e "$1" ]; then
-    kill "$(cat "$1")" 2>/dev/null || true
-    for _ in $(seq 50); do kill -0 "$(cat "$1")" 2>/dev/null || break; sleep 0.1; done
-    rm -f "$1"
-  fi
+  [ -e "$1" ] || return 0
+  local pid
+  pid=$(cat "$1")
+  kill "$pid" 2> /dev/null || true
+  for _ in $(seq 50); do kill -0 "$pid" 2> /dev/null || break; sleep 0.1; done
+  rm -f "$1"
 }
 
 up() {
