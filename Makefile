@@ -10,6 +10,8 @@ GPUS ?= auto
 NODES ?= 1
 CLUSTER ?= auto
 GROUP_BY ?=
+PROFILE ?=
+WAIT ?=
 ARGS ?=
 
 BIN := .venv/bin
@@ -21,14 +23,17 @@ BENCHMARKS := $(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/*.py))
 # The image folder: the user's, or the one that `make simulate` writes.
 IMAGES = $(or $(DATA),$(OUT)/images)
 # A preset need not say anything about a command; a preset that does not exist is a mistake.
-PRESET = $(if $(wildcard configs/$(CONFIG)/.),$(if $(wildcard configs/$(CONFIG)/$@.yaml),--config configs/$(CONFIG)/$@.yaml),$(error CONFIG=$(CONFIG): there is no configs/$(CONFIG); choose one of $(notdir $(wildcard configs/*))))
-LAUNCH = $(BIN)/python -m launch $@ --gpus_per_node $(GPUS) --nodes $(NODES) --cluster $(CLUSTER) -- $(PRESET)
+PRESET = $(if $(wildcard configs/$(CONFIG)/.),$(if $(wildcard configs/$(CONFIG)/$@.yaml),--config configs/$(CONFIG)/$@.yaml),$(error CONFIG=$(CONFIG): there is no configs/$(CONFIG); choose one of $(filter-out launch,$(notdir $(wildcard configs/*)))))
+# Given only where asked for: without SLURM they are mistakes.
+SLURM = $(if $(PROFILE),--profile '$(PROFILE)') $(if $(WAIT),--wait)
+LAUNCH = $(BIN)/python -m launch $@ --gpus_per_node $(GPUS) --nodes $(NODES) --cluster $(CLUSTER) $(SLURM) -- $(PRESET)
 
-.PHONY: help install demo test check fix weights constraints clean $(STAGES) $(BENCHMARKS)
+.PHONY: help install demo pipeline slurm-up slurm-down test check fix weights constraints clean $(STAGES) $(BENCHMARKS)
 
 help:
 	@echo 'make demo             all stages at small scale: simulated radar images in, synthetic shards and a report out'
 	@echo 'make demo DATA=folder GROUP_BY=regex    the same on your images folder/<class>/*.png (see mdaug pack --help)'
+	@echo 'make pipeline NODES=2 GPUS=8    all stages as one chain of SLURM jobs (see docs/cluster.md)'
 	@echo 'make test             the tests'
 	@echo 'make check            lint, format and types, as in CI; make fix mends what can be mended'
 	@echo ''
@@ -42,6 +47,7 @@ help:
 	@echo 'make evaluate         fidelity and usefulness, with a report'
 	@echo ''
 	@echo 'make weights          fetch the VGG16 weights of the perceptual loss (needs a network)'
+	@echo 'make slurm-up         a SLURM of two nodes on this machine, to try things (root; make slurm-down ends it)'
 	@echo 'make bench-NAME       run benchmarks/NAME.py'
 	@echo 'make install          make or refresh .venv (the other targets do it when needed)'
 	@echo 'make clean            remove .venv and caches, never runs/'
@@ -52,7 +58,9 @@ help:
 	@echo 'OUT        folder for the results of all stages         (runs/CONFIG)'
 	@echo 'GPUS       ranks per machine: a number, or auto         ($(GPUS); make demo: 1)'
 	@echo 'NODES      machines                                     ($(NODES))'
-	@echo 'CLUSTER    auto, local (ranks here) or inline (1 rank)  ($(CLUSTER))'
+	@echo 'CLUSTER    auto (slurm where sbatch is), slurm, local (ranks here) or inline (1 rank)  ($(CLUSTER))'
+	@echo 'PROFILE    what the SLURM cluster wants to know, such as configs/launch/gpu-cluster.yaml  ($(PROFILE))'
+	@echo 'WAIT       1: stay until the SLURM job has ended        ($(WAIT))'
 	@echo 'GROUP_BY   what pack must not tear between train and val (for make demo; see mdaug pack --help)'
 	@echo 'ARGS       further flags of the stage, such as ARGS="--epochs 3"'
 	@echo 'PYTHON     interpreter 3.10-3.13 that makes .venv       ($(PYTHON))'
@@ -74,6 +82,15 @@ demo: CONFIG = demo
 demo: $(READY)
 	@$(BIN)/python -m launch.demo --preset '$(CONFIG)' --out '$(OUT)' --gpus_per_node $(GPUS:auto=1) \
 	  $(if $(DATA),--data '$(DATA)') $(if $(GROUP_BY),--group_by '$(GROUP_BY)') $(ARGS)
+
+pipeline: $(READY)
+	@$(BIN)/python -m launch.pipeline --preset '$(CONFIG)' --out '$(OUT)' --nodes $(NODES) --gpus_per_node $(GPUS) $(SLURM) \
+	  $(if $(DATA),--data '$(DATA)') $(if $(GROUP_BY),--group_by '$(GROUP_BY)') $(ARGS)
+
+slurm-up:
+	@tests/slurm/cluster.sh up
+slurm-down:
+	@tests/slurm/cluster.sh down
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)

@@ -6,20 +6,25 @@ configuration, where the logs go, and knows nothing else of what it starts.
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from launch import caches
+from launch import caches, queue
 from mdaug import cli, config
 from shards.errors import UserError
 
 PARALLEL = {"train-vqvae", "encode", "train-ldm", "generate"}  # the other commands run in one process
-USAGE = """usage: python -m launch <command> [--gpus_per_node N] [--cluster auto|local|inline] [--dry_run] -- <flags>
+ON_GPU = {*PARALLEL, "evaluate"}
+USAGE = """usage: python -m launch <command> [--nodes N] [--gpus_per_node N] [--cluster auto|slurm|local|inline]
+                                 [--profile FILE] [--wait] [--dry_run] -- <flags of the command>
+       python -m launch status|logs|cancel RUN_DIR         of a job that was submitted to SLURM
 
 'python -m launch <command> --help' lists the launcher's flags, 'python -m launch <command> -- --help' the command's.
 The commands:"""
+ON_JOBS = ("status", "logs", "cancel")
 
 
 @dataclass
@@ -27,21 +32,40 @@ class LaunchConfig:
     """How many ranks run a command, and where."""
 
     nodes: int = 1
-    """Machines."""
+    """Machines; more than one needs SLURM."""
     gpus_per_node: int | Literal["auto"] = "auto"
-    """Ranks on each machine, one for each GPU (on CPU: processes). auto: all visible GPUs, or one process on CPU."""
+    """Ranks on each machine, one for each GPU (on CPU: processes). auto: all its GPUs, or one process on CPU."""
     cluster: Literal["auto", "local", "inline", "slurm"] = "auto"
-    """local: ranks on this machine; inline: one rank in this process; auto: inline for one rank, else local."""
+    """slurm: a job; local: ranks on this machine; inline: one rank in this process. auto: slurm where sbatch is there
+    (not inside a job), else inline for one rank and local for more."""
+    profile: Path | None = None
+    """What the SLURM cluster wants to know: a YAML file such as configs/launch/gpu-cluster.yaml."""
+    wait: bool = False
+    """Stay, show the log of rank 0 of the SLURM job and end with the job's status."""
+    after: str | None = None
+    """Id of the SLURM job that must succeed before this one starts."""
+    snapshot: bool = True
+    """Run a copy of the packages as they are now, whatever is edited while the SLURM job waits. false: no copy."""
     dry_run: bool = False
-    """Check everything, print the resolved configuration and the plan, start nothing."""
+    """Check everything, print the plan (for SLURM: the batch script) and the configuration, start nothing."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be launched; raises ValueError naming field, value and what is accepted."""
-        if self.cluster == "slurm" or self.nodes != 1:
+        if self.nodes < 1:
+            raise ValueError(f"nodes={self.nodes} must be 1 or more")
+        if self.cluster == "auto":
+            inside_a_job = "SLURM_JOB_ID" in os.environ
+            if queue.available() and not inside_a_job:
+                self.cluster = "slurm"
+        if self.nodes > 1 and self.cluster != "slurm":
             raise ValueError(
-                f"nodes={self.nodes}, cluster={self.cluster}: this version launches on one machine only; "
-                "use nodes=1 and cluster auto, local or inline (NODES=1 with make)"
+                f"nodes={self.nodes}, but without SLURM (sbatch is not here, or cluster={self.cluster} was asked for) "
+                "ranks run on this machine only; use nodes=1 (NODES=1 with make)"
             )
+        if self.cluster != "slurm":
+            given = [name for name in ("profile", "wait", "after") if getattr(self, name)]
+            if given:
+                raise ValueError(f"{' and '.join(given)}: only jobs of SLURM have that; without it leave them out")
         if self.gpus_per_node != "auto" and self.gpus_per_node < 1:
             raise ValueError(f"gpus_per_node={self.gpus_per_node} must be 1 or more, or auto")
         if self.cluster == "inline" and self.gpus_per_node not in ("auto", 1):
@@ -54,6 +78,8 @@ def main(argv: list[str]) -> int:
         print(USAGE, ", ".join(cli.COMMANDS))
         return 0
     try:
+        if argv[0] in ON_JOBS:
+            return _on_job(*argv)
         return launch(argv[0], *_split(argv[1:]))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -65,6 +91,8 @@ def launch(command: str, launcher_flags: list[str], flags: list[str]) -> int:
     config_class, _ = cli.load(command)
     where = config.parse(LaunchConfig, launcher_flags, prog=f"python -m launch {command}")
     resolved = config.parse(config_class, flags, prog=f"mdaug {command}")
+    if where.cluster == "slurm":
+        return _submit(command, where, resolved)
     ranks = _ranks(command, where)
     local = ranks > 1 or (where.cluster == "local" and command in PARALLEL)
     if where.dry_run:
@@ -81,6 +109,73 @@ def launch(command: str, launcher_flags: list[str], flags: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nlaunch: interrupted", file=sys.stderr)
         return 130
+
+
+def _on_job(action: str, *run_dirs: str) -> int:
+    """Run `status`, `logs` or `cancel`."""
+    from launch import follow
+
+    if len(run_dirs) != 1 or run_dirs[0].startswith("-"):
+        raise UserError(f"usage: python -m launch {action} RUN_DIR")
+    return getattr(follow, action)(Path(run_dirs[0]))
+
+
+def _submit(command: str, where: LaunchConfig, resolved: Any) -> int:
+    """Check and queue a command; returns 0 once it is queued, or with --wait the status of the job."""
+    from launch import checks, follow, profile, slurm
+
+    chosen = profile.load(where.profile)
+    if where.dry_run and not queue.available():
+        gpus, per_node = True, 1 if where.gpus_per_node == "auto" else where.gpus_per_node
+    else:
+        gpus, per_node = _slurm_ranks(where, chosen.partition)
+    nodes = where.nodes
+    if command not in PARALLEL:
+        if nodes * per_node > 1:
+            print(f"launch: {command} runs in one process; one task of one node is enough", flush=True)
+        nodes, per_node = 1, 1
+        gpus = gpus and command in ON_GPU
+    resolved = checks.absolute(resolved)
+    checks.check(command, resolved, nodes * per_node, inputs_later=where.after is not None)
+    place = slurm.place(resolved.output_dir, command in PARALLEL)
+    if where.dry_run:
+        print(slurm.script(command, place, nodes, per_node, gpus, chosen, where.after, where.snapshot))
+        print(f"# mdaug {command}: {nodes} node(s) x {per_node} rank(s)\n{config.dump(resolved)}", end="")
+        return 0
+    for warning in checks.unshared(resolved):
+        print(f"launch: warning: {warning}", file=sys.stderr)
+    job = slurm.submit(
+        command,
+        resolved,
+        place,
+        nodes=nodes,
+        ranks_per_node=per_node,
+        gpus=gpus,
+        profile=chosen,
+        after=where.after,
+        snapshot=where.snapshot,
+    )
+    print(follow.describe(job, resolved.output_dir), flush=True)
+    return follow.wait(place.folder) if where.wait else 0
+
+
+def _slurm_ranks(where: LaunchConfig, partition: str | None) -> tuple[bool, int]:
+    """Return whether the ranks get GPUs, and their number on each node; raises UserError for more than there are."""
+    wanted, there = where.gpus_per_node, queue.nodes_of(partition)
+    if where.nodes > sum(there.values()):
+        raise UserError(f"nodes={where.nodes}, but this partition has {sum(there.values())}")
+    if set(there) == {0}:
+        return False, 1 if wanted == "auto" else wanted
+    if wanted == "auto":
+        if len(there) > 1:
+            raise UserError(
+                f"the nodes of this partition have {', '.join(map(str, sorted(there)))} GPUs; say which with "
+                "gpus_per_node (GPUS with make)"
+            )
+        return True, max(there)
+    if wanted > max(there):
+        raise UserError(f"gpus_per_node={wanted}, but the nodes of this partition have {max(there)} GPUs at most")
+    return True, wanted
 
 
 def _ranks(command: str, where: LaunchConfig) -> int:

@@ -69,11 +69,12 @@ def stage_commands(demo: DemoConfig) -> dict[str, list[str]]:
         del flags["simulate"]
     if demo.group_by is not None:
         flags["pack"] += ["--group_by", demo.group_by]
-    commands = {}
+    commands, alone = {}, demo.gpus_per_node == 1
     for command, folders in flags.items():
         preset = Path("configs", demo.preset, f"{command}.yaml")
         chosen = ["--config", str(preset)] if preset.is_file() else []
-        ranks = ["--gpus_per_node", str(demo.gpus_per_node)]
+        # Here, also where sbatch is: the demo is small, and its stages follow each other.
+        ranks = ["--gpus_per_node", str(demo.gpus_per_node), "--cluster", "inline" if alone else "local"]
         commands[command] = [sys.executable, "-m", "launch", command, *ranks, "--", *chosen, *folders]
     return commands
 

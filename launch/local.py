@@ -43,7 +43,7 @@ def run(entry: str, argv: list[str], output_dir: Path, ranks: int) -> int:
     logs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="mdaug-launch-", ignore_cleanup_errors=True) as name, _Signals() as signals:
         scratch = Path(name)
-        stream = _LogStream(log_path(logs, 0))
+        stream = LogStream(log_path(logs, 0))
         executor = submitit.AutoExecutor(folder=scratch / "submitit", cluster="local")
         executor.update_parameters(tasks_per_node=ranks, timeout_min=A_YEAR)
         with submitit.helpers.clean_env(), _environment(ranks):
@@ -189,7 +189,7 @@ class _Signals:
         print(f"\nlaunch: {text}", file=sys.stderr, flush=True)
 
 
-class _LogStream:
+class LogStream:
     """Shows what a file gains from now on."""
 
     def __init__(self, path: Path) -> None:
@@ -198,6 +198,7 @@ class _LogStream:
         self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def forward(self) -> None:
+        """Print what is new."""
         if not self.path.exists():
             return
         with open(self.path, "rb") as file:

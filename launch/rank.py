@@ -56,7 +56,7 @@ def report_path(reports: Path, rank: int) -> Path:
 
 
 def run_rank(entry: str, argv: list[str], logs: str, reports: str, visible_devices: str | None, launcher: int) -> int:
-    """Run one rank; this is the function that submitit calls, and only strings and numbers travel to it.
+    """Run one rank on this machine; submitit calls it, and only strings and numbers travel to it.
 
     Args:
         entry: "module:function"; the function takes the list `argv` and returns an exit status or None.
@@ -85,11 +85,58 @@ def run_rank(entry: str, argv: list[str], logs: str, reports: str, visible_devic
     _redirect(log_path(Path(logs), rank))
     threading.Thread(target=_stop_without, args=(launcher,), daemon=True).start()
     started_path(Path(reports), rank).touch()
+    return _run(entry, argv, Path(reports), rank)
 
+
+def run_slurm_rank(entry: str, argv: list[str], logs: str, folder: str) -> int:
+    """Run one rank of a SLURM job; submitit calls it in every task that srun starts.
+
+    Args:
+        entry: "module:function", as in `run_rank`.
+        argv: its arguments.
+        logs: folder for `rank-00003.log`.
+        folder: the folder of the job, for the reports of this attempt.
+    """
+    from launch import attempt
+
+    job = submitit.JobEnvironment()
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, _stop)  # submitit would requeue the job before anything was saved
+    cores = os.environ.get("SLURM_CPUS_PER_TASK", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", cores)
+    os.environ.update(
+        RANK=str(job.global_rank),
+        WORLD_SIZE=str(job.num_tasks),
+        LOCAL_RANK=str(local_device(job.local_rank)),
+        LOCAL_WORLD_SIZE=str(job.num_tasks // job.num_nodes),
+        MASTER_ADDR=job.hostnames[0],
+        MASTER_PORT=str(master_port(int(job.raw_job_id), attempt.number())),
+    )
+    logging.getLogger("submitit").setLevel(logging.WARNING)
+    _redirect(log_path(Path(logs), job.global_rank))
+    return _run(entry, argv, attempt.reports_folder(Path(folder), attempt.number()), job.global_rank)
+
+
+def local_device(local_rank: int) -> int:
+    """Return the number of this rank's GPU: 0 where the cluster shows each task only its own."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return 0 if len(visible) == 1 and visible != [""] else local_rank
+
+
+def master_port(job_id: int, attempt: int) -> int:
+    """Return the port at which the ranks of a job meet, in [20000, 32000): below those that outgoing connections get.
+
+    Jobs that share a node, and a requeued job and what is left of its last attempt, get different ones.
+    """
+    return 20000 + (7 * job_id + 1009 * attempt) % 12000
+
+
+def _run(entry: str, argv: list[str], reports: Path, rank: int) -> int:
+    """Call the entry point and leave a report."""
     status, error, stopped = _call(entry, argv)
     report = Report(rank=rank, status=status, error=error, stopped=stopped, time=time.time())
     sys.stdout.flush()
-    provenance.write_text(report_path(Path(reports), rank), json.dumps(asdict(report)))
+    provenance.write_text(report_path(reports, rank), json.dumps(asdict(report)))
     if status != 0:
         # At once: the clean-up at interpreter exit may wait for a peer that is gone.
         os._exit(status)

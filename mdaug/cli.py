@@ -28,6 +28,16 @@ COMMANDS = {
     "evaluate": ("mdaug.evaluation.evaluate", "EvaluateConfig", "evaluate", "fidelity and usefulness, with a report"),
 }
 
+# Fields of a command's configuration that must exist when it starts (those that are optional: where they are given).
+INPUTS = {
+    "pack": ("data_dir",),
+    "train-vqvae": ("data_dir", "deepspeed_config"),
+    "encode": ("data_dir", "vqvae_path"),
+    "train-ldm": ("data_dir", "vqvae_path", "deepspeed_config"),
+    "generate": ("ldm_path", "vqvae_path"),
+    "evaluate": ("data_dir", "synthetic_dir", "vqvae_path"),
+}
+
 
 def load(command: str):
     """Return (configuration class, function) of a command, importing its module now."""

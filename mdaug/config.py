@@ -20,7 +20,8 @@ def parse(config_class: type[Config], argv: list[str], prog: str) -> Config:
     """Build `config_class` from `--config FILE.yaml` and `--field value` flags; later ones win.
 
     A field of type bool also works as a bare switch (`--save_images`). The class attribute
-    `ALIASES` maps further flag names to `field` or `field=value`.
+    `ALIASES` maps further flag names to `field` or `field=value`, and `POSITIONAL` names the field that a first
+    argument without dashes fills.
 
     Raises UserError for an unknown key, a value of the wrong type, or what `__post_init__` refuses.
     """
@@ -70,6 +71,9 @@ def _plain_flags(config_class: type, argv: list[str]) -> list[str]:
     hints = get_type_hints(config_class)
     aliases: dict[str, str] = getattr(config_class, "ALIASES", {})
     plain: list[str] = []
+    positional: str | None = getattr(config_class, "POSITIONAL", None)
+    if positional and argv and not argv[0].startswith("-"):
+        argv = [f"--{positional}={argv[0]}", *argv[1:]]
     for position, argument in enumerate(argv):
         if not argument.startswith("--"):
             plain.append(argument)

@@ -16,6 +16,7 @@ from pathlib import Path
 from shards.errors import UserError
 
 FILE_NAME = "provenance.json"
+VERSION_FILE = "CODE_VERSION"  # beside the packages, in a copy of them that has left its checkout
 
 
 def write_text(path: Path, text: str) -> None:
@@ -88,7 +89,10 @@ def require_same(role: str, first: Path, first_hash: str, second: Path, second_h
 
 @functools.cache
 def code_version() -> str:
-    """Return the version of mdaug, with the git commit where it runs from a checkout."""
+    """Return the version of mdaug, with the git commit where it runs from a checkout or a copy that names it."""
+    recorded = Path(__file__).parents[1] / VERSION_FILE
+    if recorded.is_file():
+        return recorded.read_text(encoding="utf-8").strip()
     try:
         release = version("mdaug")
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""The fixed classifier of the experiment: a small ResNet from scratch, trained for a fixed number of steps."""
+"""The classifier of the experiment: a small ResNet or a timm model, from scratch and for a fixed number of steps."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from mdaug.images import to_tensor
+from mdaug.training.distributed import local_rank
+from shards.errors import UserError
 from shards.order import EpochOrder
 
+SMALL = "small"
 WIDTHS = (16, 32, 64)
 GAIN, NOISE = 0.1, 0.03  # of the pixel range [-1, 1]
 
@@ -34,9 +37,48 @@ class SmallResNet(nn.Module):
         """Return the (n, 64) activations before the last layer."""
         return self.stages(self.stem(images)).mean(dim=(2, 3))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the (n, num_classes) logits."""
-        return self.head(self.features(images))
+
+class TimmModel(nn.Module):
+    """Any classifier of timm, from scratch, with its features apart from its last layer."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the (n, d) activations before the last layer."""
+        return self.network.forward_head(self.network.forward_features(images), pre_logits=True)  # type: ignore[operator]
+
+    def head(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the (n, num_classes) logits of features."""
+        return self.network.get_classifier()(features)  # type: ignore[operator]
+
+
+Classifier = SmallResNet | TimmModel
+
+
+def build(network: str, channels: int, num_classes: int, image_size: int) -> Classifier:
+    """Return an untrained classifier: "small" for SmallResNet, else the timm model of that name.
+
+    Raises:
+        UserError: timm is not installed, knows no such model, or the model does not take such images.
+    """
+    if network == SMALL:
+        return SmallResNet(channels, num_classes)
+    try:
+        import timm
+    except ImportError:
+        raise UserError(
+            f"classifier is '{network}', which needs timm: pip install timm; 'small' is there without it"
+        ) from None
+    options = {"in_chans": channels, "num_classes": num_classes}
+    try:
+        try:
+            return TimmModel(timm.create_model(network, img_size=image_size, **options))
+        except TypeError:  # a convolutional network has no such argument and takes any size
+            return TimmModel(timm.create_model(network, **options))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(f"classifier is '{network}', which timm does not make for these images: {error}") from None
 
 
 class Block(nn.Module):
@@ -66,7 +108,8 @@ def train(
     learning_rate: float,
     seed: int,
     transforms: bool,
-) -> SmallResNet:
+    network: str = SMALL,
+) -> Classifier:
     """Train a new classifier for exactly `steps` optimizer steps and return it as it is after the last.
 
     No validation, no early stopping, no choice among checkpoints: the held-out images have no say in training.
@@ -80,11 +123,12 @@ def train(
         learning_rate: peak of the one-cycle schedule of AdamW.
         seed: decides initial weights, order and transforms; same seed, same device, same result.
         transforms: whether to apply `label_safe_transform` to every batch.
+        network: as in `build`.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = SmallResNet(images.shape[-1], num_classes)
+        model = build(network, images.shape[-1], num_classes, images.shape[1])
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
@@ -96,7 +140,9 @@ def train(
             batch = to_tensor(images[chosen])
             if transforms:
                 batch = label_safe_transform(batch, generator)
-            loss = F.cross_entropy(model(batch.to(device)), torch.from_numpy(labels[chosen]).to(device))
+            loss = F.cross_entropy(
+                model.head(model.features(batch.to(device))), torch.from_numpy(labels[chosen]).to(device)
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -121,8 +167,8 @@ def label_safe_transform(images: torch.Tensor, generator: torch.Generator) -> to
 
 
 @torch.no_grad()
-def outputs(model: SmallResNet, images: np.ndarray, batch_size: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """Return the predicted classes, int64 (n,), and the features, float64 (n, 64), of uint8 (n, S, S, C) images."""
+def outputs(model: Classifier, images: np.ndarray, batch_size: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    """Return the predicted classes, int64 (n,), and the features, float64 (n, d), of uint8 (n, S, S, C) images."""
     device = next(model.parameters()).device
     features = torch.cat(
         [

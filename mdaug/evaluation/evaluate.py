@@ -6,21 +6,25 @@ import json
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar, Literal
 
 from mdaug.config import as_dict, dump, save
 from shards import provenance
 from shards.errors import UserError
 
-if TYPE_CHECKING:
-    from mdaug.evaluation.data import ImageSet
-
-IDENTITY, RESULTS = "evaluation.json", "results"
+IDENTITY, RESULTS, PARTS = "evaluation.json", "results", "parts"
+Part = Literal["usefulness", "fidelity", "kinematics", "memorization", "reconstruction"]
+ALL: tuple[Part, ...] = ("usefulness", "fidelity", "kinematics", "memorization", "reconstruction")
 
 
 @dataclass
 class EvaluateConfig:
-    """Judge synthetic images by what they do for a classifier of held-out real ones; writes report.html."""
+    """Judge synthetic images by what they do for a classifier of held-out real ones; writes report.html.
+
+    `mdaug evaluate` measures everything, `mdaug evaluate fidelity` only that; parts add up in one report.
+    """
+
+    POSITIONAL: ClassVar[str] = "part"
 
     data_dir: Path
     """Packed real images (`mdaug pack`) that the generator was trained on; the split test, else val, is the judge."""
@@ -30,11 +34,19 @@ class EvaluateConfig:
     """Folder for report.html, metrics.json and the pictures; the same command again resumes or shows it."""
     vqvae_path: Path | None = None
     """VQ-VAE (run folder or diffusers folder) whose reconstructions of held-out images are measured; optional."""
-    n_real_per_class: list[int | Literal["all"]] = field(default_factory=lambda: [10, "all"])
+    simulated_dir: Path | None = None
+    """Packed images of a simulator with the same classes: the arm "real + simulated"; optional."""
+    part: Literal["all", Part] = "all"
+    """What to measure; 'mdaug evaluate fidelity' is short for --part=fidelity."""
+    n_real_per_class: list[int | Literal["all"]] = field(default_factory=lambda: [5, 10, 20, 50, "all"])
     """Real training images per class that a classifier sees, ascending, such as [10, 50, all]."""
+    synthetic_per_real: list[int | Literal["all"]] = field(default_factory=lambda: [1, 2, 5, 10])
+    """Synthetic images per real one, ascending, as far as there are so many; all: every one, whatever the number."""
+    classifier: str = "small"
+    """small: a ResNet of 0.1 million weights from scratch; or the name of a timm model, also from scratch."""
     seeds: int = 3
     """Classifiers per arm; each seed has its own real subset, initial weights and order."""
-    steps: int = 400
+    steps: int = 300
     """Optimizer steps of every classifier, the same in every arm."""
     batch_size: int = 32
     """Images per step."""
@@ -57,16 +69,30 @@ class EvaluateConfig:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
         if self.image_size < 16 or self.image_size % 16:
             raise ValueError(f"image_size is {self.image_size}; it must be a multiple of 16, such as 64")
-        numbers = [float("inf") if n == "all" else n for n in self.n_real_per_class]
-        if not numbers or numbers[0] < 1 or any(a >= b for a, b in pairwise(numbers)):
-            raise ValueError(
-                f"n_real_per_class is {self.n_real_per_class}; it must be ascending numbers from 1, 'all' last, "
-                "such as [10, all]"
-            )
+        for name, least in (("n_real_per_class", 1), ("synthetic_per_real", 0)):
+            numbers = [float("inf") if n == "all" else n for n in getattr(self, name)]
+            if not numbers or numbers[0] < least or any(a >= b for a, b in pairwise(numbers)):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it must be ascending numbers from {least}, 'all' last, "
+                    "such as [10, all]"
+                )
+        if self.synthetic_per_real == [0]:
+            raise ValueError("synthetic_per_real is [0]; at least one number above 0 is needed")
+        if self.part == "reconstruction" and self.vqvae_path is None:
+            raise ValueError("part is 'reconstruction', which measures a VQ-VAE; name it by --vqvae_path")
+
+    @property
+    def wanted(self) -> tuple[Part, ...]:
+        """The parts to measure, in order."""
+        if self.part != "all":
+            return (self.part,)
+        return ALL if self.vqvae_path is not None else ALL[:-1]
 
 
-def evaluate(config: EvaluateConfig) -> dict:
+def evaluate(config: EvaluateConfig) -> dict | None:
     """Run what is not done yet of an evaluation, write its report, print the summary and return the metrics.
+
+    Of several ranks all but the last to finish return None.
 
     Raises:
         UserError: the synthetic images or the VQ-VAE do not come from data_dir, classes or shapes differ, a split is
@@ -76,11 +102,18 @@ def evaluate(config: EvaluateConfig) -> dict:
 
     made_from = _check_origin(config)
     _check_alike(config)
-    if _claim(config, made_from):
+    _claim(config, made_from)
+    files = {part: config.output_dir / PARTS / f"{part}.json" for part in ALL}
+    record = config.output_dir / provenance.FILE_NAME
+    if record.is_file() and all(files[part].is_file() for part in config.wanted):
         print(f"{config.output_dir} holds this evaluation already, finished; delete the folder to run it again.")
         metrics = json.loads((config.output_dir / report.METRICS).read_text(encoding="utf-8"))
     else:
-        metrics = _measure(config, made_from)
+        record.unlink(missing_ok=True)
+        done = _measure(config, made_from, files)
+        if done is None:
+            return None
+        metrics = done
         provenance.write(
             config.output_dir,
             kind="evaluation",
@@ -92,63 +125,55 @@ def evaluate(config: EvaluateConfig) -> dict:
     return metrics
 
 
-def _measure(config: EvaluateConfig, made_from: dict[str, str]) -> dict:
-    from mdaug.evaluation import data, jobs, pictures, report, usefulness
-    from mdaug.evaluation.memorization import memorization
+def _measure(config: EvaluateConfig, made_from: dict[str, str], files: dict[Part, Path]) -> dict | None:
+    """Measure the parts that are wanted and not there yet, and write the report of all that are there."""
+    from mdaug.evaluation import data, parts, pictures, report
     from mdaug.evaluation.verdict import verdict
 
-    folders = (config.data_dir / "train", _held_out(config.data_dir), config.synthetic_dir)
-    train, held_out, synthetic = (
-        data.load(folder, image_size=config.image_size, max_per_class=config.max_per_class) for folder in folders
-    )
-    results = jobs.run_all(
-        usefulness.plan(config.n_real_per_class, config.seeds),
-        config.output_dir / RESULTS,
-        config.workers,
-        train=train,
-        held_out=held_out,
-        synthetic=synthetic,
-        steps=config.steps,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-    )
-    memory = memorization(train, held_out, synthetic)
+    held_out_dir = _held_out(config.data_dir)
+    folders: dict[str, Path | None] = {
+        "train": config.data_dir / "train",
+        "held_out": held_out_dir,
+        "synthetic": config.synthetic_dir,
+        "simulated": config.simulated_dir and config.simulated_dir / "train",
+    }
+    sets = {
+        name: folder and data.load(folder, image_size=config.image_size, max_per_class=config.max_per_class)
+        for name, folder in folders.items()
+    }
+    inputs = parts.Inputs(config=config, results=config.output_dir / RESULTS, **sets)  # type: ignore[arg-type]
+    for part in config.wanted:
+        if files[part].is_file():
+            continue
+        figures = getattr(parts, part)(inputs)
+        if figures is None:
+            print(f"{part}: this rank is done; the last rank to finish writes the report", flush=True)
+            return None
+        provenance.write_text(files[part], json.dumps(figures) + "\n")
+    train, held_out, synthetic = inputs.train, inputs.held_out, inputs.synthetic
     metrics: dict[str, Any] = {
         "data": {
             "classes": train.dataset.classes,
             "image_shape": list(train.original(0).shape),
             "train": train.counts(),
             "held_out": held_out.counts(),
-            "held_out_split": folders[1].name,
+            "held_out_split": held_out_dir.name,
             "held_out_groups": len(set(held_out.groups)),
             "synthetic": synthetic.counts(),
-            "in_folders": [len(part.dataset) for part in (train, held_out, synthetic)],
+            "simulated": inputs.simulated and inputs.simulated.counts(),
+            "in_folders": [len(images.dataset) for images in (train, held_out, synthetic)],
             "made_from": made_from,
         },
         "config": as_dict(config),
-        "usefulness": usefulness.summarize(results, held_out, synthetic),
-        "memorization": memory,
-        "reconstruction": _reconstruct(config, held_out),
+        **{
+            part: json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+            for part, file in files.items()
+        },
     }
-    metrics = {"verdict": verdict(metrics), **metrics}
+    metrics = {"verdict": verdict(metrics) if metrics["usefulness"] else None, **metrics}
     pictures.save(config.output_dir / report.GRID, pictures.real_and_synthetic(held_out, synthetic))
-    pictures.save(config.output_dir / report.PAIRS, pictures.pairs(synthetic, train, memory["pairs"]))
     report.write(config.output_dir, metrics)
     return metrics
-
-
-def _reconstruct(config: EvaluateConfig, held_out: ImageSet) -> dict | None:
-    from mdaug.evaluation import pictures, report
-    from mdaug.evaluation.reconstruction import reconstruction
-
-    if config.vqvae_path is None:
-        return None
-    path = config.output_dir / RESULTS / "reconstruction.json"
-    if not path.is_file():
-        figures, strips = reconstruction(config.vqvae_path, held_out, batch_size=config.batch_size)
-        pictures.save(config.output_dir / report.RECONSTRUCTION, pictures.strips(strips, figures["classes"]))
-        provenance.write_text(path, json.dumps(figures) + "\n")
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _held_out(data_dir: Path) -> Path:
@@ -171,50 +196,63 @@ def _check_origin(config: EvaluateConfig) -> dict[str, str]:
         record = provenance.read(folder, kind)
         provenance.require_same("images", config.data_dir, images["hash"], folder, record["made_from"]["images"])
         made_from[kind] = record["hash"]
+    if config.simulated_dir is not None:
+        made_from["simulated"] = provenance.read(config.simulated_dir, "images")["hash"]
     return made_from
 
 
 def _check_alike(config: EvaluateConfig) -> None:
-    """Refuse synthetic images of other classes or another shape than the real ones."""
+    """Refuse synthetic or simulated images of other classes or another shape than the real ones."""
     from shards.dataset import ShardDataset
 
-    real, synthetic = ShardDataset(config.data_dir / "train"), ShardDataset(config.synthetic_dir)
-    if not (len(real) and len(synthetic)):
-        raise UserError(f"{config.data_dir / 'train'} or {config.synthetic_dir} holds no images; make it again")
-    for what, mine, other in (
-        ("classes", real.classes, synthetic.classes),
-        ("images of (height, width, channels)", real[0]["image"].shape, synthetic[0]["image"].shape),
-    ):
-        if mine != other:
-            raise UserError(
-                f"{config.data_dir} and {config.synthetic_dir} do not belong together: they hold {what} {mine} and "
-                f"{other}; generate again with a pipeline trained on {config.data_dir}"
-            )
+    real = ShardDataset(config.data_dir / "train")
+    others = {config.synthetic_dir: f"generate again with a pipeline trained on {config.data_dir}"}
+    if config.simulated_dir is not None:
+        others[config.simulated_dir / "train"] = "simulate the same classes, and pack them with the same --image_size"
+    for folder, remedy in others.items():
+        other = ShardDataset(folder)
+        if not (len(real) and len(other)):
+            raise UserError(f"{config.data_dir / 'train'} or {folder} holds no images; make it again")
+        for what, mine, theirs in (
+            ("classes", real.classes, other.classes),
+            ("images of (height, width, channels)", real[0]["image"].shape, other[0]["image"].shape),
+        ):
+            if mine != theirs:
+                raise UserError(
+                    f"{config.data_dir} and {folder} do not belong together: they hold {what} {mine} and {theirs}; "
+                    f"{remedy}"
+                )
 
 
-def _claim(config: EvaluateConfig, made_from: dict[str, str]) -> bool:
-    """Return whether the output folder holds this very evaluation, finished; refuse one that holds anything else.
+def _claim(config: EvaluateConfig, made_from: dict[str, str]) -> None:
+    """Make the output folder that of this evaluation; refuse one that holds another or anything else.
 
-    Inputs count by their content and not by their path; the settings count all.
+    Inputs count by their content and not by their path; the settings count all, but not which part is wanted. A
+    VQ-VAE may be named later, for only its own part depends on it.
     """
     folder = config.output_dir
-    settings = {k: v for k, v in as_dict(config).items() if not k.endswith(("_dir", "_path")) and k != "workers"}
+    left_out = ("part", "workers")
+    settings = {k: v for k, v in as_dict(config).items() if not k.endswith(("_dir", "_path")) and k not in left_out}
     identity = {"made_from": made_from, "settings": settings}
     path = folder / IDENTITY
     if path.is_file():
         other = json.loads(path.read_text(encoding="utf-8"))
         mine, theirs = ({**record["made_from"], **record["settings"]} for record in (identity, other))
         differing = sorted(name for name in mine | theirs if mine.get(name) != theirs.get(name))
-        if differing:
+        if differing == ["vqvae"] and None in (mine.get("vqvae"), theirs.get("vqvae")):
+            if "vqvae" in mine:
+                provenance.write_text(path, json.dumps(identity, indent=2) + "\n")
+        elif differing:
             raise UserError(
                 f"{folder} holds another evaluation, of other {', '.join(differing)}; "
                 "choose another --output_dir or delete that folder"
             )
-        return (folder / provenance.FILE_NAME).is_file()
-    if folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(entry.name != "logs" and entry.name[0] != "." for entry in folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no evaluation; choose another --output_dir")
-    (folder / RESULTS).mkdir(parents=True)
-    print(dump(config), end="")
-    save(config, folder / "config.yaml")
-    provenance.write_text(path, json.dumps(identity, indent=2) + "\n")
-    return False
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        provenance.write_text(path, json.dumps(identity, indent=2) + "\n")
+        print(dump(config), end="")
+        save(config, folder / "config.yaml")
+    for name in (RESULTS, PARTS):
+        (folder / name).mkdir(exist_ok=True)

@@ -1,10 +1,17 @@
-"""Fréchet distance in the features of a classifier trained on the real training split, beside its floor."""
+"""How near a set of images is to the real ones, in features of a network, beside the floor that real images set.
+
+Distances and shares here take features (n, d); sums are in float64.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from mdaug.evaluation.data import take_per_class
+
+NEIGHBOURS = 5  # k of precision, recall, density and coverage, as in Naeem et al.
+CHUNK = 1024
+MEASURES = ("frechet", "kid", "precision", "recall", "density", "coverage")
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
@@ -22,32 +29,89 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     return float(shift @ shift + np.trace(cov1) + np.trace(cov2) - 2 * cross)
 
 
-def frechet_with_floor(
+def kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the kernel distance (KID): the unbiased estimate of the squared MMD, which may be below zero.
+
+    Kernel (x . y / d + 1)^3 over all images at once. Binkowski et al., ICLR 2018; Gretton et al., JMLR 13 (2012),
+    eq. 3.
+    """
+    first, second = first.astype(np.float64), second.astype(np.float64)
+    n, m, d = len(first), len(second), first.shape[1]
+
+    def kernel_sum(a: np.ndarray, b: np.ndarray) -> float:
+        parts = (((a[i : i + CHUNK] @ b.T / d + 1) ** 3).sum() for i in range(0, len(a), CHUNK))
+        return float(sum(parts))
+
+    def diagonal(a: np.ndarray) -> float:
+        return float((((a * a).sum(axis=1) / d + 1) ** 3).sum())
+
+    within = (kernel_sum(first, first) - diagonal(first)) / (n * (n - 1))
+    within += (kernel_sum(second, second) - diagonal(second)) / (m * (m - 1))
+    return within - 2 * kernel_sum(first, second) / (n * m)
+
+
+def manifold_shares(real: np.ndarray, other: np.ndarray, k: int = NEIGHBOURS) -> dict[str, float]:
+    """Return precision, recall, density and coverage of `other` against `real`.
+
+    A ball around each image reaches to its k-th nearest neighbour in its own set. precision: share of `other` within
+    a ball of `real`; recall: share of `real` within a ball of `other` (Kynkäänniemi et al., NeurIPS 2019). density:
+    balls of `real` around an image of `other`, over k; coverage: share of the balls of `real` that hold an image of
+    `other` (Naeem et al., ICML 2020, eq. 4-5). Both sets need more than k images.
+    """
+    between = _distances(real, other)
+    reach_real, reach_other = _reach(real, k), _reach(other, k)
+    inside = between < reach_real[:, None]
+    return {
+        "precision": float(inside.any(axis=0).mean()),
+        "recall": float((between < reach_other[None]).any(axis=1).mean()),
+        "density": float(inside.sum() / (k * len(other))),
+        "coverage": float((between.min(axis=1) < reach_real).mean()),
+    }
+
+
+def with_floor(
     train: np.ndarray,
     held_out: np.ndarray,
     held_out_labels: np.ndarray,
     synthetic: np.ndarray,
     synthetic_labels: np.ndarray,
 ) -> dict:
-    """Return the distances train - synthetic and train - held out (the floor), with equally many images of each class.
+    """Return every measure of synthetic against training images, beside that of held-out images (the floor).
 
-    The estimate grows as sets shrink, by about the same amount for sets of one size, so only the two figures beside
-    each other mean something. Features are (n, d).
+    Estimates depend on the size of the sets, so both take equally many images of each class, and only the two
+    figures beside each other mean something. Features are (n, d).
 
     Returns:
-        {"synthetic", "floor", "size"}; the distances are None where fewer than two images can be matched.
+        {"size", "synthetic": {measure: figure}, "floor": {...}}; both are None with too few images to match.
     """
-    classes = int(max(held_out_labels.max(), synthetic_labels.max())) + 1
-    counts = np.minimum(
-        np.bincount(held_out_labels, minlength=classes), np.bincount(synthetic_labels, minlength=classes)
-    )
-    size = int(counts.sum())
-    if size < 2:
-        return {"synthetic": None, "floor": None, "size": size}
-    matched_held_out = held_out[take_per_class(held_out_labels, counts.tolist(), seed=0)]
-    matched_synthetic = synthetic[take_per_class(synthetic_labels, counts.tolist(), seed=0)]
+    mine, others = matched(held_out_labels, synthetic_labels)
+    if min(len(mine), len(train)) <= NEIGHBOURS:
+        return {"size": len(mine), "synthetic": None, "floor": None}
     return {
-        "synthetic": frechet_distance(train, matched_synthetic),
-        "floor": frechet_distance(train, matched_held_out),
-        "size": size,
+        "size": len(mine),
+        "synthetic": _measures(train, synthetic[others]),
+        "floor": _measures(train, held_out[mine]),
     }
+
+
+def matched(first_labels: np.ndarray, second_labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return indices into two sets that take equally many images of each class, as many as both have."""
+    classes = int(max(first_labels.max(), second_labels.max())) + 1
+    counts = np.minimum(*(np.bincount(labels, minlength=classes) for labels in (first_labels, second_labels))).tolist()
+    return take_per_class(first_labels, counts, seed=0), take_per_class(second_labels, counts, seed=0)
+
+
+def _measures(train: np.ndarray, other: np.ndarray) -> dict[str, float]:
+    distances = {"frechet": frechet_distance(train, other), "kid": kernel_distance(train, other)}
+    return {**distances, **manifold_shares(train, other)}
+
+
+def _reach(points: np.ndarray, k: int) -> np.ndarray:
+    """Return the distance of each point to its k-th nearest neighbour, itself not counted."""
+    return np.partition(_distances(points, points), k, axis=1)[:, k]
+
+
+def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
+    return np.sqrt(squared.clip(min=0))

@@ -14,6 +14,7 @@ import torch
 from mdaug.evaluation import usefulness
 from mdaug.evaluation.data import ImageSet
 from mdaug.evaluation.usefulness import Job
+from mdaug.training.distributed import rank, world_size
 from shards.progress import Progress
 from shards.provenance import write_text
 
@@ -23,9 +24,20 @@ _inputs: dict = {}  # of a worker process
 
 
 def run_all(
-    jobs: list[Job], folder: Path, workers: int, *, train: ImageSet, held_out: ImageSet, synthetic: ImageSet, **settings
-) -> list[dict]:
+    jobs: list[Job],
+    folder: Path,
+    workers: int,
+    *,
+    train: ImageSet,
+    held_out: ImageSet,
+    synthetic: ImageSet,
+    simulated: ImageSet | None,
+    **settings,
+) -> list[dict] | None:
     """Return the results of all jobs in their order; a result that `folder` holds already is read, not made again.
+
+    Of W ranks (environment RANK and WORLD_SIZE), rank r runs every W-th job from the r-th on. The ranks need not run
+    at the same time; all but the last to finish get None.
 
     Args:
         jobs: what to train.
@@ -34,15 +46,18 @@ def run_all(
         train: real training images.
         held_out: real images that judge.
         synthetic: synthetic images.
+        simulated: images of a simulator, if there are any.
         settings: further arguments of `usefulness.run`.
     """
-    inputs = {"train": train, "held_out": held_out, "synthetic": synthetic, **settings}
+    inputs = {"train": train, "held_out": held_out, "synthetic": synthetic, "simulated": simulated, **settings}
     paths = {job: folder / f"{job.name}.json" for job in jobs}
-    missing = [job for job in jobs if not paths[job].is_file()]
+    missing = [job for job in jobs[rank() :: world_size()] if not paths[job].is_file()]
     with Progress("classifiers", len(missing), "classifier") as progress:
         for job, result in _run(missing, workers, inputs):
             write_text(paths[job], json.dumps(result) + "\n")
             progress.update()
+    if not all(path.is_file() for path in paths.values()):
+        return None
     return [json.loads(paths[job].read_text(encoding="utf-8")) for job in jobs]
 
 

@@ -1,50 +1,66 @@
-"""Does the generator repeat its training images? Nearest-neighbour distances on small thumbnails."""
+"""Does the generator repeat its training images? Nearest-neighbour distances that a shift in time does not hide."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 
-from mdaug.evaluation.data import ImageSet
-
-THUMBNAIL = 16
-COPY = 1.0  # grey levels: nearer than this, the thumbnails of two 8-bit images are the same
-CHUNK = 1024
-
-
-def nearest(queries: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return, for each query image, the RMS distance in grey levels (0 to 255) to the nearest reference, and its index.
-
-    Both are uint8 (n, S, S, C), S a multiple of 16, compared as averages over a 16 x 16 grid.
-    """
-    a, b = thumbnails(queries), thumbnails(references)
-    squares = (b**2).sum(axis=1)
-    distance, index = np.empty(len(a)), np.empty(len(a), dtype=np.int64)
-    for start in range(0, len(a), CHUNK):
-        block = a[start : start + CHUNK]
-        squared = (block**2).sum(axis=1)[:, None] + squares - 2 * block @ b.T
-        best = squared.argmin(axis=1)
-        index[start : start + CHUNK] = best
-        distance[start : start + CHUNK] = np.sqrt(squared[np.arange(len(block)), best].clip(min=0) / a.shape[1])
-    return distance, index
+ROWS = 16  # bands of Doppler that are compared; along time every column counts
+COLUMNS = 64
+COPY = 2.0  # grey levels: nearer than this two 8-bit pictures differ by rounding and compression alone
+CHUNK = 1 << 24  # values of a block of correlations
 
 
-def thumbnails(images: np.ndarray) -> np.ndarray:
-    """Return uint8 (n, S, S, C) as float64 (n, 256 C): means over the cells of a 16 x 16 grid."""
-    n, size, _, channels = images.shape
-    cell = size // THUMBNAIL
-    return images.reshape(n, THUMBNAIL, cell, THUMBNAIL, cell, channels).mean(axis=(2, 4)).reshape(n, -1)
+def nearest(queries: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return, for each query, the RMS distance in levels (0 to 255) to the nearest reference, its index, and the shift.
 
+    The distance of two pictures is the least over all circular shifts along time: |a|^2 + |b|^2 - 2 max (a * b), the
+    correlation a * b by FFT along the columns, summed over the bands. It finds what the time shift of the label-safe
+    transforms hides from a plain comparison.
 
-def memorization(train: ImageSet, held_out: ImageSet, synthetic: ImageSet, pairs: int = 6) -> dict:
-    """Compare how near synthetic images and held-out real ones are to the training images.
+    Args:
+        queries: uint8 levels (n, H, W), H a multiple of 16.
+        references: uint8 levels (m, H, W).
 
     Returns:
-        medians in grey levels; `threshold`, the 1st percentile of held-out distances; `share_closer`, the share of
-        synthetic images below it (0.01 is expected of a generator that is as far from the training images as new
-        recordings are); `copies` of both sets; `pairs`, the nearest (synthetic, train) indices.
+        float64 (n,), int64 (n,) and float64 (n,) in [0, 1): the reference, moved to the right by that part of its
+        width, is nearest to the query.
     """
-    to_synthetic, neighbour = nearest(synthetic.images, train.images)
-    to_held_out, _ = nearest(held_out.images, train.images)
+    a, b = bands(queries), bands(references)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # (frequency, image, band): one matrix product per frequency correlates all pairs. float32 is enough to find them.
+    spectra_a, spectra_b = (torch.fft.rfft(torch.from_numpy(x).float().to(device)).permute(2, 0, 1) for x in (a, b))
+    energy = torch.from_numpy((b**2).sum(axis=(1, 2))).float().to(device)
+    columns, block = a.shape[2], max(1, CHUNK // (len(b) * a.shape[2]))
+    index, shift = np.empty(len(a), dtype=np.int64), np.empty(len(a), dtype=np.int64)
+    for start in range(0, len(a), block):
+        product = spectra_a[:, start : start + block] @ spectra_b.conj().transpose(1, 2)
+        best, at = torch.fft.irfft(product, columns, dim=0).max(dim=0)
+        chosen = (energy - 2 * best).argmin(dim=1)
+        index[start : start + block] = chosen.cpu().numpy()
+        shift[start : start + block] = at.gather(1, chosen[:, None])[:, 0].cpu().numpy()
+    # Once more for the pairs found, without the cancellation in |a|^2 + |b|^2 - 2 a * b.
+    difference = [x - np.roll(b[j], s, axis=1) for x, j, s in zip(a, index, shift, strict=True)]
+    return np.sqrt(np.square(difference).mean(axis=(1, 2))), index, shift / columns
+
+
+def bands(levels: np.ndarray) -> np.ndarray:
+    """Return levels (n, H, W) as float64 (n, 16, w): means over 16 bands of rows, and over columns down to w <= 64."""
+    n, height, width = levels.shape
+    columns = max(c for c in range(1, min(width, COLUMNS) + 1) if width % c == 0)
+    return levels.reshape(n, ROWS, height // ROWS, columns, width // columns).mean(axis=(2, 4))
+
+
+def memorization(train: np.ndarray, held_out: np.ndarray, synthetic: np.ndarray, pairs: int = 10) -> dict:
+    """Compare how near synthetic images and held-out real ones are to the training images; levels (n, H, W).
+
+    Returns:
+        medians in levels; `threshold`, the 1st percentile of held-out distances; `share_closer`, the share of
+        synthetic images below it (0.01 is expected of a generator that is as far from the training images as new
+        recordings are); `copies` of both sets; `pairs`, the nearest (synthetic, train), with `shifts` and `distances`.
+    """
+    to_synthetic, neighbour, shift = nearest(synthetic, train)
+    to_held_out, _, _ = nearest(held_out, train)
     threshold = float(np.quantile(to_held_out, 0.01))
     closest = np.argsort(to_synthetic, kind="stable")[:pairs]
     return {
@@ -54,5 +70,8 @@ def memorization(train: ImageSet, held_out: ImageSet, synthetic: ImageSet, pairs
         "share_closer": float((to_synthetic < threshold).mean()),
         "synthetic_copies": int((to_synthetic < COPY).sum()),
         "held_out_copies": int((to_held_out < COPY).sum()),
+        "copies_share": float((to_synthetic < COPY).mean()),
         "pairs": [[int(i), int(neighbour[i])] for i in closest],
+        "shifts": [float(shift[i]) for i in closest],
+        "distances": [float(to_synthetic[i]) for i in closest],
     }

@@ -32,13 +32,20 @@ def strips(rows: Sequence[Sequence[np.ndarray]], classes: Sequence[dict]) -> np.
     return _headed(tiles, labels, ["original", "reconstruction", "difference"])
 
 
-def pairs(synthetic: ImageSet, train: ImageSet, indices: Sequence[Sequence[int]]) -> np.ndarray:
-    """Return the synthetic images of index pairs in one row and their nearest training images in the row below."""
-    rows = [
-        [_tile(synthetic.picture(i)) for i, _ in indices],
-        [_tile(train.picture(j)) for _, j in indices],
-    ]
-    return grid(rows, ["synthetic", "nearest"], gap=GAP)
+def pairs(synthetic: ImageSet, train: ImageSet, memory: dict) -> np.ndarray:
+    """Return the nearest pairs of `memorization`: each synthetic image and, beside it, the training image, shifted.
+
+    A row holds two pairs, so that the picture stays readable on a narrow screen; distances are at the left.
+    """
+    tiles: list[list[np.ndarray]] = []
+    for (i, j), shift in zip(memory["pairs"], memory["shifts"], strict=True):
+        nearest = train.picture(j)
+        moved = np.roll(nearest, round(shift * nearest.shape[1]), axis=1)
+        tiles.append([_tile(synthetic.picture(i)), _tile(moved)])
+    labels = [f"{distance:.1f}" for distance in memory["distances"]]
+    rows = [[tile for pair in tiles[k : k + 2] for tile in pair] for k in range(0, len(tiles), 2)]
+    names = [", ".join(labels[k : k + 2]) for k in range(0, len(labels), 2)]
+    return _headed(rows, names, ["synthetic", "training", "synthetic", "training"][: len(rows[0])])
 
 
 def save(path: Path, picture: np.ndarray) -> None:

@@ -30,13 +30,12 @@ def ssim(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     Windowed with a Gaussian of sigma 1.5 over 11 x 11 pixels, k1 = 0.01, k2 = 0.03, mean over windows inside the
     image and over channels: Wang et al., IEEE Trans. Image Processing 13 (2004), eq. 13-17.
     """
-    luminance, structure = ssim_parts(first, second)
-    return (luminance * structure).mean(dim=(1, 2, 3))
+    luminance, contrast = ssim_parts(first.double(), second.double())
+    return (luminance * contrast).mean(dim=(1, 2, 3))
 
 
-def ssim_parts(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the luminance and the contrast-and-structure terms of `ssim` for every window, (n, C, H - 10, W - 10)."""
-    a, b = first.double(), second.double()
+def ssim_parts(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the luminance and the contrast-structure maps whose product is SSIM, over windows inside the image."""
     channels = a.shape[1]
     line = torch.exp(-0.5 * (torch.arange(-RADIUS, RADIUS + 1, dtype=a.dtype, device=a.device) / SIGMA) ** 2)
     line = line / line.sum()

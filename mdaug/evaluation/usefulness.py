@@ -1,29 +1,30 @@
 """Does the synthetic data help a classifier? Arms that differ in their training images only, judged on held-out ones.
 
-Every arm takes the same number of optimizer steps, so "real images repeated more often" is what the arm "real"
-already is. An arm of one seed is one job with one result file: jobs are independent of each other and of their order.
+Every arm takes the same number of optimizer steps. An arm of one seed is one job with one result file: jobs are
+independent of each other, of their order and of the process that runs them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 
-from mdaug.evaluation import classifier
+from mdaug.evaluation import classifier, fidelity
 from mdaug.evaluation.data import ImageSet, take_per_class
-from mdaug.evaluation.fidelity import frechet_with_floor
 
-REAL, TRANSFORMS, BOTH, BOTH_TRANSFORMS, SYNTHETIC = (
+REAL, DUPLICATED, TRANSFORMS, BOTH, BOTH_TRANSFORMS, SYNTHETIC, WITH_SIMULATED, SIMULATED = (
     "real",
+    "real, duplicated",
     "real + transforms",
     "real + synthetic",
     "real + synthetic + transforms",
     "synthetic",
+    "real + simulated",
+    "simulated",
 )
-COMPARISONS = ((BOTH, REAL), (BOTH, TRANSFORMS), (BOTH_TRANSFORMS, TRANSFORMS), (TRANSFORMS, REAL))
+TRANSFORMED = (TRANSFORMS, BOTH_TRANSFORMS)
 RESAMPLES = 2000
 FEWEST_GROUPS = 8  # below it a bootstrap over groups says little, and images are resampled instead
 
@@ -34,30 +35,61 @@ class Job:
 
     Attributes:
         arm: one of the names above.
-        n_real: real images per class, a number or "all"; 0 for the arm "synthetic".
-        seed: decides the real subset, the initial weights and the order.
+        n_real: real images per class, a number or "all"; 0 for the arms without real images.
+        ratio: further images per real one, a number or "all"; 0 for the arms without any.
+        seed: decides the subsets, the initial weights and the order.
         reference: whether this classifier, trained on all real images there are, also judges the synthetic ones.
     """
 
     arm: str
     n_real: int | str
+    ratio: int | str
     seed: int
     reference: bool = False
 
     @property
     def name(self) -> str:
         """The name of the result file, without ending."""
-        return f"{self.arm.replace(' + ', '-')}_n-{self.n_real}_seed-{self.seed}"
+        arm = self.arm.replace(" + ", "-").replace(", ", "-")
+        return f"{arm}_n-{self.n_real}_ratio-{self.ratio}_seed-{self.seed}"
 
 
-def plan(n_real_per_class: Sequence[int | str], seeds: int) -> list[Job]:
-    """Return the jobs: every arm with every number of real images and every seed; "synthetic" has no such number."""
-    largest = n_real_per_class[-1]
-    arms = [*product(n_real_per_class, (REAL, TRANSFORMS, BOTH, BOTH_TRANSFORMS)), (0, SYNTHETIC)]
+def plan(
+    n_real_per_class: Sequence[int | str],
+    ratios: Sequence[int | str],
+    seeds: int,
+    train: ImageSet,
+    synthetic: ImageSet,
+    simulated: ImageSet | None = None,
+) -> list[Job]:
+    """Return the jobs: every arm with every number of real images, every ratio and every seed.
+
+    Left out is what would repeat another job: a number of real images that no class exceeds beside "all", and a
+    ratio that finds no more synthetic images than the ratio before it.
+    """
+    most = max(train.counts())
+    numbers = [n for n in n_real_per_class if n == "all" or "all" not in n_real_per_class or int(n) < most]
+    arms: list[tuple[str, int | str, int | str]] = []
+    for n_real in numbers:
+        used: list[int | str] = []
+        for ratio in ratios:
+            counts = [_further(train, n_real, value, synthetic) for value in (*used[-1:], ratio)]
+            if ratio != 0 and (not used or counts[0] != counts[1]):
+                used.append(ratio)
+        arms += [(REAL, n_real, 0), (TRANSFORMS, n_real, 0)]
+        for ratio in used:
+            arms += [(BOTH, n_real, ratio), (BOTH_TRANSFORMS, n_real, ratio)]
+        if used:
+            arms.append((DUPLICATED, n_real, used[-1]))
+            if simulated is not None:
+                arms.append((WITH_SIMULATED, n_real, used[-1]))
+    arms.append((SYNTHETIC, 0, "all"))
+    if simulated is not None:
+        arms.append((SIMULATED, 0, "all"))
     return [
-        Job(arm, n_real, seed, reference=(arm, n_real) == (REAL, largest))
+        Job(arm, n_real, ratio, seed, reference=(arm, n_real) == (REAL, numbers[-1]))
         for seed in range(seeds)
-        for n_real, arm in arms
+        for arm, n_real, ratio in arms
     ]
 
 
@@ -66,26 +98,21 @@ def run(
     train: ImageSet,
     held_out: ImageSet,
     synthetic: ImageSet,
+    simulated: ImageSet | None = None,
     *,
     steps: int,
     batch_size: int,
     learning_rate: float,
+    network: str,
 ) -> dict:
     """Train the classifier of a job and return its result as plain JSON values.
 
     Returns:
-        {"arm", "n_real", "seed", "real", "synthetic": training images, "predictions": class of each held-out image}
-        and, of a reference, "on_synthetic": class of each synthetic image, and "frechet".
+        {"arm", "n_real", "ratio", "seed", "real", "further": training images of each kind, "predictions": class of
+        each held-out image} and, of a reference, "on_synthetic": class of each synthetic image, and "fidelity": what
+        `fidelity.with_floor` finds in its features.
     """
-    # The subset depends on the seed alone, so the arms of one seed are paired.
-    chosen = np.arange(len(train))
-    if job.n_real != "all":
-        chosen = take_per_class(train.labels, int(job.n_real), seed=job.seed)
-    images, labels = [train.images[chosen]], [train.labels[chosen]]
-    uses_synthetic = job.arm in (BOTH, BOTH_TRANSFORMS, SYNTHETIC)
-    if uses_synthetic:
-        images.append(synthetic.images)
-        labels.append(synthetic.labels)
+    images, labels = training_images(job, train, synthetic, simulated)
     model = classifier.train(
         np.concatenate(images),
         np.concatenate(labels),
@@ -94,61 +121,90 @@ def run(
         batch_size=batch_size,
         learning_rate=learning_rate,
         seed=job.seed,
-        transforms=job.arm in (TRANSFORMS, BOTH_TRANSFORMS),
+        transforms=job.arm in TRANSFORMED,
+        network=network,
     )
     predictions, features = classifier.outputs(model, held_out.images)
     result = {
         "arm": job.arm,
         "n_real": job.n_real,
+        "ratio": job.ratio,
         "seed": job.seed,
-        "real": len(chosen),
-        "synthetic": len(synthetic) if uses_synthetic else 0,
+        "real": len(labels[0]),
+        "further": sum(len(part) for part in labels[1:]),
         "predictions": predictions.tolist(),
     }
     if job.reference:
         on_synthetic, synthetic_features = classifier.outputs(model, synthetic.images)
         _, train_features = classifier.outputs(model, train.images)
         result["on_synthetic"] = on_synthetic.tolist()
-        result["frechet"] = frechet_with_floor(
+        result["fidelity"] = fidelity.with_floor(
             train_features, features, held_out.labels, synthetic_features, synthetic.labels
         )
     return result
+
+
+def training_images(
+    job: Job, train: ImageSet, synthetic: ImageSet, simulated: ImageSet | None
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return [real, further] images and labels of a job; the subsets depend on the seed alone, so arms are paired."""
+    if job.n_real == 0:
+        real = np.arange(0)
+    elif job.n_real == "all":
+        real = np.arange(len(train))
+    else:
+        real = take_per_class(train.labels, int(job.n_real), seed=job.seed)
+    images, labels = [train.images[real]], [train.labels[real]]
+    if job.arm == DUPLICATED:
+        # As many copies as make the set at least as large as the one with synthetic images.
+        times = -(-sum(_further(train, job.n_real, job.ratio, synthetic)) // len(real))
+        return [*images, *images * times], [*labels, *labels * times]
+    source = simulated if job.arm in (WITH_SIMULATED, SIMULATED) else synthetic
+    if job.ratio != 0 and source is not None:
+        chosen = take_per_class(source.labels, _further(train, job.n_real, job.ratio, source), seed=job.seed)
+        images.append(source.images[chosen])
+        labels.append(source.labels[chosen])
+    return images, labels
+
+
+def _further(train: ImageSet, n_real: int | str, ratio: int | str, source: ImageSet) -> list[int]:
+    """Return how many images of each class a ratio takes from `source`, which may hold fewer."""
+    if ratio == "all":
+        return source.counts()
+    real = [count if n_real == "all" else min(int(n_real), count) for count in train.counts()]
+    return [min(int(ratio) * wanted, there) for wanted, there in zip(real, source.counts(), strict=True)]
 
 
 def summarize(results: list[dict], held_out: ImageSet, synthetic: ImageSet) -> dict:
     """Return the tables of the experiment from the results of all jobs.
 
     Returns:
-        "arms": accuracy mean and standard deviation over seeds, recall per class and the confusion matrix (rows: true
-        class, columns: predicted, summed over seeds); "comparisons": differences with 95 % intervals;
+        "arms": accuracy mean and standard deviation over seeds, its 95 % interval, recall per class and the confusion
+        matrix (rows: true class, columns: predicted, summed over seeds); "comparisons": differences with 95 % intervals
+        against the arms "real" and "real + transforms";
         "real_to_synthetic": the same figures for synthetic images judged by classifiers trained on all real ones;
-        "frechet": distances and floor, mean and standard deviation over these classifiers; "chance".
+        "chance".
     """
     num_classes = len(held_out.dataset.classes)
-    by_arm: dict[tuple[str, int | str], list[dict]] = {}
+    by_arm: dict[tuple[str, int | str, int | str], list[dict]] = {}
     for result in results:
-        by_arm.setdefault((result["arm"], result["n_real"]), []).append(result)
-    arms = []
-    for (arm, n_real), group in by_arm.items():
+        by_arm.setdefault((result["arm"], result["n_real"], result["ratio"]), []).append(result)
+    arms, comparisons = [], []
+    for (arm, n_real, ratio), group in by_arm.items():
         figures = judge([result["predictions"] for result in group], held_out.labels, num_classes)
-        counts = {"real": group[0]["real"], "synthetic": group[0]["synthetic"]}
-        arms.append({"arm": arm, "n_real": n_real, **counts, **figures})
-    comparisons = []
-    for n_real, (arm, baseline) in product(dict.fromkeys(n for _, n in by_arm if n != 0), COMPARISONS):
-        first, second = (_hits(by_arm[name, n_real], held_out.labels) for name in (arm, baseline))
-        difference, low, high = paired_interval(first, second, held_out.groups)
-        comparisons.append(
-            {"arm": arm, "baseline": baseline, "n_real": n_real, "difference": difference, "low": low, "high": high}
-        )
-    references = [result for result in results if "on_synthetic" in result]
-    judged = judge([result["on_synthetic"] for result in references], synthetic.labels, num_classes)
-    return {
-        "chance": 1 / num_classes,
-        "arms": arms,
-        "comparisons": comparisons,
-        "real_to_synthetic": judged,
-        "frechet": _frechet(references),
-    }
+        counts = {"real": group[0]["real"], "further": group[0]["further"]}
+        hits = _hits(group, held_out.labels)
+        _, low, high = paired_interval(hits, np.zeros_like(hits), held_out.groups)
+        case = {"arm": arm, "n_real": n_real, "ratio": ratio}
+        arms.append({**case, **counts, "low": low, "high": high, **figures})
+        for baseline in (REAL, TRANSFORMS):
+            if n_real == 0 or arm in (REAL, baseline) or (arm, baseline) == (DUPLICATED, TRANSFORMS):
+                continue
+            theirs = _hits(by_arm[baseline, n_real, 0], held_out.labels)
+            difference, low, high = paired_interval(hits, theirs, held_out.groups)
+            comparisons.append({**case, "baseline": baseline, "difference": difference, "low": low, "high": high})
+    judged = judge([r["on_synthetic"] for r in results if "on_synthetic" in r], synthetic.labels, num_classes)
+    return {"chance": 1 / num_classes, "arms": arms, "comparisons": comparisons, "real_to_synthetic": judged}
 
 
 def judge(predictions: list[list[int]], labels: np.ndarray, num_classes: int) -> dict:
@@ -202,14 +258,3 @@ def spread(values: Sequence[float]) -> float:
 def _hits(results: list[dict], labels: np.ndarray) -> np.ndarray:
     ordered = sorted(results, key=lambda result: result["seed"])
     return np.array([result["predictions"] for result in ordered]) == labels
-
-
-def _frechet(references: list[dict]) -> dict:
-    size = references[0]["frechet"]["size"]
-    table: dict = {"size": size}
-    for name in ("synthetic", "floor"):
-        values = [result["frechet"][name] for result in references]
-        known = values[0] is not None
-        table[name] = float(np.mean(values)) if known else None
-        table[f"{name}_std"] = spread(values) if known else None
-    return table

@@ -18,13 +18,16 @@ def outcome(comparison: dict) -> str:
 
 
 def verdict(metrics: dict) -> dict:
-    """Return {"outcome": the worst over the numbers of real images, "sentences": three strings}."""
+    """Return {"outcome": the worst over the numbers of real images, "sentences": three strings}.
+
+    Where there are several ratios of synthetic to real images, the largest speaks: the best of many would be luck.
+    """
     first, worst = _against_real(metrics)
     return {"outcome": worst, "sentences": [first, _against_transforms(metrics), _advice(metrics, worst)]}
 
 
 def _against_real(metrics: dict) -> tuple[str, str]:
-    comparisons = sorted(_select(metrics, BOTH, REAL), key=lambda item: SEVERITY.index(outcome(item)))
+    comparisons = _worst_first(metrics, BOTH, REAL)
     said = {"loss": "made the classifier worse", "none": "brought no measurable gain", "gain": "helped"}
     sentence = "Compared with real images only, adding the synthetic images " + _clauses(metrics, comparisons, said)
     if any(outcome(item) == "gain" and _is_subset(metrics, item["n_real"]) for item in comparisons):
@@ -36,19 +39,17 @@ def _against_real(metrics: dict) -> tuple[str, str]:
 
 
 def _against_transforms(metrics: dict) -> str:
-    comparisons = sorted(_select(metrics, BOTH, TRANSFORMS), key=lambda item: SEVERITY.index(outcome(item)))
     said = {"loss": "did worse than that", "none": "were no better than that", "gain": "beat that"}
     sentence = "Shifting the real images in time, with a little gain and noise, costs nothing: the synthetic images "
-    sentence += _clauses(metrics, comparisons, said)
-    largest = _select(metrics, BOTH_TRANSFORMS, TRANSFORMS)[-1]
-    added = {"loss": "lost accuracy", "none": "added nothing measurable", "gain": "added to it"}[outcome(largest)]
-    return f"{sentence}; used on top of it with {_amount(largest['n_real'])}, they {added} ({_interval(largest)})."
+    sentence += _clauses(metrics, _worst_first(metrics, BOTH, TRANSFORMS), said)
+    most = spoken(metrics, BOTH_TRANSFORMS, TRANSFORMS)[-1]
+    added = {"loss": "lost accuracy", "none": "added nothing measurable", "gain": "added to it"}[outcome(most)]
+    return f"{sentence}; used on top of it with {_amount([most])}, they {added} ({_interval(most)})."
 
 
 def _advice(metrics: dict, worst: str) -> str:
     usefulness, memory = metrics["usefulness"], metrics["memorization"]
-    references = [arm for arm in usefulness["arms"] if arm["arm"] == REAL]
-    real = references[-1]["accuracy"]
+    real = [arm for arm in usefulness["arms"] if arm["arm"] == REAL][-1]["accuracy"]
     judged = usefulness["real_to_synthetic"]["accuracy"]
     synthetic_only = next(arm for arm in usefulness["arms"] if arm["arm"] == SYNTHETIC)["accuracy"]
     facts = (
@@ -56,7 +57,7 @@ def _advice(metrics: dict, worst: str) -> str:
         f"{percent(usefulness['chance'])}), and those trained on real images see the intended class in "
         f"{percent(judged)} of the synthetic ones: "
     )
-    if memory["share_closer"] > REPEATED:
+    if memory is not None and memory["share_closer"] > REPEATED:
         return facts + (
             f"beware that {percent(memory['share_closer'])} of the synthetic images lie nearer to a training image "
             "than 99 % of the held-out ones do, so the generator repeats what it saw; train it for fewer epochs or "
@@ -80,31 +81,49 @@ def _advice(metrics: dict, worst: str) -> str:
     return facts + "before relying on the gain, repeat it with more seeds and with other recordings held out."
 
 
+def spoken(metrics: dict, arm: str, baseline: str) -> list[dict]:
+    """Return one comparison per number of real images, in their order: the one with the most synthetic images."""
+    items = [
+        item for item in metrics["usefulness"]["comparisons"] if (item["arm"], item["baseline"]) == (arm, baseline)
+    ]
+    return list({item["n_real"]: item for item in items}.values())
+
+
+def _worst_first(metrics: dict, arm: str, baseline: str) -> list[dict]:
+    return sorted(spoken(metrics, arm, baseline), key=lambda item: SEVERITY.index(outcome(item)))
+
+
 def _clauses(metrics: dict, comparisons: list[dict], said: dict[str, str]) -> str:
-    accuracy = {(arm["arm"], arm["n_real"]): arm["accuracy"] for arm in metrics["usefulness"]["arms"]}
+    """Return one clause per outcome: the numbers of real images it holds for, and the figures of the clearest case."""
     parts = []
     for name in SEVERITY:
-        cases = [
-            f"with {_amount(item['n_real'])} ({percent(accuracy[item['baseline'], item['n_real']])} to "
-            f"{percent(accuracy[item['arm'], item['n_real']])}, {_interval(item)})"
-            for item in comparisons
-            if outcome(item) == name
-        ]
-        if cases:
-            parts.append(f"{said[name]} {' and '.join(cases)}")
+        cases = [item for item in comparisons if outcome(item) == name]
+        if not cases:
+            continue
+        item = max(cases, key=lambda case: abs(case["difference"]))
+        accuracy = {
+            arm["arm"]: arm["accuracy"]
+            for arm in metrics["usefulness"]["arms"]
+            if arm["n_real"] == item["n_real"] and arm["ratio"] in (0, item["ratio"])
+        }
+        at = "" if len(cases) == 1 else f"the largest difference, with {_amount([item])}: "
+        parts.append(
+            f"{said[name]} with {_amount(cases)} ({at}{percent(accuracy[item['baseline']])} to "
+            f"{percent(accuracy[item['arm']])}, {_interval(item)})"
+        )
     return ", and ".join(parts)
-
-
-def _select(metrics: dict, arm: str, baseline: str) -> list[dict]:
-    return [item for item in metrics["usefulness"]["comparisons"] if (item["arm"], item["baseline"]) == (arm, baseline)]
 
 
 def _is_subset(metrics: dict, n_real: int | str) -> bool:
     return n_real != "all" and int(n_real) < max(metrics["data"]["train"])
 
 
-def _amount(n_real: int | str) -> str:
-    return "all real images" if n_real == "all" else f"{n_real} real images per class"
+def _amount(items: list[dict]) -> str:
+    """Return such as '5, 10 or 20 real images per class' or 'all real images'."""
+    numbers = [str(item["n_real"]) for item in items if item["n_real"] != "all"]
+    text = " or ".join([", ".join(numbers[:-1]), numbers[-1]] if len(numbers) > 1 else numbers)
+    parts = [f"{text} real images per class"] if numbers else []
+    return " and with ".join([*parts, *["all real images"] * any(item["n_real"] == "all" for item in items)])
 
 
 def _interval(item: dict) -> str:

@@ -84,15 +84,26 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def start_from(self, vectors: torch.Tensor, seed: int) -> None:
-        """Place the codes by k-means (k-means++ start, Lloyd) over encoder outputs (N, d), the same on all ranks."""
+        """Place the codes by k-means over encoder outputs (N, d), which must be the same on all ranks.
+
+        The start is k-means++ (Arthur and Vassilvitskii 2007): a uniform draw would be mostly floor.
+        """
         from scipy.cluster.vq import kmeans2
 
-        data = vectors.double().cpu().numpy()
-        data = np.tile(data, (-(-2 * len(self.codes) // len(data)), 1))  # tiny sets: more codes than vectors
-        # Many pixels are exactly the floor; a little noise keeps equal vectors from making empty clusters.
         rng = random_at(seed, STREAM_CODEBOOK, 0)
+        count = 64 * len(self.codes)
+        data = vectors.double().cpu().numpy()
+        data = data[rng.integers(len(data), size=count)] if len(data) > count else data
+        # A little noise keeps the equal vectors of the floor, and of tiny sets, from making empty clusters.
+        data = np.tile(data, (-(-2 * len(self.codes) // len(data)), 1))
         data = data + 1e-4 * data.std() * rng.standard_normal(data.shape)
-        codes, _ = kmeans2(data, len(self.codes), iter=10, minit="++", rng=rng, missing="warn")
+        codes = data[[rng.integers(len(data))]]
+        distance = np.square(data - codes[0]).sum(1)
+        while len(codes) < len(self.codes):
+            farther = data[rng.choice(len(data), p=distance / distance.sum())]
+            codes = np.vstack([codes, farther])
+            distance = np.minimum(distance, np.square(data - farther).sum(1))
+        codes, _ = kmeans2(data, codes, iter=10, minit="matrix", missing="warn")
         self._place(torch.arange(len(self.codes)), torch.from_numpy(codes).to(self.codes))
         self._seen.clear()
 

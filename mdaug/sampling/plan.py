@@ -128,7 +128,7 @@ def claim_folder(folder: Path, plan: Plan) -> None:
                 "or the settings of that plan to go on with it"
             )
         return
-    if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+    if folder.is_dir() and any(not entry.name.startswith(".") and entry.name != "logs" for entry in folder.iterdir()):
         raise UserError(f"{folder} holds other files and no {FILE_NAME}; choose an empty or new --output_dir")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, text)

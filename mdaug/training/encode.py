@@ -168,18 +168,13 @@ def _latents(
     import torch
     from torch.utils.data import DataLoader, Subset
 
-    from mdaug.images import to_tensor
-
     dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     device = next(model.parameters()).device
-
-    def collate(samples: list[dict]) -> torch.Tensor:
-        return torch.stack([to_tensor(sample["image"]) for sample in samples])
 
     loader = DataLoader(
         Subset(images, indices),
         config.batch_size,
-        collate_fn=collate,
+        collate_fn=_stack_images,
         num_workers=config.num_workers,
         pin_memory=device.type == "cuda",
     )
@@ -189,6 +184,14 @@ def _latents(
         if list(latents.shape[1:]) != geometry["latent_shape"]:
             raise UserError(f"the VQ-VAE gives latents {latents.shape[1:]}, its folder says {geometry['latent_shape']}")
         yield from latents
+
+
+def _stack_images(samples: list[dict]) -> torch.Tensor:
+    import torch
+
+    from mdaug.images import to_tensor
+
+    return torch.stack([to_tensor(sample["image"]) for sample in samples])
 
 
 def _samples(

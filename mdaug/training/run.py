@@ -115,6 +115,10 @@ class TrainingConfig:
                 "accumulation follows from the global batch"
             )
 
+    def check_ranks(self, ranks: int) -> None:
+        """Raise UserError where the global batch cannot be divided over so many ranks."""
+        accumulation(self, ranks)
+
 
 def packing(config: TrainingConfig) -> dict[str, Any]:
     """Return how an image folder is packed for a training: the options of `open_packed`."""
@@ -143,24 +147,29 @@ class BatchPlan:
         return step * self.global_batch // every > (step - 1) * self.global_batch // every
 
 
-def plan_batches(config: TrainingConfig, num_samples: int) -> BatchPlan:
-    """Divide the global batch over ranks and accumulation; raises UserError with the numbers where it cannot be."""
-    ranks, micro = distributed.world_size(), config.batch_size
+def accumulation(config: TrainingConfig, ranks: int) -> int:
+    """Return the micro batches per rank and step; raises UserError with the numbers where none would do."""
+    micro = config.batch_size
     if config.global_batch_size is None:
-        accumulation = config.gradient_accumulation_steps
-    elif config.global_batch_size % (micro * ranks):
+        return config.gradient_accumulation_steps
+    if config.global_batch_size % (micro * ranks):
         raise UserError(
             f"global_batch_size={config.global_batch_size} does not divide into {ranks} rank(s) x batch_size={micro} "
             f"= {ranks * micro} samples per pass; choose a multiple of {ranks * micro} or another --batch_size"
         )
-    else:
-        accumulation = config.global_batch_size // (micro * ranks)
-    global_batch = micro * ranks * accumulation
+    return config.global_batch_size // (micro * ranks)
+
+
+def plan_batches(config: TrainingConfig, num_samples: int) -> BatchPlan:
+    """Divide the global batch over ranks and accumulation; raises UserError with the numbers where it cannot be."""
+    ranks, micro = distributed.world_size(), config.batch_size
+    passes = accumulation(config, ranks)
+    global_batch = micro * ranks * passes
     return BatchPlan(
         global_batch=global_batch,
         micro_batch=micro,
         ranks=ranks,
-        accumulation=accumulation,
+        accumulation=passes,
         steps=-(-(config.train_samples or config.epochs * num_samples) // global_batch),
         num_samples=num_samples,
         val_every=config.val_samples or config.val_epochs * num_samples,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from types import SimpleNamespace
+import sys
 
 import numpy as np
 import pytest
@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from skimage import metrics as skimage_metrics
 
-from mdaug.evaluation import classifier, fidelity, memorization, usefulness
+from mdaug.evaluation import classifier, usefulness
 from mdaug.evaluation.data import preprocess, take_per_class
 from mdaug.evaluation.reconstruction import PSNR_LIMIT, psnr, ssim
+from shards.errors import UserError
 
 
 @pytest.fixture
@@ -45,51 +46,6 @@ def test_identical_images_have_ssim_one_and_a_finite_psnr(rng):
     image = spectrogram_like(rng, 1)
     assert torch.allclose(ssim(image, image), torch.ones(2, dtype=torch.float64))
     assert (psnr(image, image) == PSNR_LIMIT).all()
-
-
-def test_frechet_distance_of_a_set_to_itself_is_zero(rng):
-    features = rng.standard_normal((200, 64))
-    assert fidelity.frechet_distance(features, features) == pytest.approx(0, abs=1e-6)
-
-
-def test_frechet_distance_has_its_closed_form_for_gaussians(rng):
-    # A set and its image under x -> s x + m have exactly the mean and covariance of the closed form.
-    first = rng.standard_normal((500, 8)) @ rng.standard_normal((8, 8))
-    scale, shift = 1.7, rng.standard_normal(8)
-    second = scale * first + shift
-    mean = first.mean(axis=0)
-    expected = ((mean - second.mean(axis=0)) ** 2).sum() + (scale - 1) ** 2 * np.trace(np.cov(first, rowvar=False))
-    assert fidelity.frechet_distance(first, second) == pytest.approx(expected, rel=1e-9)
-
-
-def test_frechet_floor_uses_equally_many_images_of_each_class(rng):
-    train = rng.standard_normal((300, 4))
-    held_out, held_out_labels = rng.standard_normal((60, 4)), np.repeat([0, 1, 2], [30, 20, 10])
-    synthetic, synthetic_labels = rng.standard_normal((90, 4)), np.repeat([0, 1], [80, 10])
-    table = fidelity.frechet_with_floor(train, held_out, held_out_labels, synthetic, synthetic_labels)
-    assert table["size"] == 30 + 10  # class 2 has no synthetic image
-    same = fidelity.frechet_with_floor(train, held_out, held_out_labels, held_out, held_out_labels)
-    assert same["synthetic"] == same["floor"]
-    moved = fidelity.frechet_with_floor(train, held_out, held_out_labels, synthetic + 3, synthetic_labels)
-    assert moved["synthetic"] > moved["floor"] + 10
-
-
-def test_memorization_finds_exactly_the_copies(rng):
-    images = rng.integers(0, 256, (60, 32, 32, 1), dtype=np.uint8)
-    train, held_out, new = (SimpleNamespace(images=part) for part in (images[:30], images[30:50], images[50:]))
-    mixed = SimpleNamespace(images=np.concatenate([new.images, train.images[[7, 3, 11]]]))
-    table = memorization.memorization(train, held_out, mixed, pairs=3)
-    assert table["synthetic_copies"] == 3
-    assert table["held_out_copies"] == 0
-    assert sorted(table["pairs"]) == [[10, 7], [11, 3], [12, 11]]
-    assert memorization.memorization(train, held_out, new)["synthetic_copies"] == 0
-
-
-def test_nearest_distance_is_the_rms_in_grey_levels():
-    reference = np.full((1, 16, 16, 3), 100, dtype=np.uint8)
-    distance, index = memorization.nearest(reference + np.uint8(8), reference)
-    assert distance == pytest.approx([8.0])
-    assert index.tolist() == [0]
 
 
 def test_preprocess_leaves_no_trace_of_an_earlier_jpeg(rng):
@@ -127,6 +83,20 @@ def test_same_seed_same_classifier(rng):
     first, again, other = (classifier.train(images, labels, 3, seed=seed, **options) for seed in (0, 0, 1))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert not torch.equal(first.head.weight, other.head.weight)
+
+
+def test_timm_models_train_by_name_and_other_names_are_refused(rng, monkeypatch):
+    images, labels = rng.integers(0, 256, (8, 32, 32, 1), dtype=np.uint8), np.arange(8) % 2
+    options = {"steps": 2, "batch_size": 4, "learning_rate": 1e-3, "seed": 0, "transforms": False}
+    model = classifier.train(images, labels, 2, network="resnet10t", **options)
+    predicted, features = classifier.outputs(model, images)
+    assert set(predicted) <= {0, 1}
+    assert features.shape == (8, 512)
+    with pytest.raises(UserError, match="resnet_nobody_made"):
+        classifier.build("resnet_nobody_made", 1, 2, 32)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match="pip install timm"):
+        classifier.build("resnet10t", 1, 2, 32)
 
 
 def test_interval_covers_chance_and_excludes_zero_for_a_real_gain(rng):

@@ -15,7 +15,16 @@ from PIL import Image
 from mdaug import config as configuration
 from mdaug.evaluation import data, jobs, report, usefulness
 from mdaug.evaluation.evaluate import EvaluateConfig, evaluate
-from mdaug.evaluation.usefulness import BOTH, BOTH_TRANSFORMS, REAL, SYNTHETIC, TRANSFORMS
+from mdaug.evaluation.usefulness import (
+    BOTH,
+    BOTH_TRANSFORMS,
+    DUPLICATED,
+    REAL,
+    SIMULATED,
+    SYNTHETIC,
+    TRANSFORMS,
+    WITH_SIMULATED,
+)
 from mdaug.evaluation.verdict import outcome, verdict
 from shards import provenance
 from shards.errors import UserError
@@ -24,7 +33,7 @@ from shards.writer import write_shard
 from tests.toy import CLASSES, toy_image, toy_packed
 
 SIZE = 32
-SETTINGS = {"steps": 60, "batch_size": 16, "learning_rate": 3e-3}
+SETTINGS = {"steps": 60, "batch_size": 16, "learning_rate": 3e-3, "network": "small"}
 
 
 def toy_synthetic(folder: Path, packed: Path, *, per_class: int = 16, shift: int = 0, classes=CLASSES) -> Path:
@@ -58,8 +67,9 @@ def experiment(packed, synthetic, folder, *, n_real=(1,), seeds=3, workers=1, **
     train, held_out, fake = (
         data.load(path, image_size=SIZE, max_per_class=1000) for path in (packed / "train", packed / "val", synthetic)
     )
-    sets = {"train": train, "held_out": held_out, "synthetic": fake}
-    results = jobs.run_all(usefulness.plan(n_real, seeds), folder, workers, **sets, **(SETTINGS | settings))
+    sets = {"train": train, "held_out": held_out, "synthetic": fake, "simulated": None}
+    plan = usefulness.plan(n_real, ["all"], seeds, train, fake)
+    results = jobs.run_all(plan, folder, workers, **sets, **(SETTINGS | settings))
     table = usefulness.summarize(results, held_out, fake)
     return table, {arm["arm"]: arm for arm in table["arms"]}
 
@@ -73,7 +83,8 @@ def test_a_perfect_generator_helps_where_real_images_are_few(packed, synthetic, 
     assert outcome(against_real(table)) == "gain"
     assert arms[SYNTHETIC]["accuracy"] > 0.8
     assert arms[BOTH]["real"] == len(CLASSES)
-    assert arms[BOTH]["synthetic"] == 64
+    assert arms[BOTH]["further"] == 64
+    assert arms[DUPLICATED]["further"] >= 64
 
 
 def test_wrong_labels_harm_and_the_verdict_says_so_first(packed, tmp_path):
@@ -96,15 +107,14 @@ def test_wrong_labels_harm_and_the_verdict_says_so_first(packed, tmp_path):
 def made_up(difference, low, high, *, n_real=10, real=0.8):
     """Return metrics in which the synthetic images change the accuracy by `difference`, alike against transforms."""
     arms = [
-        {"arm": name, "n_real": n_real, "accuracy": real + difference * (BOTH in name)}
+        {"arm": name, "n_real": n_real, "ratio": 5 * (BOTH in name), "accuracy": real + difference * (BOTH in name)}
         for name in (REAL, TRANSFORMS, BOTH, BOTH_TRANSFORMS)
     ]
-    comparisons = [
-        {"arm": arm, "baseline": baseline, "n_real": n_real, "difference": difference, "low": low, "high": high}
-        for arm, baseline in usefulness.COMPARISONS
-    ]
+    figures = {"n_real": n_real, "ratio": 5, "difference": difference, "low": low, "high": high}
+    pairs = ((BOTH, REAL), (BOTH, TRANSFORMS), (BOTH_TRANSFORMS, TRANSFORMS))
+    comparisons = [{"arm": arm, "baseline": baseline, **figures} for arm, baseline in pairs]
     table = {
-        "arms": [*arms, {"arm": SYNTHETIC, "n_real": 0, "accuracy": 0.7}],
+        "arms": [*arms, {"arm": SYNTHETIC, "n_real": 0, "ratio": "all", "accuracy": 0.7}],
         "comparisons": comparisons,
         "chance": 0.25,
         "real_to_synthetic": {"accuracy": 0.9},
@@ -139,16 +149,50 @@ def test_results_do_not_depend_on_the_number_of_processes(packed, synthetic, tmp
     assert tables[0] == tables[1]
 
 
-def test_arms_of_a_seed_see_the_same_real_images_for_the_same_number_of_steps():
-    plan = usefulness.plan([10, "all"], seeds=2)
-    assert len(plan) == len({job.name for job in plan}) == 2 * (2 * 4 + 1)
+def sets_of(packed, synthetic):
+    folders = (packed / "train", packed / "val", synthetic)
+    return [data.load(folder, image_size=SIZE, max_per_class=1000) for folder in folders]
+
+
+def test_arms_of_a_seed_see_the_same_real_images(packed, synthetic):
+    train, _, fake = sets_of(packed, synthetic)
+    plan = usefulness.plan([10, 24, "all"], [0, 1, 5], 2, train, fake)
+    assert len(plan) == len({job.name for job in plan})
+    assert {job.n_real for job in plan} == {10, "all", 0}  # 24 is all of them
     assert [job.n_real for job in plan if job.reference] == ["all"] * 2
+    # There are 16 synthetic images per class: at "all" (24) the ratio 5 finds no more than the ratio 1.
+    assert {job.ratio for job in plan if job.n_real == "all"} == {0, 1}
+    of_seed = [usefulness.training_images(job, train, fake, None) for job in plan if (job.seed, job.n_real) == (1, 10)]
+    assert all(np.array_equal(images[0], of_seed[0][0][0]) for images, _ in of_seed)
+    further = {job.ratio: sum(map(len, usefulness.training_images(job, train, fake, None)[1][1:])) for job in plan}
+    assert (further[0], further["all"]) == (0, 64)
+    most = next(job for job in plan if (job.arm, job.n_real, job.ratio) == (BOTH, 10, 5))
+    assert np.bincount(usefulness.training_images(most, train, fake, None)[1][1]).tolist() == [16] * 4
+
+
+def test_ranks_share_the_jobs_and_only_the_last_to_finish_goes_on(packed, synthetic, tmp_path, monkeypatch):
+    train, held_out, fake = sets_of(packed, synthetic)
+    plan = usefulness.plan([1], [1], 1, train, fake)
+    sets = {"train": train, "held_out": held_out, "synthetic": fake, "simulated": None}
+    settings = SETTINGS | {"steps": 2}
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    alone.mkdir()
+    shared.mkdir()
+    expected = jobs.run_all(plan, alone, 1, **sets, **settings)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for rank, done in ((2, False), (0, False), (1, True)):
+        monkeypatch.setenv("RANK", str(rank))
+        before = len(list(shared.iterdir()))
+        results = jobs.run_all(plan, shared, 1, **sets, **settings)
+        assert len(list(shared.iterdir())) - before == len(plan[rank::3])
+        assert results == (expected if done else None)
 
 
 @pytest.fixture
 def config(packed, synthetic, tmp_path):
     options = {"steps": 2, "batch_size": 8, "image_size": SIZE, "seeds": 2, "workers": 1}
-    return EvaluateConfig(packed, synthetic, tmp_path / "evaluation", n_real_per_class=[2, "all"], **options)
+    numbers = {"n_real_per_class": [2, "all"], "synthetic_per_real": [1]}
+    return EvaluateConfig(packed, synthetic, tmp_path / "evaluation", **numbers, **options)
 
 
 def test_evaluate_writes_one_report_with_the_numbers_of_the_metrics(config):
@@ -160,7 +204,8 @@ def test_evaluate_writes_one_report_with_the_numbers_of_the_metrics(config):
     assert "<p>" + metrics["verdict"]["sentences"][1] in text
     # Self-contained: whatever a browser would load is in the file.
     sources = re.findall(r"""(?:src|href|srcset|data)\s*=\s*["']?([^"'\s>]+)""", text)
-    assert len(sources) == 2
+    assert len(sources) == 2  # pictures; the plots are part of the page
+    assert text.count("<svg") >= 10
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert not re.search(r"https?://|url\(|@import|<script|<link", text)
     for name in (report.GRID, report.PAIRS):
@@ -171,6 +216,7 @@ def test_evaluate_writes_one_report_with_the_numbers_of_the_metrics(config):
 def test_finished_evaluation_says_so_and_an_interrupted_one_goes_on(config, capsys, monkeypatch):
     metrics = evaluate(config)
     results = sorted((config.output_dir / "results").iterdir())
+    parts = config.output_dir / "parts"
     written = {path: path.stat().st_mtime_ns for path in results}
     capsys.readouterr()
     with monkeypatch.context() as patch:
@@ -180,8 +226,43 @@ def test_finished_evaluation_says_so_and_an_interrupted_one_goes_on(config, caps
 
     (config.output_dir / provenance.FILE_NAME).unlink()  # killed while the last but one classifier was trained
     results[3].unlink()
+    for name in ("usefulness", "kinematics"):
+        (parts / f"{name}.json").unlink()
     assert evaluate(config) == metrics
     assert [path for path in results if path.stat().st_mtime_ns != written[path]] == [results[3]]
+
+
+def test_parts_add_up_to_the_whole(config):
+    whole = evaluate(replace(config, output_dir=config.output_dir.with_name("whole")))
+    first = evaluate(replace(config, part="memorization"))
+    assert (first["verdict"], first["usefulness"]) == (None, None)
+    assert "not been measured yet" in (config.output_dir / report.REPORT).read_text(encoding="utf-8")
+    for part in ("fidelity", "kinematics", "usefulness"):
+        metrics = evaluate(replace(config, part=part))
+    without = ("config", "verdict")
+    assert {k: v for k, v in metrics.items() if k not in without} == {
+        k: v for k, v in whole.items() if k not in without
+    }
+    assert metrics["verdict"] == whole["verdict"]
+
+
+def test_simulated_images_are_an_arm_of_their_own(config, tmp_path):
+    simulated = toy_packed(tmp_path / "simulated", size=SIZE, train=32, val=8)
+    metrics = evaluate(replace(config, part="usefulness", simulated_dir=simulated, n_real_per_class=[2]))
+    arms = {arm["arm"]: arm for arm in metrics["usefulness"]["arms"]}
+    assert (arms[WITH_SIMULATED]["real"], arms[WITH_SIMULATED]["further"]) == (8, 8)
+    assert (arms[SIMULATED]["real"], arms[SIMULATED]["further"]) == (0, 32)
+    assert metrics["data"]["simulated"] == [8] * 4
+
+
+def test_the_second_rank_leaves_the_report_to_the_last(config, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert evaluate(config) is None
+    assert not (config.output_dir / report.REPORT).exists()
+    monkeypatch.setenv("RANK", "0")
+    assert evaluate(config)["verdict"] is not None
+    assert (config.output_dir / report.REPORT).is_file()
 
 
 def test_other_settings_or_inputs_are_another_evaluation(config, packed, tmp_path):
@@ -244,6 +325,11 @@ def test_flags_fill_the_configuration(tmp_path):
     required = ["--data_dir=a", "--synthetic_dir=b", "--output_dir=c"]
     flags = [*required, "--n_real_per_class", "[5, 20, all]"]
     assert configuration.parse(EvaluateConfig, flags, "mdaug evaluate").n_real_per_class == [5, 20, "all"]
+    assert configuration.parse(EvaluateConfig, required, "mdaug evaluate").part == "all"
+    assert configuration.parse(EvaluateConfig, ["fidelity", *required], "mdaug evaluate").part == "fidelity"
+    for first, field in (("beauty", "part"), ("reconstruction", "vqvae_path")):
+        with pytest.raises(UserError, match=field):
+            configuration.parse(EvaluateConfig, [first, *required], "mdaug evaluate")
     for wrong, field in (("[all, 10]", "n_real_per_class"), ("[0]", "n_real_per_class"), ("[some]", "n_real")):
         with pytest.raises(UserError, match=field):
             configuration.parse(EvaluateConfig, [*required, "--n_real_per_class", wrong], "mdaug evaluate")

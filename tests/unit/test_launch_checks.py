@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import local
+from launch import local, queue
 from launch.__main__ import main
 from launch.demo import stage_flags
 from mdaug import cli
@@ -42,6 +42,7 @@ def fake(config: FakeConfig) -> None:
 
 @pytest.fixture(autouse=True)
 def _fake_commands(monkeypatch):
+    monkeypatch.setattr(queue, "available", lambda: False)  # also where Slurm is installed
     for name in ("one-process", "encode"):
         monkeypatch.setitem(cli.COMMANDS, name, (__name__, "FakeConfig", "fake", "for tests"))
 
@@ -59,7 +60,10 @@ def launched(monkeypatch):
     [
         (["no-such-command"], "unknown command 'no-such-command'"),
         (["encode", "--nodes", "2", "--", "--output_dir", "{out}"], "NODES=1"),
-        (["encode", "--cluster", "slurm", "--", "--output_dir", "{out}"], "one machine only"),
+        (["encode", "--profile", "x.yaml", "--", "--output_dir", "{out}"], "profile: only jobs of SLURM"),
+        (["encode", "--cluster", "local", "--nodes", "2", "--", "--output_dir", "{out}"], "nodes=1"),
+        (["status"], "usage: python -m launch status RUN_DIR"),
+        (["logs", "{out}"], "no SLURM job was submitted"),
         (["encode", "--cluster", "moon", "--", "--output_dir", "{out}"], "moon"),
         (["encode", "--gpus_per_node", "0", "--", "--output_dir", "{out}"], "gpus_per_node=0"),
         (["encode", "--cluster", "inline", "--gpus_per_node", "2", "--", "--output_dir", "{out}"], "cluster=local"),
@@ -143,5 +147,5 @@ def test_make_help_names_every_target_and_variable():
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for word in ("demo", "test", "check", "fix", "weights", "bench-", "clean", *cli.COMMANDS):
         assert word == "one-process" or f"make {word}" in shown
-    for variable in ("DATA", "OUT", "CONFIG", "GPUS", "NODES", "CLUSTER", "ARGS"):
+    for variable in ("PROFILE", "WAIT", "DATA", "OUT", "CONFIG", "GPUS", "NODES", "CLUSTER", "ARGS"):
         assert f"\n{variable} " in shown

@@ -42,8 +42,8 @@ def test_stages_are_the_commands_a_user_would_type(tmp_path):
     commands = demo.stage_commands(demo.DemoConfig(out=Path("out")))
     assert list(commands) == ["simulate", "pack", "train-vqvae", "encode", "train-ldm", "generate", "evaluate"]
     assert commands["pack"][1:] == [
-        "-m", "launch", "pack", "--gpus_per_node", "1", "--", "--config", "configs/demo/pack.yaml",
-        "--data_dir", "out/images", "--output_dir", "out/packed",
+        "-m", "launch", "pack", "--gpus_per_node", "1", "--cluster", "inline", "--",
+        "--config", "configs/demo/pack.yaml", "--data_dir", "out/images", "--output_dir", "out/packed",
     ]  # fmt: skip
 
     (tmp_path / "mine").mkdir()

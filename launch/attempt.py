@@ -1,0 +1,143 @@
+"""`python -m launch.attempt begin|end FOLDER [STATUS]`: what the batch script does before and after the ranks.
+
+Slurm starts the same script again after a requeue. Each start is an attempt with a folder of its own for the ranks'
+reports. Before the ranks start, the attempts are counted and a job that restarts without getting anywhere is stopped;
+after they ended, their reports decide whether the job is done, has failed (the earliest error is printed), or was told
+to stop and is to be requeued (exit status 75).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from launch.rank import Report, log_path
+from shards import provenance
+
+REQUEUE = 75  # EX_TEMPFAIL: the batch script requeues the job
+STUCK_AFTER = 3  # restarts in a row that began where the one before them did
+STOPPED = {128 + signal.SIGUSR2, 128 + signal.SIGTERM}
+JOB_FILE, ATTEMPTS_FILE, OUTCOME_FILE = "job.json", "attempts.jsonl", "outcome.json"
+
+
+@dataclass
+class Job:
+    """A submitted job, as `job.json` keeps it in the folder of the job."""
+
+    command: str
+    output_dir: str
+    ranks: int
+    max_restarts: int
+    logs: str
+    """Folder of the ranks' logs."""
+    job_id: str = ""
+    submitted: float = 0.0
+
+    def write(self, folder: Path) -> None:
+        """Write `job.json`."""
+        provenance.write_text(folder / JOB_FILE, json.dumps(asdict(self), indent=2) + "\n")
+
+
+def read_job(folder: Path) -> Job:
+    """Read `job.json`."""
+    return Job(**json.loads((folder / JOB_FILE).read_text(encoding="utf-8")))
+
+
+def number() -> int:
+    """Return the number of this attempt, from 0, inside a job."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def reports_folder(folder: Path, attempt: int) -> Path:
+    """Return the folder for the reports of one attempt; those of an earlier attempt are never read for it."""
+    return folder / "reports" / f"attempt-{attempt:04d}"
+
+
+def progress(output_dir: Path) -> str:
+    """Return a text that changes whenever the command has got further on disk: its checkpoint, or its shards."""
+    latest = output_dir / "latest"
+    if latest.is_file():
+        return latest.read_text(encoding="utf-8").strip()
+    return f"{sum(1 for _ in output_dir.glob('**/[0-9]*.tar'))} shards"
+
+
+def attempts(folder: Path) -> list[dict]:
+    """Return what every attempt so far found when it began: {"attempt", "time", "progress"}."""
+    path = folder / ATTEMPTS_FILE
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def begin(folder: Path) -> int:
+    """Count this attempt; returns 0, or 1 with a message where the job must not go on."""
+    job = read_job(folder)
+    found = progress(Path(job.output_dir))
+    (folder / OUTCOME_FILE).unlink(missing_ok=True)
+    with open(folder / ATTEMPTS_FILE, "a", encoding="utf-8") as file:
+        file.write(json.dumps({"attempt": number(), "time": time.time(), "progress": found}) + "\n")
+    reports_folder(folder, number()).mkdir(parents=True, exist_ok=True)
+    told = attempts(folder)
+    if number() > job.max_restarts:
+        return _finish(folder, 1, f"restarted {number()} times, more than max_restarts={job.max_restarts}: stopped")
+    if len(told) > STUCK_AFTER and len({each["progress"] for each in told[-STUCK_AFTER - 1 :]}) == 1:
+        return _finish(
+            folder, 1,
+            f"{STUCK_AFTER} restarts without progress (still at {found!r}): stopped. Save more often (--save_epochs), "
+            "or raise time_minutes or signal_delay_seconds of the profile; the same command continues",
+        )  # fmt: skip
+    return 0
+
+
+def end(folder: Path, status: int) -> int:
+    """Judge this attempt by the reports of its ranks and srun's status; returns the status of the batch script."""
+    job = read_job(folder)
+    reports = read_reports(reports_folder(folder, number()))
+    failures = sorted((report for report in reports if report.error), key=lambda report: report.time)
+    missing = sorted(set(range(job.ranks)) - {report.rank for report in reports})
+    if failures:
+        first = failures[0]
+        log = log_path(Path(job.logs), first.rank)
+        text = f"rank {first.rank} of {job.ranks} failed first; its log: {log}\n{first.error.rstrip()}"
+        for other in failures[1:]:
+            text += f"\nthen rank {other.rank} ({other.time - first.time:.1f} s later): {other.error.splitlines()[-1]}"
+        if missing:
+            text += f"\nwithout a word: rank {', '.join(map(str, missing))}"
+        return _finish(folder, first.status, text)
+    if any(report.status in STOPPED for report in reports):
+        return _finish(folder, REQUEUE, "told to stop; to be continued")
+    if missing:
+        names = ", ".join(map(str, missing))
+        text = f"rank {names} of {job.ranks} was killed from outside, ran out of memory, or crashed in native code"
+        return _finish(folder, status or 1, text)
+    worst = max(report.status for report in reports)
+    return _finish(folder, worst or status, "done" if worst == status == 0 else f"ended with status {worst or status}")
+
+
+def read_reports(folder: Path) -> list[Report]:
+    """Return the reports that ranks have left in a folder."""
+    return [Report(**json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("rank-*.json"))]
+
+
+def read_outcome(folder: Path) -> tuple[int, str] | None:
+    """Return (status, text) of the last attempt, or None while it runs or if it was killed before it could say."""
+    path = folder / OUTCOME_FILE
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return record["status"], record["text"]
+
+
+def _finish(folder: Path, status: int, text: str) -> int:
+    provenance.write_text(folder / OUTCOME_FILE, json.dumps({"status": status, "text": text}) + "\n")
+    print(f"launch: {text}", flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "begin":
+        sys.exit(begin(Path(sys.argv[2])))
+    sys.exit(end(Path(sys.argv[2]), int(sys.argv[3])))

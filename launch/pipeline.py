@@ -1,0 +1,72 @@
+"""`python -m launch.pipeline`: every stage as a SLURM job, each waiting for the success of the one before it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from launch import attempt, follow, queue, slurm
+from launch.__main__ import PARALLEL, launch
+from launch.demo import DemoConfig, stage_flags
+from mdaug import config
+from shards.errors import UserError
+
+
+@dataclass
+class PipelineConfig(DemoConfig):
+    """Queue simulate, pack, train-vqvae, encode, train-ldm, generate and evaluate as one chain of SLURM jobs."""
+
+    nodes: int = 1
+    """Machines of the stages that can use several."""
+    gpus_per_node: int | Literal["auto"] = "auto"
+    """Ranks on each machine of the stages that can use several; auto: all GPUs of a machine."""
+    profile: Path | None = None
+    """What the SLURM cluster wants to know: a YAML file such as configs/launch/gpu-cluster.yaml."""
+    wait: bool = False
+    """Stay until the last stage has ended, and end with the status of the first stage that failed."""
+
+
+def main(argv: list[str]) -> int:
+    """Queue the chain. Returns 0 once it is queued, or with --wait the status of the first stage that failed."""
+    try:
+        chain = config.parse(PipelineConfig, argv, prog="python -m launch.pipeline")
+        if not queue.available():
+            raise UserError("there is no sbatch here; 'make demo CONFIG=... OUT=...' runs all stages on this machine")
+        return run(chain)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(chain: PipelineConfig) -> int:
+    """Submit the stages in order; a mistake in a later one cancels those that are queued already."""
+    stages = stage_flags(chain.out, chain.data or chain.out / "images")
+    if chain.data is not None:
+        del stages["simulate"]
+    if chain.group_by is not None:
+        stages["pack"] += ["--group_by", chain.group_by]
+    queued: list[Path] = []
+    after: list[str] = []
+    try:
+        for command, folders in stages.items():
+            preset = Path("configs", chain.preset, f"{command}.yaml")
+            flags = [*(["--config", str(preset)] if preset.is_file() else []), *folders]
+            nodes, ranks = (chain.nodes, chain.gpus_per_node) if command in PARALLEL else (1, 1)
+            where = ["--cluster", "slurm", "--nodes", str(nodes), "--gpus_per_node", str(ranks), *after]
+            where += ["--profile", str(chain.profile)] if chain.profile else []
+            launch(command, where, flags)
+            queued.append(slurm.find(Path(folders[folders.index("--output_dir") + 1])))
+            after = ["--after", attempt.read_job(queued[-1]).job_id]
+    except UserError:
+        for folder in queued:
+            queue.cancel(attempt.read_job(folder).job_id)
+        raise
+    if not chain.wait:
+        return 0
+    return next((status for status in map(follow.wait, queued) if status != 0), 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

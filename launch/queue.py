@@ -1,0 +1,75 @@
+"""What Slurm says of a job, asked through squeue alone: many clusters keep no accounting, and sacct is slow."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+from shards.errors import UserError
+
+ENDED = {
+    "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "REVOKED",
+}  # fmt: skip
+GONE = "GONE"
+
+
+def available() -> bool:
+    """Return whether jobs can be submitted from this machine."""
+    return shutil.which("sbatch") is not None
+
+
+def state(job_id: str) -> str:
+    """Return the state of a job as squeue names it, or GONE once Slurm has forgotten it (default: after 5 minutes).
+
+    Raises UserError when Slurm does not answer: nothing is known then, least of all that the job has ended.
+    """
+    asked = _ask(["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T"])
+    if asked.returncode == 0:
+        lines = asked.stdout.split()
+        return lines[0] if lines else GONE
+    if "Invalid job id" in asked.stderr:
+        return GONE
+    raise UserError(f"squeue does not answer: {asked.stderr.strip()}")
+
+
+def reason(job_id: str) -> str:
+    """Return why a job waits, as squeue names it, such as Priority, Resources or Dependency."""
+    return _ask(["squeue", "--noheader", f"--jobs={job_id}", "--format=%r"]).stdout.strip()
+
+
+def cancel(job_id: str) -> None:
+    """Cancel a job; raises UserError where Slurm refuses."""
+    done = _ask(["scancel", job_id])
+    if done.returncode != 0:
+        raise UserError(f"scancel {job_id}: {done.stderr.strip()}")
+
+
+def nodes_of(partition: str | None) -> dict[int, int]:
+    """Return number of GPUs -> number of nodes that have so many, of a partition (default: the default one).
+
+    Raises UserError for a partition that is not there.
+    """
+    asked = _ask(["sinfo", "--noheader", "--format=%P|%G|%D"])
+    if asked.returncode != 0:
+        raise UserError(f"sinfo does not answer: {asked.stderr.strip()}; --cluster local runs on this machine")
+    rows = [line.strip().split("|") for line in asked.stdout.splitlines()]
+    names = sorted({name.rstrip("*") for name, *_ in rows})
+    nodes: dict[int, int] = {}
+    for name, gres, count in rows:
+        if name.endswith("*") if partition is None else name.rstrip("*") == partition:
+            gpus = sum(int(number) for number in re.findall(r"gpu(?::[A-Za-z][^:,(]*)?:(\d+)", gres))
+            nodes[gpus] = nodes.get(gpus, 0) + int(count)
+    if not nodes:
+        which = "the default partition" if partition is None else f"partition {partition}"
+        raise UserError(f"{which} does not exist here; the partitions are {', '.join(names)}")
+    return nodes
+
+
+def _ask(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        raise UserError(f"{command[0]} is not on this machine; run this where Slurm is") from None
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 1, "", "no answer within 60 s")

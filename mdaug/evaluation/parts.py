@@ -1,0 +1,177 @@
+"""The parts of an evaluation: each takes the images and returns its figures as plain JSON values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mdaug.evaluation import diversity, features, jobs, levels, pictures, report, spectral
+from mdaug.evaluation import fidelity as measures
+from mdaug.evaluation import kinematics as motion
+from mdaug.evaluation import memorization as memory
+from mdaug.evaluation import usefulness as experiment
+from mdaug.evaluation.data import ImageSet
+from mdaug.evaluation.reconstruction import reconstruction as reconstruct
+
+if TYPE_CHECKING:
+    from mdaug.evaluation.evaluate import EvaluateConfig
+
+CLASSIFIER = "classifier trained on the real images"
+
+
+@dataclass
+class Inputs:
+    """What the parts work on.
+
+    Attributes:
+        config: the settings.
+        results: folder of one file per trained classifier.
+        train, held_out, synthetic, simulated: the images.
+    """
+
+    config: EvaluateConfig
+    results: Path
+    train: ImageSet
+    held_out: ImageSet
+    synthetic: ImageSet
+    simulated: ImageSet | None
+
+    @cached_property
+    def palette(self) -> str:
+        """How the images show power."""
+        return levels.palette(self.train)
+
+    @property
+    def three(self) -> dict[str, ImageSet]:
+        """The image sets of every comparison, by name."""
+        return {"train": self.train, "held_out": self.held_out, "synthetic": self.synthetic}
+
+    def classifiers(self, references_only: bool = False) -> list[dict] | None:
+        """Return the results of the experiment's classifiers, training those that are missing; None: other ranks do."""
+        config = self.config
+        plan = experiment.plan(
+            config.n_real_per_class, config.synthetic_per_real, config.seeds, self.train, self.synthetic, self.simulated
+        )
+        return jobs.run_all(
+            [job for job in plan if job.reference or not references_only],
+            self.results,
+            config.workers,
+            **self.three,
+            simulated=self.simulated,
+            steps=config.steps,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            network=config.classifier,
+        )
+
+
+def usefulness(inputs: Inputs) -> dict | None:
+    """Return the tables of the experiment, see `usefulness.summarize`."""
+    results = inputs.classifiers()
+    return None if results is None else experiment.summarize(results, inputs.held_out, inputs.synthetic)
+
+
+def fidelity(inputs: Inputs) -> dict | None:
+    """Return distances and shares in the features of each network, diversity, colour and level checks.
+
+    Returns:
+        "networks": [{"name", "size", "synthetic": {measure: figure}, "floor": {...}, "spread": standard deviations of
+        both over the classifiers, or None}]; "diversity": MS-SSIM per class of the three sets; "off_palette": median
+        RGB distance of the three sets from jet, None for other palettes; "levels": of the three sets, see
+        `spectral.levels_of`, with the "distance" of their histograms from that of the training images.
+    """
+    results = inputs.classifiers(references_only=True)
+    if results is None:
+        return None
+    table = [_over_seeds(CLASSIFIER, [result["fidelity"] for result in results])]
+    train, held_out, synthetic = inputs.three.values()
+    for name, network in features.networks(train.images.shape[-1]).items():
+        found = [features.extract(network, images.images) for images in inputs.three.values()]
+        figures = measures.with_floor(found[0], found[1], held_out.labels, found[2], synthetic.labels)
+        table.append({"name": name, **figures, "spread": None})
+    spectra = {name: spectral.levels_of(levels.stack(images, inputs.palette)) for name, images in inputs.three.items()}
+    for spectrum in spectra.values():
+        spectrum["distance"] = spectral.histogram_distance(spectra["train"], spectrum)
+    on_jet = inputs.palette == "jet"
+    return {
+        "networks": table,
+        "diversity": {name: diversity.within_class(images) for name, images in inputs.three.items()},
+        "off_palette": {name: float(np.median(levels.off_palette(images))) for name, images in inputs.three.items()}
+        if on_jet
+        else None,
+        "levels": spectra,
+    }
+
+
+def kinematics(inputs: Inputs) -> dict:
+    """Return the measures of motion of synthetic beside held-out images, both against the training images.
+
+    Returns:
+        "units", "palette", "clip_db", "physical"; "synthetic" and "floor", see `kinematics.compare`; "quantiles": per
+        set, measure and class the 5, 25, 50, 75 and 95 % quantiles, None where too few pictures show the measure;
+        "found": share of images that show it; "error": see `kinematics.estimator_error`, of the held-out images.
+    """
+    classes = inputs.train.dataset.classes
+    meta = {
+        name: [images.dataset[int(i)]["meta"] for i in images.indices]
+        for name, images in inputs.three.items()
+        if name != "synthetic"
+    }
+    axes = motion.Axes.of(meta["train"])
+    values = {name: motion.measure(levels.stack(images, inputs.palette), axes) for name, images in inputs.three.items()}
+    comparisons = {
+        key: motion.compare(values["train"], inputs.train.labels, values[name], inputs.three[name].labels, len(classes))
+        for key, name in (("synthetic", "synthetic"), ("floor", "held_out"))
+    }
+    return {
+        "units": axes.units,
+        "palette": inputs.palette,
+        "clip_db": axes.clip_db,
+        "physical": axes.physical,
+        **comparisons,
+        "quantiles": {
+            name: motion.quantiles(values[name], images.labels, len(classes)) for name, images in inputs.three.items()
+        },
+        "found": {
+            name: {measure: float((~np.isnan(column)).mean()) for measure, column in values[name].items()}
+            for name in values
+        },
+        "error": motion.estimator_error(values["held_out"], meta["held_out"], inputs.held_out.labels),
+    }
+
+
+def memorization(inputs: Inputs) -> dict:
+    """Return nearest-neighbour distances, see `memorization.memorization`, and draw the nearest pairs."""
+    size = (inputs.config.image_size, inputs.config.image_size)
+    train, held_out, synthetic = (levels.stack(images, inputs.palette, size) for images in inputs.three.values())
+    figures = memory.memorization(train, held_out, synthetic)
+    drawn = pictures.pairs(inputs.synthetic, inputs.train, figures)
+    pictures.save(inputs.config.output_dir / report.PAIRS, drawn)
+    return figures
+
+
+def reconstruction(inputs: Inputs) -> dict:
+    """Return how well the VQ-VAE keeps held-out images, and draw the worst of each class."""
+    assert inputs.config.vqvae_path is not None
+    figures, strips = reconstruct(inputs.config.vqvae_path, inputs.held_out, batch_size=inputs.config.batch_size)
+    drawn = pictures.strips(strips, figures["classes"])
+    pictures.save(inputs.config.output_dir / report.RECONSTRUCTION, drawn)
+    return figures
+
+
+def _over_seeds(name: str, tables: list[dict]) -> dict:
+    """Return mean and spread of the same figures from several classifiers."""
+    if tables[0]["synthetic"] is None:
+        return {"name": name, **tables[0], "spread": None}
+    mean, spread = (
+        {
+            kind: {key: function([table[kind][key] for table in tables]) for key in measures.MEASURES}
+            for kind in ("synthetic", "floor")
+        }
+        for function in (lambda values: float(np.mean(values)), experiment.spread)
+    )
+    return {"name": name, "size": tables[0]["size"], **mean, "spread": spread}

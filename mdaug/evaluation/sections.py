@@ -1,0 +1,277 @@
+"""Sections of the report, each a list of HTML pieces from the metrics; a part that was not measured gives none."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+from mdaug.evaluation import plots
+from mdaug.evaluation.fidelity import MEASURES, NEIGHBOURS
+from mdaug.evaluation.markup import confusion, number, picture, share, table
+from mdaug.evaluation.usefulness import (
+    BOTH,
+    BOTH_TRANSFORMS,
+    DUPLICATED,
+    FEWEST_GROUPS,
+    REAL,
+    TRANSFORMS,
+    WITH_SIMULATED,
+)
+from mdaug.evaluation.verdict import outcome, percent
+
+GRID, RECONSTRUCTION, PAIRS = "grid_real_synthetic.png", "reconstruction.png", "nearest_pairs.png"
+NAMES = {"train": "training", "held_out": "held-out real", "synthetic": "synthetic"}
+BETTER = {"frechet": "lower", "kid": "lower", "precision": "higher", "recall": "higher", "density": "near 1"}
+TITLES = {"frechet": "Fréchet distance", "kid": "KID"}
+
+
+def usefulness(metrics: dict) -> list[str]:
+    """Accuracy curves, arms, differences with intervals, recall and confusion."""
+    figures, data = metrics["usefulness"], metrics["data"]
+    if figures is None:
+        return []
+    arms = [
+        [
+            escape(_arm(arm)),
+            arm["n_real"] or "–",
+            f"{100 * arm['accuracy']:.1f} ± {100 * arm['std']:.1f}",
+            f"{100 * arm['low']:.1f} to {100 * arm['high']:.1f}",
+            arm["real"],
+            arm["further"],
+        ]
+        for arm in figures["arms"]
+    ]
+    differences = [
+        [
+            f"{escape(_arm(item))} against {escape(item['baseline'])}",
+            item["n_real"],
+            f"{100 * item['difference']:+.1f}",
+            f"{100 * item['low']:+.1f} to {100 * item['high']:+.1f}",
+            {"loss": "loss", "none": "not measurable", "gain": "gain"}[outcome(item)],
+        ]
+        for item in figures["comparisons"]
+    ]
+    recall = [
+        [escape(_arm(arm)), arm["n_real"] or "–", *(share(value) for value in arm["recall"])] for arm in figures["arms"]
+    ]
+    judged = figures["real_to_synthetic"]
+    recall.append(["real, judging synthetic images", "–", *(share(value) for value in judged["recall"])])
+    units = (
+        f"{data['held_out_groups']} groups (recordings) of held-out images"
+        if data["held_out_groups"] >= FEWEST_GROUPS
+        else f"held-out images (too few groups, {data['held_out_groups']}: the interval says nothing of other groups)"
+    )
+    names = [escape(name) for name in data["classes"]]
+    confusions = [
+        confusion(f"{_arm(arm)}, n = {arm['n_real'] or '–'}", names, arm["confusion"]) for arm in figures["arms"]
+    ]
+    return [
+        "<h2>Does a classifier get better?</h2>",
+        f"<p>Accuracy in % on {sum(data['held_out'])} held-out real images, mean of {metrics['config']['seeds']} "
+        f"seeds; chance is {percent(figures['chance'])}. Every classifier takes {metrics['config']['steps']} steps of "
+        f"{metrics['config']['batch_size']} images. Bars are 95 % intervals of the accuracy itself; arms share their "
+        "seeds and held-out images, so the differences below are known better than the bars suggest.</p>",
+        _accuracy_curves(figures["arms"]),
+        f"<p class=note>The generator was trained on all {sum(data['train'])} training images. Where a classifier sees "
+        "fewer, the synthetic images also carry what the generator saw in the others: such a line shows how much of "
+        "the training set they pass on, not what a generator trained on so few images would do.</p>",
+        f"<p>Differences in points with 95 % intervals, from a paired bootstrap over seeds and {units}:</p>",
+        table(["", "n per class", "points", "95 % interval", ""], differences),
+        "<details open><summary>All arms: accuracy, mean ± standard deviation over seeds</summary>",
+        table(["trained on", "n per class", "accuracy", "95 % interval", "real images", "further images"], arms),
+        "</details><details><summary>Recall per class in %</summary>",
+        table(["trained on", "n", *names], recall),
+        "</details><details><summary>Confusion matrices (rows: true class, columns: predicted, all seeds)</summary>",
+        *confusions,
+        confusion("real, judging synthetic images (rows: intended class)", names, judged["confusion"]),
+        "</details>",
+    ]
+
+
+def fidelity(metrics: dict) -> list[str]:
+    """Distances and shares beside their floor, diversity, colour and level checks."""
+    figures = metrics["fidelity"]
+    if figures is None:
+        return []
+    lines = ["<h2>How near to the real images?</h2>"]
+    for network in figures["networks"]:
+        if network["synthetic"] is None:
+            continue
+        spread = network["spread"] or {"synthetic": {}, "floor": {}}
+        rows = [
+            [
+                TITLES.get(name, name),
+                *(_with_spread(network[kind][name], spread[kind].get(name)) for kind in ("synthetic", "floor")),
+                BETTER.get(name, "higher"),
+            ]
+            for name in MEASURES
+        ]
+        title = f"in features of: {escape(network['name'])} ({network['size']} images of each kind)"
+        lines.append(table([title, "synthetic", "floor: held-out real", "better"], rows))
+    if all(network["synthetic"] is None for network in figures["networks"]):
+        lines.append("<p>Too few synthetic and held-out images of the same classes for distances between sets.</p>")
+    lines.append(
+        "<p class=note>Both columns are measured against the training images, with equal numbers of each class. "
+        "Sets this small bias the Fréchet distance upward and the shares as well (KID has none for independent draws; "
+        "drawing the classes in equal numbers moves it below zero), for both columns alike: read them against each "
+        "other, never against other papers. Better than the floor is no merit: such images are nearer to the training "
+        "images than new recordings are. Shares use "
+        f"{NEIGHBOURS} neighbours.</p>"
+    )
+    names = [escape(name) for name in metrics["data"]["classes"]]
+    rows = [[NAMES[kind], *map(number, values)] for kind, values in figures["diversity"].items()]
+    lines += [
+        "<p>Diversity: mean MS-SSIM of pairs within a class. Higher than that of real images means less variety.</p>",
+        table(["", *names], rows),
+    ]
+    spectra = figures["levels"]
+    checks: list[list] = [
+        [title, *(number(spectra[kind][key]) for kind in NAMES)]
+        for key, title in (
+            ("floor_share", "share of pixels at the floor"),
+            ("dynamic_range", "99th percentile over median, of the range"),
+            ("distance", "histogram: Wasserstein distance from training, of the range"),
+        )
+    ]
+    if figures["off_palette"] is not None:
+        checks.append(["colours: distance from jet, RGB units", *map(number, figures["off_palette"].values())])
+    ends = (("floor", "full level"), ("highest velocity", "lowest"), ("start", "end"))
+    titles = ("Share of pixels at each level", "Mean level by Doppler", "Mean level over time")
+    curves = (
+        plots.profiles({NAMES[kind]: spectra[kind][key] for kind in NAMES}, title, end)
+        for key, title, end in zip(("histogram", "doppler", "time"), titles, ends, strict=True)
+    )
+    return [
+        *lines,
+        "<p>Levels and colours:</p>",
+        table(["", *NAMES.values()], checks),
+        plots.legend(list(NAMES.values())),
+        f'<div class="plots">{"".join(curves)}</div>',
+    ]
+
+
+def kinematics(metrics: dict) -> list[str]:
+    """Distributions of what moved, real beside synthetic, and the error of the estimators where truth is known."""
+    figures = metrics["kinematics"]
+    if figures is None:
+        return []
+    classes, rows = metrics["data"]["classes"], []
+    for label, name in enumerate(classes):
+        for measure, unit in figures["units"].items():
+            pair = [figures[kind][label][measure] for kind in ("synthetic", "floor")]
+            if pair[0] is None:
+                continue
+            cells = [f"{value['medians'][1]:.2f}" if value else "–" for value in pair]
+            distances = [number(value and value["wasserstein"]) for value in pair]
+            ks = [f"{value['ks']:.2f}" if value else "–" for value in pair]
+            median = f"{pair[0]['medians'][0]:.2f}"
+            rows.append([escape(name), f"{measure} {unit}", median, cells[0], *distances, *ks])
+    plotted = (
+        plots.boxes(classes, {NAMES[kind]: figures["quantiles"][kind][measure] for kind in NAMES}, measure, unit)
+        for measure, unit in figures["units"].items()
+    )
+    axes = (
+        "axes in m/s and s from the metadata"
+        if figures["physical"]
+        else "the metadata name no axes, so velocities are parts of the axis (1 is the upper edge)"
+    )
+    lines = [
+        "<h2>Does it move like the real ones?</h2>",
+        "<p>Torso ridge, reach of the 97 % and 3 % envelopes of cumulative power, bandwidth between them, cadence "
+        f"of the envelope, balance of power above and below zero Doppler; {axes}, levels span "
+        f"{figures['clip_db']:g} dB. Bars: 25 to 75 %, lines: 5 to 95 %, ticks: median.</p>",
+        plots.legend(list(NAMES.values())),
+        f'<div class="plots">{"".join(plotted)}</div>',
+        "<details><summary>Distances of the distributions from those of the training images</summary>",
+        table(
+            ["class", "measure", "median real", "synthetic", "Wasserstein", "floor", "KS", "floor"],
+            rows,
+        ),
+        "</details>",
+    ]
+    if figures["error"]:
+        errors = [
+            [
+                escape(classes[row["class"]]),
+                f"{row['measure']} {figures['units'][row['measure']]}",
+                row["count"],
+                percent(row["found"]),
+                number(row["truth"]),
+                number(row["bias"]),
+                number(row["error"]),
+            ]
+            for row in figures["error"]
+        ]
+        lines += [
+            "<p>The real images are simulated, so the truth is known: this is how well the measures find it. A class "
+            "with a large error here says little in the plots above.</p>",
+            table(["class", "measure", "images", "found in", "true median", "median error", "absolute"], errors),
+        ]
+    return lines
+
+
+def memorization(folder: Path, metrics: dict) -> list[str]:
+    """Distances to the nearest training image and the nearest pairs."""
+    figures = metrics["memorization"]
+    if figures is None:
+        return []
+    kinds = ("synthetic", "held_out")
+    rows = [
+        ["median distance in levels (of 255)", *(f"{figures[f'{kind}_median']:.1f}" for kind in kinds)],
+        ["copies: the same picture within rounding", *(figures[f"{kind}_copies"] for kind in kinds)],
+        ["near copies: nearer than 99 % of held-out images", percent(figures["share_closer"]), "1.0 %"],
+    ]
+    return [
+        "<h2>Does the generator repeat its training images?</h2>",
+        table(["nearest training image", "synthetic", "held-out real"], rows),
+        "<p>The ten synthetic images that are nearest to a training image at any shift in time, with their distances; "
+        "the training images are shown shifted so:</p>",
+        picture(folder / PAIRS, "synthetic images beside their nearest training images"),
+    ]
+
+
+def reconstruction(folder: Path, metrics: dict) -> list[str]:
+    """PSNR and SSIM of the VQ-VAE and the worst images."""
+    figures = metrics["reconstruction"]
+    if figures is None:
+        return []
+    rows = [
+        [
+            escape(row["name"]),
+            row["count"],
+            f"{row['psnr']:.2f}",
+            f"{row['psnr_worst']:.2f}",
+            f"{row['ssim']:.3f}",
+            f"{row['ssim_worst']:.3f}",
+        ]
+        for row in figures["classes"]
+    ]
+    rows.append(["all", figures["count"], f"{figures['psnr']:.2f}", "", f"{figures['ssim']:.3f}", ""])
+    return [
+        "<h2>What the VQ-VAE keeps</h2>",
+        "<p>Reconstructions of held-out images; no synthetic image can be sharper than these.</p>",
+        table(["class", "images", "PSNR dB", "worst", "SSIM", "worst"], rows),
+        "<p>The worst image of each class by SSIM:</p>",
+        picture(folder / RECONSTRUCTION, "original, reconstruction and difference of the worst image of each class"),
+    ]
+
+
+def _arm(item: dict) -> str:
+    """Return the arm with its ratio, such as 'real + synthetic x5'."""
+    return item["arm"] if item["ratio"] in (0, "all") else f"{item['arm']} ×{item['ratio']}"
+
+
+def _with_spread(value: float, spread: float | None) -> str:
+    return number(value) if spread is None else f"{number(value)} ± {number(spread)}"
+
+
+def _accuracy_curves(arms: list[dict]) -> str:
+    """Draw accuracy against n real, per arm its largest ratio; arms without real images are in the table below."""
+    ticks = list(dict.fromkeys(arm["n_real"] for arm in arms if arm["n_real"] != 0))
+    series: dict[str, list[tuple[int, float, float, float]]] = {}
+    for name in (REAL, DUPLICATED, TRANSFORMS, BOTH, BOTH_TRANSFORMS, WITH_SIMULATED):
+        last = {arm["n_real"]: arm for arm in arms if arm["arm"] == name}
+        points = [(ticks.index(n), *(100 * arm[key] for key in ("accuracy", "low", "high"))) for n, arm in last.items()]
+        if points:
+            series[name] = points
+    return plots.curves(series, [str(tick) for tick in ticks])

@@ -1,0 +1,295 @@
+"""Jobs on a real Slurm: preempted, at their time limit, cancelled, on a lost node, and chained."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from launch import attempt, queue
+from tests.toy import toy_packed
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("slurm")
+
+# Two ranks with a batch each of 8: the steps are the same on one rank with a batch of 16.
+TINY = (
+    "--image_size 16 --n_layers 2 --base_channels 8 --vq_num_embed 16 --global_batch_size 16 --batch_size 8"
+    " --num_workers 0 --logging_steps 8 --early_stop_patience 0 --val_epochs 100"
+).split()
+EPOCHS = ["--epochs", "40", "--save_epochs", "2"]  # 160 steps
+WEIGHTS = "last/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory) -> Path:
+    return toy_packed(tmp_path_factory.mktemp("slurm") / "packed")
+
+
+@pytest.fixture(autouse=True)
+def _end_all_jobs():
+    yield
+    subprocess.run(["scancel", "--user=root"], check=True)
+    wait_for(lambda: not shell("squeue", "--noheader"), 60)
+
+
+def shell(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def profile(folder: Path, **fields: object) -> Path:
+    path = folder / "profile.yaml"
+    path.write_text(json.dumps({"time_minutes": 30, "signal_delay_seconds": 20, **fields}))
+    return path
+
+
+def launch(*argv: object, wait: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run the launcher from the checkout, as a user would."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "launch", *map(str, argv)]
+    if wait:
+        command.insert(4, "--wait")
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def train(packed: Path, run: Path, *, flags=EPOCHS, nodes: int = 2, ranks: int = 1, wait: bool = False, **fields):
+    run.parent.mkdir(parents=True, exist_ok=True)
+    where = [
+        "--cluster",
+        "slurm",
+        "--nodes",
+        nodes,
+        "--gpus_per_node",
+        ranks,
+        "--profile",
+        profile(run.parent, **fields),
+    ]
+    return launch("train-vqvae", *where, "--", "--data_dir", packed, "--output_dir", run, *TINY, *flags, wait=wait)
+
+
+def job_id(run: Path) -> str:
+    return attempt.read_job(run / "logs/slurm").job_id
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.5)
+
+
+def wait_for_checkpoint(run: Path) -> None:
+    wait_for((run / "latest").is_file)
+
+
+def wait_for_end(run: Path) -> str:
+    wait_for(lambda: queue.state(job_id(run)) in queue.ENDED | {queue.GONE}, 120)
+    return queue.state(job_id(run))
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    ours, theirs = load_file(first / WEIGHTS), load_file(second / WEIGHTS)
+    assert ours.keys() == theirs.keys()
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(slurm, packed, tmp_path_factory) -> Path:
+    """A run on two nodes that nobody disturbs."""
+    run = tmp_path_factory.mktemp("undisturbed") / "vqvae"
+    done = train(packed, run, wait=True)
+    assert done.returncode == 0, done.stdout + done.stderr + batch_log(run)
+    assert "epoch   40.00" in done.stdout  # the log of rank 0 was shown up to its end
+    return run
+
+
+def batch_log(run: Path) -> str:
+    return "".join(path.read_text() for path in run.glob("logs/slurm/*_0_log.out"))
+
+
+def test_two_nodes_of_two_ranks_train_from_a_copy_of_the_code(packed, tmp_path):
+    run = tmp_path / "vqvae"
+    flags = ["--epochs", "2", "--batch_size", "4"]
+    submitted = train(packed, run, flags=flags, ranks=2, environment={"MDAUG_TEST": "it's here"})
+    assert submitted.returncode == 0, submitted.stderr
+    for word in (f"job {job_id(run)}", "rank-00000.log", f"launch cancel {run}", f"launch logs {run}"):
+        assert word in submitted.stdout
+    again = train(packed, run, flags=flags, ranks=2)
+    assert again.returncode == 2
+    assert "is in the queue already" in again.stderr
+    wait_for_end(run)
+    assert (run / WEIGHTS).is_file(), batch_log(run)
+    assert "(4 x 4 rank(s) x 1 accumulation)" in (run / "logs/rank-00000.log").read_text()
+    copy = run / "logs/slurm/code"
+    assert (copy / "mdaug/training/loop.py").read_bytes() == (ROOT / "mdaug/training/loop.py").read_bytes()
+    assert (copy / "CODE_VERSION").read_text().strip() in (run / "last/provenance.json").read_text()
+    shown = launch("status", run).stdout
+    assert "state     completed" in shown
+    assert "128 samples, epoch 2.00" in shown
+
+
+def test_preempted_by_a_higher_priority_and_requeued_the_run_ends_with_the_same_weights(undisturbed, packed, tmp_path):
+    run = tmp_path / "vqvae"
+    assert train(packed, run).returncode == 0
+    wait_for_checkpoint(run)
+    shell("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 3")
+    wait_for(lambda: queue.state(job_id(run)) == "PENDING")
+    assert not (run / WEIGHTS).exists()
+    assert wait_for_end(run) == "COMPLETED", batch_log(run)
+    assert [each["attempt"] for each in attempt.attempts(run / "logs/slurm")] == [0, 1]
+    assert "resumed from samples-" in (run / "logs/rank-00000.log").read_text()
+    assert_same_weights(run, undisturbed)
+
+
+def test_at_its_time_limit_the_run_saves_and_goes_on(packed, tmp_path):
+    run = tmp_path / "vqvae"
+    flags = ["--epochs", "100000", "--save_epochs", "100000"]  # nothing but the signal makes it save
+    assert train(packed, run, flags=flags, time_minutes=1, signal_delay_seconds=15).returncode == 0
+    wait_for(lambda: len(attempt.attempts(run / "logs/slurm")) == 2, 120)
+    assert "told to stop: saved at" in (run / "logs/rank-00000.log").read_text(), batch_log(run)
+    wait_for(lambda: "resumed from samples-" in (run / "logs/rank-00000.log").read_text())
+
+
+def test_told_to_stop_the_run_saves_goes_on_and_ends_with_the_same_weights(undisturbed, packed, tmp_path):
+    run = tmp_path / "vqvae"
+    # --save_epochs is out of reach: only the signal makes it save.
+    flags = ["--epochs", "40", "--save_epochs", "39"]
+    assert train(packed, run, flags=flags).returncode == 0
+    wait_for((run / "config.yaml").is_file)
+    wait_for(lambda: "samples " in (run / "logs/rank-00000.log").read_text())
+    shell("scancel", "--signal=USR2", job_id(run))  # what Slurm sends signal_delay_seconds before the limit
+    assert wait_for_end(run) == "COMPLETED", batch_log(run)
+    log = (run / "logs/rank-00000.log").read_text()
+    stopped = re.search(r"told to stop: saved at (\d+) samples", log)
+    assert stopped
+    assert f"resumed from samples-{int(stopped[1]):012d}" in log
+    assert_same_weights(run, undisturbed)
+
+
+def test_cancelled_the_run_saves_stays_cancelled_and_goes_on_with_one_node(undisturbed, packed, tmp_path):
+    run = tmp_path / "vqvae"
+    assert train(packed, run).returncode == 0
+    wait_for_checkpoint(run)
+    assert "is cancelled" in launch("cancel", run).stdout
+    assert wait_for_end(run) == "CANCELLED"
+    assert "told to stop: saved at" in (run / "logs/rank-00000.log").read_text()
+    assert "state     cancelled" in launch("status", run).stdout
+    # On one rank with the same global batch; sums of two halves differ from one sum in their last bits.
+    done = train(packed, run, nodes=1, wait=True)
+    assert done.returncode == 0, done.stdout + done.stderr + batch_log(run)
+    assert "8 x 1 rank(s) x 2 accumulation" in done.stdout
+    ours, theirs = load_file(run / WEIGHTS), load_file(undisturbed / WEIGHTS)
+    assert all(abs(ours[name] - theirs[name]).max() < 1e-2 for name in ours)
+
+
+def test_a_lost_node_requeues_the_run(undisturbed, packed, tmp_path):
+    run = tmp_path / "vqvae"
+    assert train(packed, run).returncode == 0
+    wait_for_checkpoint(run)
+    shell("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
+    try:
+        wait_for(lambda: len(attempt.attempts(run / "logs/slurm")) == 2 or queue.state(job_id(run)) == "PENDING")
+    finally:  # fails where the node, whose daemon is alive, has come back by itself
+        subprocess.run(["scontrol", "update", "NodeName=n2", "State=RESUME"], capture_output=True)
+    assert wait_for_end(run) == "COMPLETED", batch_log(run)
+    assert len(attempt.attempts(run / "logs/slurm")) == 2
+    assert_same_weights(run, undisturbed)
+
+
+def test_a_killed_rank_ends_the_job_and_the_waiting_launcher_says_so(packed, tmp_path):
+    run = tmp_path / "vqvae"
+    assert train(packed, run, flags=["--epochs", "100000"]).returncode == 0
+    wait_for(
+        lambda: (run / "logs/rank-00000.log").is_file() and "samples " in (run / "logs/rank-00000.log").read_text()
+    )
+    begun = time.monotonic()
+    steps = f"^{sys.executable}.*submitit.core._submit {run}"
+    os.kill(int(shell("pgrep", "--newest", "--full", steps)), 9)
+    assert wait_for_end(run) == "FAILED"
+    assert time.monotonic() - begun < 60
+    shown = launch("status", run).stdout
+    assert "error     rank" in shown
+    assert launch("logs", run).returncode == 0
+
+
+def test_three_restarts_without_progress_stop_the_job(packed, tmp_path):
+    run = tmp_path / "vqvae"
+    assert train(packed, run, flags=["--epochs", "100000", "--save_epochs", "100000"]).returncode == 0
+    folder = run / "logs/slurm"
+    for restart in range(3):
+        wait_for(lambda n=restart: len(attempt.attempts(folder)) == n + 1)
+        shell("scontrol", "requeue", job_id(run))
+    assert wait_for_end(run) == "FAILED"
+    assert "3 restarts without progress" in launch("status", run).stdout
+    assert len(attempt.attempts(folder)) == 4
+
+
+def test_what_cannot_run_is_refused_before_it_is_queued(packed, tmp_path):
+    run = tmp_path / "vqvae"
+    refused = [
+        (train(packed, run, partition="moon"), "partition moon does not exist here; the partitions are normal, urgent"),
+        (train(tmp_path / "absent", run), f"data_dir={tmp_path}/absent does not exist"),
+        (train(packed, run, flags=["--batch_size", "5"]), "does not divide into 2 rank(s) x batch_size=5"),
+        (train(packed, run, ranks=3), "the nodes of this partition have 2 GPUs at most"),
+        (train(packed, run, nodes=3), "nodes=3, but this partition has 2"),
+        (train(packed, run, additional_parameters={"reservation": "none"}), "Slurm refuses the job: "),
+        (train(packed, run, tyme_minutes=3), "tyme_minutes"),
+    ]
+    for done, said in refused:
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert len(done.stderr.splitlines()) <= 4, done.stderr  # with warnings of paths below /tmp
+    assert not (run / "logs/slurm").exists()
+    assert not shell("squeue", "--noheader")
+
+
+def test_all_stages_as_one_chain(tmp_path):
+    out = tmp_path / "out"
+    preset = ROOT / "configs" / "chain-of-the-tests"
+    tiny = {
+        "simulate": {"images_per_class": 20, "image_size": 32, "workers": 1, "classes": ["walking", "drone"]},
+        "pack": {"image_size": 16, "workers": 1},
+        "train-vqvae": {"image_size": 16, "n_layers": 2, "base_channels": 8, "vq_num_embed": 16, "epochs": 1,
+                        "batch_size": 4, "num_workers": 0},
+        "encode": {"num_workers": 0},
+        "train-ldm": {"image_size": 16, "block_out_channels": [8, 16], "num_heads": 2, "window_size": 2,
+                      "norm_num_groups": 4, "epochs": 1, "batch_size": 4, "num_workers": 0, "num_inference_steps": 2,
+                      "warmup_steps": 1},
+        "generate": {"num_samples": 4, "num_inference_steps": 2},
+        "evaluate": {"n_real_per_class": [2], "seeds": 1, "steps": 2, "image_size": 16},
+    }  # fmt: skip
+    preset.mkdir()
+    try:
+        for command, fields in tiny.items():
+            (preset / f"{command}.yaml").write_text(json.dumps(fields))
+        submitted = subprocess.run(
+            [sys.executable, "-m", "launch.pipeline", "--preset", preset.name, "--out", out, "--nodes", "2",
+             "--gpus_per_node", "1", "--profile", profile(tmp_path), "--wait"],
+            cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+    finally:
+        shutil.rmtree(preset)
+    logs = "".join(path.read_text() for path in out.glob("**/*_0_log.out"))
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr + logs
+    assert (out / "evaluation/report.html").is_file()
+    assert "2 rank(s)" in (out / "ldm/logs/rank-00000.log").read_text()
+
+
+def test_a_failed_stage_takes_the_rest_of_the_chain_with_it(packed, tmp_path):
+    run = tmp_path / "vqvae"
+    first = shell("sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap=false")
+    where = ["--cluster", "slurm", "--after", first, "--profile", profile(tmp_path), "--wait"]
+    shell("scontrol", "release", first)
+    done = launch("train-vqvae", *where, "--", "--data_dir", tmp_path / "made-by-the-first", "--output_dir", run, *TINY)
+    assert done.returncode == 143
+    assert "cancelled" in done.stdout
+    assert not (run / "config.yaml").exists()

@@ -1,0 +1,193 @@
+"""What surrounds a SLURM job, without a Slurm: the batch script, the judgement of an attempt, what squeue says."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from launch import attempt, profile, queue
+from launch.__main__ import LaunchConfig, main
+from launch.attempt import REQUEUE, Job
+from launch.rank import Report, local_device, master_port, report_path
+from shards.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    folder = tmp_path / "run/logs/slurm"
+    folder.mkdir(parents=True)
+    Job("encode", str(tmp_path / "run"), ranks=2, max_restarts=9, logs=str(folder.parent)).write(folder)
+    assert attempt.begin(folder) == 0
+    return folder
+
+
+def report(folder: Path, rank: int, status: int, error: str = "", after: float = 0) -> None:
+    path = report_path(attempt.reports_folder(folder, attempt.number()), rank)
+    path.write_text(json.dumps(asdict(Report(rank, status, error, False, time.time() + after))))
+
+
+def test_all_ranks_done_is_done(folder):
+    report(folder, 0, 0)
+    report(folder, 1, 0)
+    assert attempt.end(folder, 0) == 0
+    assert attempt.read_outcome(folder) == (0, "done")
+
+
+def test_the_earliest_error_of_any_rank_is_told_first(folder, capsys):
+    report(folder, 0, 1, "Traceback\nConnection closed by peer", after=2)
+    report(folder, 1, 2, "error: no such folder", after=0)
+    assert attempt.end(folder, 137) == 2
+    shown = capsys.readouterr().out
+    assert shown.startswith("launch: rank 1 of 2 failed first")
+    assert shown.index("no such folder") < shown.index("then rank 0 (2.0 s later): Connection closed by peer")
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_ranks_that_were_told_to_stop_are_requeued(folder, number):
+    report(folder, 0, 128 + number)
+    report(folder, 1, 128 + number)
+    assert attempt.end(folder, 128 + number) == REQUEUE
+
+
+def test_an_error_beside_a_stop_is_an_error(folder):
+    report(folder, 0, 128 + signal.SIGTERM)  # srun ends the others with SIGTERM
+    report(folder, 1, 1, "RuntimeError: the true cause")
+    assert attempt.end(folder, 143) == 1
+
+
+def test_a_rank_without_a_report_was_killed(folder, capsys):
+    report(folder, 0, 0)
+    assert attempt.end(folder, 137) == 137
+    assert "rank 1 of 2 was killed" in capsys.readouterr().out
+
+
+def test_reports_of_the_attempt_before_do_not_count(folder, monkeypatch):
+    report(folder, 0, 1, "an old error")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert attempt.begin(folder) == 0
+    report(folder, 0, 0)
+    report(folder, 1, 0)
+    assert attempt.end(folder, 0) == 0
+
+
+@pytest.mark.parametrize("advancing", [True, False])
+def test_three_restarts_without_progress_stop_the_job(folder, monkeypatch, advancing):
+    statuses = []
+    for restart in (1, 2, 3, 4):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+        if advancing:
+            (folder.parents[1] / "latest").write_text(f"samples-{restart}")
+        statuses.append(attempt.begin(folder))
+    assert statuses == ([0, 0, 0, 0] if advancing else [0, 0, 1, 1])
+    if not advancing:
+        assert "3 restarts without progress" in attempt.read_outcome(folder)[1]
+
+
+def test_a_job_gives_up_after_max_restarts(folder, monkeypatch):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "10")
+    assert attempt.begin(folder) == 1
+    assert "max_restarts=9" in attempt.read_outcome(folder)[1]
+
+
+def test_a_task_that_sees_one_gpu_uses_that_one(monkeypatch):
+    for visible, device in (("2", 0), ("0,1,2,3", 3), ("", 3)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert local_device(3) == device
+
+
+def test_jobs_on_one_node_and_attempts_of_one_job_meet_at_ports_of_their_own():
+    ports = [master_port(job, attempt) for job in range(100000, 100020) for attempt in range(5)]
+    assert len(set(ports)) == len(ports)
+    assert all(20000 <= port < 32000 for port in ports)
+
+
+@pytest.fixture
+def slurm_says(tmp_path, monkeypatch):
+    """Put commands on the PATH that print a text and end with a status."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    def say(command: str, text: str, status: int = 0) -> None:
+        path = tmp_path / command
+        path.write_text(f"#!/bin/sh\necho '{text}' >&{2 if status else 1}\nexit {status}\n")
+        path.chmod(0o755)
+
+    return say
+
+
+def test_a_controller_that_does_not_answer_has_not_ended_the_job(slurm_says):
+    slurm_says("squeue", "RUNNING")
+    assert queue.state("7") == "RUNNING"
+    slurm_says("squeue", "slurm_load_jobs error: Invalid job id specified", 1)
+    assert queue.state("7") == queue.GONE
+    slurm_says("squeue", "slurm_load_jobs error: Unable to contact slurm controller", 1)
+    with pytest.raises(UserError, match="Unable to contact"):
+        queue.state("7")
+
+
+def test_gpus_of_every_kind_are_counted(slurm_says):
+    slurm_says("sinfo", "gpu*|gpu:a100:8(S:0-1)|4\ngpu*|gpu:4,nvme:1|2\nmix|gpu:a100:2,gpu:t4:2|1\ncpu|(null)|9")
+    assert queue.nodes_of(None) == {8: 4, 4: 2}
+    assert queue.nodes_of("mix") == {4: 1}
+    assert queue.nodes_of("cpu") == {0: 9}
+    with pytest.raises(UserError, match="the partitions are cpu, gpu, mix"):
+        queue.nodes_of("moon")
+
+
+def test_auto_is_slurm_where_sbatch_is_except_inside_a_job(slurm_says, monkeypatch):
+    slurm_says("sbatch", "")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert LaunchConfig().cluster == "slurm"
+    assert LaunchConfig(cluster="local").cluster == "local"
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    assert LaunchConfig().cluster == "auto"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/launch").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_example_profiles_can_be_read(path):
+    assert profile.load(path).time_minutes > 0
+
+
+def test_a_profile_is_all_in_the_batch_script_which_is_shown_without_a_slurm(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(queue, "available", lambda: False)
+    fields = {
+        "partition": "big", "account": "radar", "qos": "night", "constraint": "a100", "exclude": "node[3-4]",
+        "time_minutes": 90, "memory_gb": 64, "cpus_per_task": 6, "signal_delay_seconds": 77,
+        "setup": ["module load cuda"],
+        "container": "apptainer exec img", "python": "/opt/python", "environment": {"NCCL_DEBUG": "it's on"},
+        "additional_parameters": {"reservation": "mine"},
+    }  # fmt: skip
+    (tmp_path / "profile.yaml").write_text(json.dumps(fields))
+    (tmp_path / "data").mkdir()
+    flags = ["--data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "run")]
+    where = ["--cluster", "slurm", "--nodes", "3", "--gpus_per_node", "4", "--profile", str(tmp_path / "profile.yaml")]
+    assert main(["train-vqvae", *where, "--after", "5", "--dry_run", "--", *flags]) == 0
+    shown = capsys.readouterr().out
+    for option in (
+        "partition=big", "account=radar", "qos=night", "constraint=a100", "exclude='node[3-4]'", "time=90", "mem=64GB",
+        "cpus-per-task=6", "signal=USR2@77", "reservation=mine", "nodes=3", "ntasks-per-node=4", "gpus-per-node=4",
+        "requeue", "dependency=afterok:5", "kill-on-invalid-dep=yes",
+    ):  # fmt: skip
+        assert f"#SBATCH --{option}\n" in shown
+    assert "wckey" not in shown
+    assert "--kill-on-bad-exit=1 --cpus-per-task=6 apptainer exec img /opt/python -u -m submitit" in shown
+    assert "module load cuda\n" in shown
+    assert """export NCCL_DEBUG='it'"'"'s on'\n""" in shown
+    assert f"output_dir: {tmp_path}/run" in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_path_that_begins_elsewhere_is_the_same_in_the_job(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(queue, "available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    flags = ["--data_dir", "data", "--output_dir", "run"]
+    assert main(["train-vqvae", "--cluster", "slurm", "--dry_run", "--", *flags]) == 0
+    assert f"data_dir: {tmp_path}/data" in capsys.readouterr().out
