@@ -66,11 +66,7 @@ def test_unknown_command_and_unknown_flag_are_one_line(capsys):
     assert "no_such_flag" in errors[1]
 
 
-@pytest.mark.parametrize(
-    "preset",
-    sorted(set((ROOT / "configs").glob("*/*.yaml")) - set((ROOT / "configs/launch").glob("*"))),
-    ids=lambda p: f"{p.parent.name}-{p.stem}",
-)
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_presets_parse(preset):
     config_class, _ = cli.load(preset.stem)
     folders = stage_flags(Path("out"), Path("images"))[preset.stem]
