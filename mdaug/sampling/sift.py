@@ -31,6 +31,7 @@ FLOORS = (0.1, 0.2, 0.0, 0.0)
 NEIGHBOUR = 3
 FEW = 20  # validation images of a class, below which its limits come from all classes
 MOST_PER_CLASS = 2000
+TEMPERATURES = (0.1, 20.0)  # bounds: a classifier without an error would want 0
 DYNAMIC_RANGE_DB = 40.0
 TAIL = 0.03  # of the power of a column that lies beyond each envelope
 
@@ -227,7 +228,7 @@ def load(place: Path, settings: dict) -> Sifter:
 
 def _save(sifter: Sifter, place: Path, about: dict) -> None:
     weights = {f"model.{name}": tensor.cpu().contiguous() for name, tensor in sifter.model.state_dict().items()}
-    arrays = {name: torch.from_numpy(getattr(sifter, name)) for name in ("centre", "scale", "limits")}
+    arrays = {name: torch.from_numpy(getattr(sifter, name)).contiguous() for name in ("centre", "scale", "limits")}
     save_file({**weights, **arrays, "features": sifter.features, "labels": sifter.labels}, place / WEIGHTS)
     about |= {"temperature": sifter.temperature, "image_size": sifter.image_size, "measures": list(MEASURES)}
     provenance.write_text(place / SETTINGS, json.dumps(about, indent=1) + "\n")
@@ -249,6 +250,6 @@ def _confidence(
 
 def _temperature(model: classifier.SmallResNet, features: np.ndarray, labels: np.ndarray) -> float:
     """Return the temperature with the least negative log-likelihood (Guo et al. 2017, eq. 9)."""
-    choices = np.geomspace(0.1, 20, 60)
+    choices = np.geomspace(*TEMPERATURES, 60)
     losses = [-np.log(_confidence(model, features, labels, t)[0] + 1e-12).mean() for t in choices]
     return float(choices[int(np.argmin(losses))])
