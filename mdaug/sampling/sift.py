@@ -154,6 +154,7 @@ def fit(packed: Path, settings: dict) -> tuple[Sifter, float]:
     count = len(train.dataset.classes)
     options = {"steps": settings["steps"], "batch_size": 32, "learning_rate": 1e-3, "seed": 0, "transforms": True}
     model = classifier.train(train.images, train.labels, count, **options)
+    assert isinstance(model, classifier.SmallResNet)
     features = torch.from_numpy(classifier.outputs(model, train.images)[1].astype(np.float32))
     predicted, val_features = classifier.outputs(model, val.images)
     figures = np.stack([envelope(train.original(i)) for i in range(len(train))])
