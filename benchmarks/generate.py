@@ -18,8 +18,9 @@ from pathlib import Path
 
 import torch
 
+from mdaug.sampling.counts import even
 from mdaug.sampling.pipeline import MicroDopplerPipeline
-from mdaug.sampling.plan import Plan, even_counts
+from mdaug.sampling.plan import Plan
 from mdaug.sampling.schedulers import build_scheduler, scheduler_like, scheduler_type_of
 from mdaug.sampling.worker import PRECISIONS, work
 from shards.provenance import code_version
@@ -90,9 +91,11 @@ def main() -> None:
     pipeline.to(device).unet.to(PRECISIONS[options.mixed_precision])
     pipeline.set_progress_bar_config(disable=True)
     plan = Plan(
-        counts=even_counts(options.images, pipeline.config.classes, pipeline.config.classes),
+        counts=even(options.images, pipeline.config.classes, pipeline.config.classes),
         seed=0,
         pipeline="",
+        images="",
+        image_shape=list(pipeline.config.image_shape),
         scheduler_type=scheduler_type_of(pipeline.scheduler),
         num_inference_steps=options.steps,
         guidance_scale=options.guidance_scale,

@@ -35,3 +35,13 @@ def _nearest_jet() -> tuple[np.ndarray, np.ndarray]:
     # A cell holds the values 2 i and 2 i + 1 of each channel; its entry, if it has one, is nearest to its middle.
     distance, level = cKDTree(jet().astype(np.float64)).query(colours + 0.5)
     return level.astype(np.uint8), np.maximum(distance - np.sqrt(0.75), 0).astype(np.float32)
+
+
+def levels(image: np.ndarray) -> np.ndarray:
+    """Return the grey levels uint8 (..., H, W) that an image uint8 (..., H, W, C) shows, in grey or in jet's colours.
+
+    A picture with three equal channels is grey; any other is read as jet.
+    """
+    if image.shape[-1] == 1 or (image.min(axis=-1) == image.max(axis=-1)).all():
+        return image[..., 0]
+    return invert_jet(image)[0]

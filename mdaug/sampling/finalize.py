@@ -1,57 +1,84 @@
-"""The end of a plan: every shard is checked, then the files that make the folder a data set are written."""
+"""The end of a plan: every shard is looked at, then the files that make the folder a data set are written."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
 import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from mdaug.images import grid
+from mdaug.sampling import card, export, real
+from mdaug.sampling.inspection import CONSTANT, DAMAGED, Inspection, inspect
+from mdaug.sampling.manifest import Manifest
 from mdaug.sampling.plan import Plan
 from shards import index, provenance
 from shards.colormap import paint
 from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.provenance import write_text
-from shards.writer import finished
+from shards.writer import one_line_for_a_full_disk
 
 GRID_COLUMNS = 8
+GRIDS = "grids"
+KIND, MIXED = "synthetic", "mixed"  # `mdaug evaluate` takes the first only: it compares synthetic images with real ones
 
 
-def finalize(
-    plan: Plan,
-    folder: Path,
-    *,
-    made_from: dict[str, str],
-    config: dict,
-    image_shape: list[int],
-    colormap: str | None = None,
-) -> None:
-    """Check that every sample asked for is there and intact, and write index, manifest, card and provenance.
+def finalize(plan: Plan, folder: Path, *, config: dict, mend: str) -> str:
+    """Look at every sample, and write index, manifest, card, pictures, the other output form and provenance.
 
     Args:
         plan: the plan of the folder.
         folder: where the shards are.
-        made_from: {"pipeline": hash, "images": hash of the images it was trained on}.
         config: the resolved configuration, as plain JSON values.
-        image_shape: [H, W, C].
-        colormap: name of the colour map of images of one channel, or None.
+        mend: the command that makes what is missing.
+
+    Returns:
+        A sentence that says what was found.
 
     Raises:
-        UserError: shards are missing or damaged, with what mends it.
+        UserError: shards are missing or damaged, images are constant, or a class has not the number asked for; with
+            what mends it.
     """
-    _check(plan, folder)
+    (folder / provenance.FILE_NAME).unlink(missing_ok=True)  # until all has been found
     classes = list(plan.counts)
-    content = index.write_index(folder, classes, image_shape=image_shape, colormap=colormap)
+    found: Counter = Counter()
+    faults: dict[str, list[str]] = {}
+    sifted: list[dict] = []
+    with one_line_for_a_full_disk(folder), Manifest(folder) as manifest:
+        for shard in _inspections(plan, folder):
+            for kind, where in shard.faults.items():
+                faults.setdefault(kind, []).extend(dict.fromkeys(where))
+            for row in shard.rows:
+                found[row["source"], row["class"]] += 1
+                if row["source"] == "synthetic":
+                    row.update(guidance_scale=plan.guidance_scale, pipeline=plan.pipeline)
+            manifest.add(shard.rows)
+            sifted.append(shard.statistics)
+        _refuse(faults, folder, mend)
+    content = index.write_index(folder, classes, image_shape=plan.image_shape, colormap=plan.colormap)
     write_text(folder / "classes.json", json.dumps(classes, ensure_ascii=False) + "\n")
-    write_text(folder / "manifest.csv", _manifest(plan))
-    write_text(folder / "README.md", _card(plan, image_shape))
-    provenance.write(folder, kind="synthetic", content_hash=content["hash"], made_from=made_from, config=config)
+    report = card.sift_report(plan, [statistics for statistics in sifted if statistics]) if plan.sift else None
+    if report:
+        write_text(folder / "sift.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / "README.md", card.dataset_card(plan, found, report))
+    _write_grids(plan, folder)
+    if plan.output_format != "shards":
+        export.write_files(plan, folder)
+    made_from = {"pipeline": plan.pipeline, "images": plan.images}
+    if plan.include_real:
+        made_from["real"] = plan.include_real["hash"]
+    kind = MIXED if plan.include_real else KIND
+    provenance.write(folder, kind=kind, content_hash=content["hash"], made_from=made_from, config=config)
+    lines = card.sift_lines(report) if report else []
+    real_images = sum(count for (source, _), count in found.items() if source == "real")
+    mixed = f" and {real_images} real ones" if real_images else ""
+    return "\n".join([*lines, f"found {found.total() - real_images} = asked {plan.total}{mixed}: {folder} is finished"])
 
 
 def write_grid(plan: Plan, folder: Path) -> None:
@@ -61,74 +88,53 @@ def write_grid(plan: Plan, folder: Path) -> None:
     for label, name in enumerate(plan.counts):
         first = np.flatnonzero(dataset.labels == label)[:GRID_COLUMNS]
         if len(first):
-            rows.append([paint(dataset[i]["image"], dataset.index.get("colormap")) for i in first.tolist()])
+            rows.append([paint(dataset[i]["image"], plan.colormap) for i in first.tolist()])
             names.append(name)
     Image.fromarray(grid(rows, names)).save(folder / "grid.png")
 
 
-def _check(plan: Plan, folder: Path) -> None:
-    missing, damaged = [], []
-    for shard in range(plan.num_shards):
-        path = folder / plan.shard_name(shard)
-        record = finished(path)
-        if record is None:
-            missing.append(path.name)
-            continue
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if digest != record["sha256"] or record["count"] != sum(len(batch) for batch in plan.batches(shard)):
-            damaged.append(path.name)
-    if missing:
-        raise UserError(f"{folder} is not complete: {_some(missing)} missing; run the same command again")
-    if damaged:
+def _write_grids(plan: Plan, folder: Path) -> None:
+    """Write grids/<class>.png, up to 64 samples each."""
+    dataset = ShardDataset(folder)
+    (folder / GRIDS).mkdir(exist_ok=True)
+    for label, name in enumerate(dataset.classes):
+        first = np.flatnonzero(dataset.labels == label)[: GRID_COLUMNS**2].tolist()
+        if first:
+            images = [paint(dataset[i]["image"], plan.colormap) for i in first]
+            rows = [images[at : at + GRID_COLUMNS] for at in range(0, len(images), GRID_COLUMNS)]
+            Image.fromarray(grid(rows)).save(folder / GRIDS / f"{name}.png")
+
+
+def _inspections(plan: Plan, folder: Path) -> Iterator[Inspection]:
+    """Look at every shard of the plan, and at the real ones, in threads (decoding releases Python's lock)."""
+
+    def synthetic(shard: int) -> Inspection:
+        return inspect(folder / plan.shard_name(shard), *plan.keys_and_labels(shard), plan.image_shape)
+
+    def copied(shard: int) -> Inspection:
+        return inspect(folder / real.shard_name(shard), real.keys(plan, shard), None, plan.image_shape)
+
+    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as threads:
+        yield from threads.map(synthetic, range(plan.num_shards))
+        yield from threads.map(copied, range(real.num_shards(plan)))
+
+
+def _refuse(faults: dict[str, list[str]], folder: Path, mend: str) -> None:
+    if missing := faults.get("missing"):
+        raise UserError(f"{folder} is not complete: {_some(missing, 'shard')} missing; make the rest with: {mend}")
+    if damaged := faults.get(DAMAGED):
         raise UserError(
-            f"{folder}: {_some(damaged)} damaged since written (sha256 or count differ); "
-            "delete them and run the same command again"
+            f"{folder}: {_some(damaged, 'shard')} damaged or of another plan (sha256, samples or pictures differ); "
+            f"make them again with: {mend} --repair"
+        )
+    if constant := faults.get(CONSTANT):
+        raise UserError(
+            f"{folder}: {_some(constant, 'image')} of one colour only; that lies in the model or its settings: "
+            "look at them, choose other steps, guidance or precision and a new --output_dir, or reject them with --sift"
         )
 
 
-def _some(names: list[str]) -> str:
+def _some(names: list[str], what: str) -> str:
     """Return a few of many names, and how many there are."""
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    return f"{shown} ({len(names)} {'shard is' if len(names) == 1 else 'shards are'})"
-
-
-def _manifest(plan: Plan) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["key", "file", "label", "class", "seed", "shard"])
-    classes = list(plan.counts)
-    for shard in range(plan.num_shards):
-        for batch in plan.batches(shard):
-            rows = zip(batch.tolist(), plan.labels(batch).tolist(), plan.seeds(batch).tolist(), strict=True)
-            for i, label, seed in rows:
-                writer.writerow(
-                    [plan.key(i), f"{plan.key(i)}.png", label, classes[label], seed, plan.shard_name(shard)]
-                )
-    return text.getvalue()
-
-
-def _card(plan: Plan, image_shape: list[int]) -> str:
-    height, width, channels = image_shape
-    rows = "\n".join(f"| {label} | {name} | {count} |" for label, (name, count) in enumerate(plan.counts.items()))
-    return f"""# {plan.total} synthetic micro-Doppler spectrograms
-
-{height} x {width} {"RGB" if channels == 3 else "grey"} PNG in {plan.num_shards} WebDataset tar(s).
-`manifest.csv` lists every sample.
-Made by mdaug from the pipeline {plan.pipeline[:12]} with {plan.scheduler_type}, {plan.num_inference_steps} steps,
-guidance {plan.guidance_scale:g}, seed {plan.seed}. `plan.json` holds every setting.
-
-```python
-import webdataset
-
-for image, label in webdataset.WebDataset("{_urls(plan)}", shardshuffle=False).decode("rgb").to_tuple("png", "cls"):
-    ...
-```
-
-| label | class | samples |
-|---|---|---|
-{rows}
-"""
-
-
-def _urls(plan: Plan) -> str:
-    return "000000.tar" if plan.num_shards == 1 else f"{{000000..{plan.num_shards - 1:06d}}}.tar"
+    return f"{shown} ({len(names)} {what + ' is' if len(names) == 1 else what + 's are'})"

@@ -1,25 +1,32 @@
 """`mdaug generate`: exactly the labelled samples asked for, as tar shards.
 
-A plan fixes what is made; workers make its shards by a rule, skipping what is there; the last one to
-finish checks the whole and writes the index. Workers are the ranks of the environment (RANK,
-WORLD_SIZE, LOCAL_RANK) and need not know of each other.
+A plan fixes what is made; workers make its shards by a rule, skipping what is there; finalize looks at
+every sample and writes the index. Workers are array tasks of SLURM, ranks of the environment (RANK,
+WORLD_SIZE, LOCAL_RANK), or both, and need not know of each other.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from mdaug import config as configuration
-from mdaug.sampling import schedulers
+from mdaug.sampling import counts, schedulers
 from shards import provenance
 from shards.errors import UserError
 
-DEFAULT_SAMPLES = 16
+if TYPE_CHECKING:
+    from mdaug.sampling.plan import Plan
+
 PIPELINE_FOLDER = "vq_diffusion_pipeline"
+DEFAULT_STEPS = 50
+# Fields that do not describe the samples: any of the others makes a plan rather than go on with the one there is.
+HOW = ("ldm_path", "output_dir", "vqvae_path", "step", "worker", "num_workers", "repair", "grid", "save_pipeline")
 
 
 @dataclass
@@ -30,6 +37,9 @@ class GenerateConfig:
     """Run folder of train-ldm (its best/ is taken) or a pipeline folder."""
     output_dir: Path
     """Folder of the data set. The same command again goes on where it stopped."""
+    step: Literal["all", "plan", "work", "finalize"] = "all"
+    """plan: write plan.json; work: make this worker's shards; finalize: look at every sample, write index and manifest.
+    Where plan.json is there, work and finalize need no more than ldm_path and output_dir."""
     vqvae_path: Path | None = None
     """The VQ-VAE is part of the pipeline; a path given here is only checked to be the same."""
     num_samples: int | None = None
@@ -38,22 +48,52 @@ class GenerateConfig:
     """Samples of each class instead: fall=30,walk=20 or a mapping."""
     classes: str | list[str] | None = None
     """Names of the classes to make, such as fall,walk (default: all that the model knows)."""
+    balance_to: Path | None = None
+    """Packed set (or JSON file of counts) whose classes are each filled up to its largest one."""
+    fill: str | dict[str, int] | None = None
+    """Totals to fill classes up to: ID_3=50 makes what lacks to 50 beside the images of balance_to or include_real."""
+    include_real: Path | None = None
+    """Packed set whose training images are put beside the synthetic ones; num_samples then evens the classes out."""
+    output_format: Literal["shards", "folder", "npy"] = "shards"
+    """folder: also images/<class>/*.png; npy: also arrays/<class>/*.npy, float32 in dB."""
+    dynamic_range_db: float = 40.0
+    """Decibels between the lowest and the highest level of the colour scale, for output_format npy."""
     batch_size: int = 32
     """Images denoised together; it changes the images of a plan in the last bits."""
     samples_per_shard: int = 1000
     """Images in a tar. The shard is what a worker makes in one go."""
-    num_inference_steps: int = 50
-    """Steps of the sampler."""
+    quality: Literal["draft", "standard", "best"] | None = None
+    """Sampler and steps in one word; docs/sampling.md has what each costs."""
+    num_inference_steps: int | None = None
+    """Steps of the sampler (default: 50, or those of quality)."""
     scheduler_type: str | None = None
-    """ddpm, ddim, pndm, dpmsolver++, unipc, euler or heun (default: the one stored with the model)."""
+    """ddpm, ddim, pndm, dpmsolver++, unipc, euler or heun (default: that of quality, or the one of the model)."""
     beta_schedule: str | None = None
     """linear, cosine or squaredcos_cap_v2; only checked to be that of the training."""
     guidance_scale: float = 1.0
     """Classifier-free guidance; 1 is none and takes half the time."""
+    guidance_interval: list[float] = dataclasses.field(default_factory=lambda: [0.0, 1.0])
+    """Shares of the training timesteps, low and high, within which guidance acts; 1 is pure noise."""
+    sift: Path | None = None
+    """Packed set the model was trained on; images unlike its real ones are rejected and made again."""
+    sift_quantile: float = 0.05
+    """Share of real validation images that each of the four measures of the sifter may reject."""
+    sift_steps: int = 400
+    """Optimizer steps of the sifter's classifier."""
+    max_candidates: int = 8
+    """Images made for a sample before the best of the rejected ones is kept and marked."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Arithmetic of the networks."""
+    compile: bool = False
+    """Run the U-Net through torch.compile; for a GPU."""
     seed: int = 42
     """Base seed; sample i has a seed of its own, listed in manifest.csv."""
+    worker: int | None = None
+    """Number of this worker, from 0 (default: SLURM_ARRAY_TASK_ID, else 0; several ranks count within it)."""
+    num_workers: int | None = None
+    """Number of workers (default: SLURM_ARRAY_TASK_COUNT, else 1)."""
+    repair: bool = False
+    """Look at the bytes of finished shards and make damaged ones again."""
     grid: bool = False
     """Also write grid.png, one row per class."""
     save_pipeline: bool | None = None
@@ -61,31 +101,71 @@ class GenerateConfig:
     cpu_threads: int = 1
     """Threads of a worker without a GPU. Sums depend on it, so it belongs to the plan; more workers scale better."""
 
-    ALIASES: ClassVar[dict[str, str]] = {"vqvae_model_path": "vqvae_path", "fp16": "mixed_precision=fp16"}
+    ALIASES: ClassVar[dict[str, str]] = {
+        "vqvae_model_path": "vqvae_path",
+        "fp16": "mixed_precision=fp16",
+        "format": "output_format",
+    }
 
     def __post_init__(self):
-        if isinstance(self.per_class, str):
-            self.per_class = _parse_counts(self.per_class)
+        self.per_class, self.fill = (
+            counts.parse(field, value) if isinstance(value, str) else value
+            for field, value in (("per_class", self.per_class), ("fill", self.fill))
+        )
         if isinstance(self.classes, str):
             self.classes = [name.strip() for name in self.classes.split(",")]
         if self.per_class is not None and (self.classes or self.num_samples is not None):
             raise ValueError("per_class says which classes and how many; leave out classes and num_samples")
-        for name, count in (self.per_class or {}).items():
-            if count < 1:
-                raise ValueError(f"per_class asks for {count} of '{name}'; ask for at least 1, or leave the class out")
-        if self.per_class is None and self.num_samples is None:
-            self.num_samples = DEFAULT_SAMPLES
-        for field in ("num_samples", "batch_size", "samples_per_shard", "num_inference_steps", "cpu_threads"):
+        if (self.balance_to or self.fill) and (self.per_class or self.classes or self.num_samples is not None):
+            raise ValueError(
+                "balance_to and fill say how many of each class; leave out per_class, classes and num_samples"
+            )
+        for field in ("per_class", "fill"):
+            for name, count in (getattr(self, field) or {}).items():
+                if count < 1:
+                    raise ValueError(
+                        f"{field} asks for {count} of '{name}'; ask for at least 1, or leave the class out"
+                    )
+        positive = ("num_samples", "batch_size", "samples_per_shard", "num_inference_steps", "cpu_threads")
+        for field in (*positive, "num_workers", "max_candidates", "sift_steps"):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"{field} is {value}; it must be at least 1")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must be 0 or more")
+        if (self.worker is None) != (self.num_workers is None):
+            raise ValueError("worker and num_workers belong together; give both, such as worker 0 of num_workers 4")
+        if self.worker is not None and not 0 <= self.worker < (self.num_workers or 1):
+            raise ValueError(
+                f"worker is {self.worker}; with num_workers {self.num_workers} it must be 0 or more and less"
+            )
         if self.guidance_scale < 0:
             raise ValueError(f"guidance_scale is {self.guidance_scale}; it must be 0 or more (1 is no guidance)")
-        schedulers.validate(self.scheduler_type or "ddim", self.beta_schedule or "linear")
-        if self.scheduler_type:
-            schedulers.validate_steps(self.scheduler_type, self.num_inference_steps)
+        if len(self.guidance_interval) != 2 or not 0 <= self.guidance_interval[0] < self.guidance_interval[1] <= 1:
+            raise ValueError(
+                f"guidance_interval is {self.guidance_interval}; it must be two shares, such as [0.1, 0.7]"
+            )
+        if not 0 < self.sift_quantile < 0.5:
+            raise ValueError(f"sift_quantile is {self.sift_quantile}; it must be above 0 and below 0.5")
+        if not self.dynamic_range_db > 0:
+            raise ValueError(f"dynamic_range_db is {self.dynamic_range_db}; it must be above 0, such as 40")
+        if self.repair and self.step in ("plan", "finalize"):
+            raise ValueError(f"repair makes shards again, which step {self.step} does not; use step work or all")
+        name, steps = self.sampler()
+        schedulers.validate(name or "ddim", self.beta_schedule or "linear")
+        if name:
+            schedulers.validate_steps(name, steps)
+
+    def sampler(self) -> tuple[str | None, int]:
+        """Return the name of the sampler (None: that of the model) and its steps."""
+        name, steps = schedulers.QUALITY[self.quality] if self.quality else (None, DEFAULT_STEPS)
+        return self.scheduler_type or name, self.num_inference_steps or steps
+
+    def describes_samples(self) -> bool:
+        """Return whether anything beside where and how is given, so that it has to agree with a plan."""
+        plain = GenerateConfig(self.ldm_path, self.output_dir)
+        names = {field.name for field in dataclasses.fields(self)} - set(HOW)
+        return any(getattr(self, name) != getattr(plain, name) for name in names)
 
 
 def generate(config: GenerateConfig) -> None:
@@ -94,105 +174,100 @@ def generate(config: GenerateConfig) -> None:
     Raises:
         UserError: folders that do not fit, classes that the model does not know, no space left.
     """
-    import torch
-    from diffusers.utils import logging
+    from mdaug.sampling import plan as plans
+    from mdaug.sampling import planning
 
-    from mdaug.sampling.finalize import finalize, write_grid
-    from mdaug.sampling.pipeline import MicroDopplerPipeline
-    from mdaug.sampling.pipeline_folder import find_pipeline, save_pipeline
-    from mdaug.sampling.plan import Plan, claim_folder
-    from mdaug.sampling.worker import missing_shards, work
-
-    worker, workers = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and config.mixed_precision == "fp16":
-        raise UserError("fp16 needs a GPU, and torch finds none here; use --mixed_precision bf16 or no")
-
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    source, made = find_pipeline(config.ldm_path)
-    _check_vqvae(config, source, made)
-    pipeline = MicroDopplerPipeline.from_pretrained(source)
-    pipeline.scheduler = schedulers.scheduler_like(pipeline.scheduler, config.scheduler_type, config.beta_schedule)
-    scheduler_type = schedulers.scheduler_type_of(pipeline.scheduler)
-    try:
-        schedulers.validate_steps(
-            scheduler_type, config.num_inference_steps, pipeline.scheduler.config.num_train_timesteps
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-    plan = Plan(
-        counts=_counts(config, pipeline.config.classes),
-        seed=config.seed,
-        pipeline=made["hash"],
-        scheduler_type=scheduler_type,
-        num_inference_steps=config.num_inference_steps,
-        guidance_scale=config.guidance_scale,
-        mixed_precision=config.mixed_precision,
-        batch_size=config.batch_size,
-        samples_per_shard=config.samples_per_shard,
-        device=torch.device(device).type,
-        cpu_threads=config.cpu_threads,
-    )
-    claim_folder(config.output_dir, plan)
-    if worker == 0:
-        counts = ", ".join(f"{name} {count}" for name, count in plan.counts.items() if count)
-        print(f"{plan.total} samples in {plan.num_shards} shards to {config.output_dir}: {counts}", flush=True)
-        if _wants_pipeline(config):
-            settings = configuration.as_dict(config)
-            save_pipeline(pipeline, config.output_dir / PIPELINE_FOLDER, made_from=made["made_from"], config=settings)
-
-    if not (config.output_dir / provenance.FILE_NAME).is_file():
-        work(plan, pipeline.to(device), config.output_dir, worker, workers)
-        if workers > 1 and missing_shards(plan, config.output_dir):
-            print(f"worker {worker} is done; the last worker to finish writes the index", flush=True)
+    worker, workers = place(config, os.environ)
+    folder = config.output_dir
+    if (folder / plans.FILE_NAME).is_file() and not config.describes_samples():
+        plan = plans.read_plan(folder)
+    elif config.step == "finalize" and not (folder / plans.FILE_NAME).is_file():
+        raise UserError(f"{folder} holds no {plans.FILE_NAME}; start with: mdaug generate --step plan")
+    else:
+        plan = planning.make_plan(config)
+        plans.claim_folder(folder, plan)
+    if worker == 0 and config.step != "finalize":
+        planning.print_plan(plan, folder)
+    if config.step in ("all", "plan"):
+        planning.prepare(plan, config, worker)
+    finished = (folder / provenance.FILE_NAME).is_file()
+    if config.step == "work" or (config.step == "all" and (config.repair or not finished)):
+        _work(plan, config, worker, workers)
+    if config.step == "finalize" or (config.step == "all" and (config.repair or not finished)):
+        if not _finalize(plan, config, worker, workers):
             return
-        finalize(
-            plan,
-            config.output_dir,
-            made_from={"pipeline": made["hash"], "images": made["made_from"]["images"]},
-            config=configuration.as_dict(config),
-            image_shape=list(pipeline.config.image_shape),
-            colormap=pipeline.config.colormap and pipeline.config.colormap["name"],
+    elif config.step == "all":
+        print(f"found {plan.total} = asked {plan.total}: {folder} is finished", flush=True)
+    if config.grid and config.step in ("all", "finalize") and not (folder / "grid.png").is_file():
+        from mdaug.sampling.finalize import write_grid
+
+        write_grid(plan, folder)
+
+
+def place(config: GenerateConfig, environment: Mapping[str, str]) -> tuple[int, int]:
+    """Return (number of this worker, number of workers): ranks within array tasks.
+
+    Raises:
+        UserError: a SLURM array with gaps, whose tasks cannot tell their place among the others.
+    """
+    outer, count = config.worker, config.num_workers
+    if outer is None or count is None:
+        count = int(environment.get("SLURM_ARRAY_TASK_COUNT", "1"))
+        first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
+        outer, rest = divmod(
+            int(environment.get("SLURM_ARRAY_TASK_ID", "0")) - first, int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))
         )
-    if config.grid and not (config.output_dir / "grid.png").is_file():
-        write_grid(plan, config.output_dir)
-    print(f"found {plan.total} = asked {plan.total}: {config.output_dir} is finished", flush=True)
+        if rest or not 0 <= outer < count:
+            raise UserError(
+                f"array task {environment['SLURM_ARRAY_TASK_ID']} of {count} from {first} has no place in a row; "
+                "submit --array=0-N without gaps (finished shards are skipped), or give --worker and --num_workers"
+            )
+    ranks = int(environment.get("WORLD_SIZE", "1"))
+    return outer * ranks + int(environment.get("RANK", "0")), count * ranks
 
 
-def _counts(config: GenerateConfig, known: list[str]) -> dict[str, int]:
-    from mdaug.sampling.plan import even_counts
+def _work(plan: Plan, config: GenerateConfig, worker: int, workers: int) -> None:
+    import torch
 
-    asked: Any = config.per_class or config.classes or known
-    unknown = [name for name in asked if name not in known]
-    if unknown:
-        raise UserError(f"the model knows no class {', '.join(unknown)}; it knows {', '.join(known)}")
-    if isinstance(config.per_class, dict):
-        return {name: config.per_class.get(name, 0) for name in known}
-    assert config.num_samples is not None
-    return even_counts(config.num_samples, list(dict.fromkeys(asked)), known)
+    from mdaug.sampling import pipeline_folder, planning, sift
+    from mdaug.sampling.pipeline import MicroDopplerPipeline
+    from mdaug.sampling.worker import work
+
+    source, made = planning.open_folder(config)
+    device = planning.device()
+    for what, wanted, here in (
+        ("pipeline", plan.pipeline, made["hash"]),
+        ("kind of device", plan.device, torch.device(device).type),
+    ):
+        if wanted != here:
+            raise UserError(
+                f"the plan of {config.output_dir} is for the {what} {wanted[:12]}, but this is {here[:12]}; "
+                "go on with the same, or choose another --output_dir"
+            )
+    pipeline = MicroDopplerPipeline.from_pretrained(source)
+    pipeline.scheduler = schedulers.scheduler_like(pipeline.scheduler, plan.scheduler_type)
+    if worker == 0 and _wants_pipeline(config):
+        pipeline_folder.save_pipeline(
+            pipeline,
+            config.output_dir / PIPELINE_FOLDER,
+            made_from=made["made_from"],
+            config=configuration.as_dict(config),
+        )
+    sifter = sift.prepare(config.output_dir, plan.sift, config.sift) if plan.sift else None
+    work(plan, pipeline.to(device), config.output_dir, worker, workers, sifter=sifter, repair=config.repair)
 
 
-def _parse_counts(text: str) -> dict[str, int]:
-    counts = {}
-    for part in text.split(","):
-        name, _, count = part.rpartition("=")
-        if not name or not count.strip().lstrip("-").isdigit():
-            raise ValueError(f"per_class is '{text}'; write it as fall=30,walk=20")
-        counts[name.strip()] = int(count)
-    return counts
+def _finalize(plan: Plan, config: GenerateConfig, worker: int, workers: int) -> bool:
+    """Finalize, unless other workers are still at it; return whether it was done."""
+    from mdaug.sampling.finalize import finalize
+    from mdaug.sampling.worker import missing_shards
 
-
-def _check_vqvae(config: GenerateConfig, source: Path, made: dict) -> None:
-    """Refuse a --vqvae_path that is not the VQ-VAE of the pipeline."""
-    if config.vqvae_path is None:
-        return
-    from mdaug.models.vqvae import find_vqvae
-
-    folder = find_vqvae(config.vqvae_path)
-    vqvae_hash = provenance.read(folder, "vqvae")["hash"]
-    provenance.require_same("VQ-VAE", source, made["made_from"]["vqvae"], folder, vqvae_hash)
+    if config.step == "all" and workers > 1 and missing_shards(plan, config.output_dir):
+        print(f"worker {worker} is done; the last worker to finish writes the index", flush=True)
+        return False
+    mend = f"mdaug generate --step work --ldm_path {config.ldm_path} --output_dir {config.output_dir}"
+    print(finalize(plan, config.output_dir, config=configuration.as_dict(config), mend=mend), flush=True)
+    return True
 
 
 def _wants_pipeline(config: GenerateConfig) -> bool:

@@ -86,6 +86,7 @@ class MicroDopplerPipeline(DiffusionPipeline):
         num_inference_steps: int = 50,
         output_type: str = "pil",
         return_dict: bool = True,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
     ) -> ImagePipelineOutput | tuple:
         """Sample images.
 
@@ -100,6 +101,8 @@ class MicroDopplerPipeline(DiffusionPipeline):
             output_type: "pil": list of images; "np": float32 (B, H, W, C) in [0, 1]; "pt": float32
                 (B, C, H, W) in [0, 1]; "latent": normalised latents, float32 (B, c, h, w).
             return_dict: return an `ImagePipelineOutput` rather than a tuple.
+            guidance_interval: (low, high), the shares of the training timesteps within which guidance acts; 1 is pure
+                noise. Steps outside are not guided and cost half (Kynkäänniemi et al. 2024).
 
         Raises:
             ValueError: an unknown class, or another number of generators than images.
@@ -112,13 +115,12 @@ class MicroDopplerPipeline(DiffusionPipeline):
             raise ValueError(
                 f"{len(generator)} generators for {len(labels)} images; give one per image, or one for all"
             )
-        guided = guidance_scale != 1.0
-        if guided:
-            labels = torch.cat([torch.full_like(labels, len(self.config.classes)), labels])
-        labels = labels.to(device)
+        both = torch.cat([torch.full_like(labels, len(self.config.classes)), labels]).to(device)
+        labels = both[len(labels) :]
 
         self.scheduler.set_timesteps(num_inference_steps)
-        shape = (len(labels) // 2 if guided else len(labels), *self.config.latent_shape)
+        low, high = (share * self.scheduler.config.num_train_timesteps for share in guidance_interval)
+        shape = (len(labels), *self.config.latent_shape)
         latents = randn_tensor(shape, generator=generator, device=device) * self.scheduler.init_noise_sigma
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         step_options = {"generator": generator} if takes_generator else {}
@@ -126,11 +128,12 @@ class MicroDopplerPipeline(DiffusionPipeline):
         timesteps = self.scheduler.timesteps
         for timestep, on_device in zip(self.progress_bar(timesteps), timesteps.to(device), strict=True):
             noisy = self.scheduler.scale_model_input(latents, timestep).to(self.unet.dtype)
-            noisy = torch.cat([noisy, noisy]) if guided else noisy
-            prediction = self.unet(noisy, on_device, class_labels=labels).sample.float()
-            if guided:
+            if guidance_scale != 1.0 and low <= timestep <= high:
+                prediction = self.unet(torch.cat([noisy, noisy]), on_device, class_labels=both).sample.float()
                 without, conditional = prediction.chunk(2)
                 prediction = without + guidance_scale * (conditional - without)
+            else:
+                prediction = self.unet(noisy, on_device, class_labels=labels).sample.float()
             latents = self.scheduler.step(prediction, timestep, latents, **step_options).prev_sample
 
         images: Any = latents
@@ -195,6 +198,8 @@ class MicroDopplerPipeline(DiffusionPipeline):
 
         Arguments are those of `diffusers.DiffusionPipeline.save_pretrained`.
         """
+        if kwargs.get("push_to_hub"):  # diffusers would upload the folder before it is complete
+            raise ValueError("save_pretrained cannot upload; use push_to_hub(repo_id), which uploads the whole folder")
         folder = Path(save_directory)
         self.register_to_config(unet=("hybrid_unet", type(self.unet).__name__))
         super().save_pretrained(folder, **kwargs)

@@ -21,7 +21,9 @@ PARTS = (
 )
 
 
-def save_pipeline(pipeline: Any, folder: Path, *, made_from: dict[str, str], config: dict) -> str:
+def save_pipeline(
+    pipeline: Any, folder: Path, *, made_from: dict[str, str], config: dict, metrics: dict[str, float] | None = None
+) -> str:
     """Write a `MicroDopplerPipeline` with its provenance and return its content hash.
 
     The folder is written beside its final place and renamed, so a killed run leaves the one of before.
@@ -31,12 +33,15 @@ def save_pipeline(pipeline: Any, folder: Path, *, made_from: dict[str, str], con
         folder: where to; a pipeline that is there already is replaced.
         made_from: {"images": hash, "vqvae": hash, "latents": hash}.
         config: the resolved configuration of the training, as plain JSON values.
+        metrics: what was measured on the validation split, for the model card.
     """
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     pipeline.save_pretrained(temporary)
+    with open(temporary / "README.md", "a", encoding="utf-8") as card:
+        card.write(_origin(made_from, metrics or {}))
     files = [*temporary.rglob("*.safetensors"), *temporary.rglob("*.json")]
     content_hash = provenance.hash_files(sorted(files))
     provenance.write(temporary, kind="pipeline", content_hash=content_hash, made_from=made_from, config=config)
@@ -47,6 +52,13 @@ def save_pipeline(pipeline: Any, folder: Path, *, made_from: dict[str, str], con
     os.rename(temporary, folder)
     shutil.rmtree(replaced, ignore_errors=True)
     return content_hash
+
+
+def _origin(made_from: dict[str, str], metrics: dict[str, float]) -> str:
+    """Return the part of the model card that says what it was trained on and how well it does."""
+    rows = [f"| {role} | sha256 `{content_hash}` |" for role, content_hash in made_from.items()]
+    rows += [f"| validation {name} | {value:.4g} |" for name, value in metrics.items()]
+    return "\n".join(["", "## Training", "", "| what | value |", "|---|---|", *rows, ""])
 
 
 def find_pipeline(path: Path) -> tuple[Path, dict]:

@@ -18,6 +18,7 @@ from shards.errors import UserError
 from shards.provenance import write_text
 
 FILE_NAME = "plan.json"
+LOGS = "logs"  # of the launcher, which opens it before anything runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,19 +29,30 @@ class Plan:
         counts: class name -> number of samples, for every class of the model in its order.
         seed: base seed.
         pipeline: content hash of the pipeline.
+        images: content hash of the images that the pipeline was trained on.
+        image_shape: [H, W, C].
+        colormap: name of the colour map of images that are its levels, or None.
         scheduler_type: name of the sampler.
         num_inference_steps: its steps.
         guidance_scale: classifier-free guidance.
+        guidance_interval: shares [low, high] of the training timesteps within which it acts.
         mixed_precision: "no", "bf16" or "fp16".
         batch_size: samples denoised together; batches never cross a shard.
         samples_per_shard: samples of every shard but the last.
         device: "cpu" or "cuda": their arithmetic differs.
         cpu_threads: threads of a worker on a CPU; sums depend on it.
+        compile: whether torch.compile runs the U-Net.
+        output_format: "shards"; "folder" or "npy" to have the samples as files too.
+        dynamic_range_db: dB between the floor and the top of the colour scale, for "npy".
+        include_real: {"hash", "samples"} of the packed set whose training images are mixed in, or None.
+        sift: settings of the sifter, or None.
     """
 
     counts: dict[str, int]
     seed: int
     pipeline: str
+    images: str
+    image_shape: list[int]
     scheduler_type: str
     num_inference_steps: int
     guidance_scale: float
@@ -49,6 +61,13 @@ class Plan:
     samples_per_shard: int
     device: str
     cpu_threads: int
+    guidance_interval: list[float] = dataclasses.field(default_factory=lambda: [0.0, 1.0])
+    compile: bool = False
+    colormap: str | None = None
+    output_format: str = "shards"
+    dynamic_range_db: float = 40.0
+    include_real: dict | None = None
+    sift: dict | None = None
 
     @property
     def total(self) -> int:
@@ -68,11 +87,15 @@ class Plan:
         """Return the key of a sample index."""
         return f"{sample:09d}"
 
-    def batches(self, shard: int) -> list[np.ndarray]:
-        """Return the sample indices of each batch of a shard."""
+    def samples(self, shard: int) -> np.ndarray:
+        """Return the sample indices of a shard."""
         start = shard * self.samples_per_shard
-        stop = min(start + self.samples_per_shard, self.total)
-        return [np.arange(i, min(i + self.batch_size, stop)) for i in range(start, stop, self.batch_size)]
+        return np.arange(start, min(start + self.samples_per_shard, self.total))
+
+    def keys_and_labels(self, shard: int) -> tuple[list[str], list[int]]:
+        """Return the keys and labels of the samples of a shard."""
+        samples = self.samples(shard)
+        return [self.key(sample) for sample in samples.tolist()], self.labels(samples).tolist()
 
     def labels(self, samples: np.ndarray) -> np.ndarray:
         """Return the labels of sample indices.
@@ -84,14 +107,15 @@ class Plan:
         places = samples.astype(np.int64) * self._stride % self.total
         return np.searchsorted(np.cumsum(list(self.counts.values())), places, side="right")
 
-    def seeds(self, samples: np.ndarray) -> np.ndarray:
+    def seeds(self, samples: np.ndarray, candidate: int = 0) -> np.ndarray:
         """Return the seeds of the samples' `torch.Generator`s, uint32 as int64.
 
         torch's CPU generator uses 32 bits of its seed. Independent draws from 2^32 would give a hundred
-        pairs of equal samples in a million, so the seeds of a plan are consecutive from a hashed start.
+        pairs of equal samples in a million, so the seeds of a plan are consecutive from a hashed start:
+        first those of every sample, then those of every sample's second candidate, and so on.
         """
         start = int(np.random.SeedSequence(self.seed).generate_state(1)[0])
-        return (start + samples.astype(np.int64)) % 2**32
+        return (start + candidate * self.total + samples.astype(np.int64)) % 2**32
 
     @cached_property
     def _stride(self) -> int:
@@ -99,15 +123,6 @@ class Plan:
         while math.gcd(stride, self.total) != 1:
             stride += 1
         return stride
-
-
-def even_counts(num_samples: int, classes: list[str], known: list[str]) -> dict[str, int]:
-    """Return counts over the `known` classes: num_samples spread over `classes`, the remainder to the first ones."""
-    each, remainder = divmod(num_samples, len(classes))
-    counts = dict.fromkeys(known, 0)
-    for place, name in enumerate(sorted(classes, key=known.index)):
-        counts[name] = each + (place < remainder)
-    return counts
 
 
 def claim_folder(folder: Path, plan: Plan) -> None:
@@ -121,14 +136,32 @@ def claim_folder(folder: Path, plan: Plan) -> None:
     if path.is_file():
         there = json.loads(path.read_text(encoding="utf-8"))
         wanted = json.loads(text)
-        changes = [f"{name} {there.get(name)} -> {wanted[name]}" for name in wanted if there.get(name) != wanted[name]]
+        names = dict.fromkeys([*wanted, *there])
+        changes = [f"{n} {there.get(n)} -> {wanted.get(n)}" for n in names if there.get(n) != wanted.get(n)]
         if changes:
             raise UserError(
                 f"{folder} holds samples of another plan ({'; '.join(changes)}); choose another --output_dir, "
                 "or the settings of that plan to go on with it"
             )
         return
-    if folder.is_dir() and any(not entry.name.startswith(".") and entry.name != "logs" for entry in folder.iterdir()):
+    if folder.is_dir() and any(not entry.name.startswith(".") and entry.name != LOGS for entry in folder.iterdir()):
         raise UserError(f"{folder} holds other files and no {FILE_NAME}; choose an empty or new --output_dir")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
+
+
+def read_plan(folder: Path) -> Plan:
+    """Return the plan of a folder.
+
+    Raises:
+        UserError: there is none, or one of another version of mdaug.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise UserError(f"{folder} holds no {FILE_NAME}; make it first: mdaug generate --step plan")
+    try:
+        return Plan(**json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a plan of this version of mdaug ({error}); choose another --output_dir"
+        ) from None

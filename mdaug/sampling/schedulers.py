@@ -11,6 +11,7 @@ All schedulers are diffusers' own. What is the same for all of them:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from shards.errors import UserError
@@ -31,6 +32,9 @@ _CLASSES: dict[str, tuple[str, dict[str, Any], int]] = {
     "heun": ("HeunDiscreteScheduler", {"clip_sample": False}, 1),
 }
 SCHEDULERS = tuple(_CLASSES)
+
+# What --quality stands for: sampler and steps; docs/sampling.md has the measurement.
+QUALITY = {"draft": ("dpmsolver++", 8), "standard": ("dpmsolver++", 20), "best": ("dpmsolver++", 50)}
 
 
 def validate(
@@ -68,6 +72,28 @@ def validate_steps(scheduler_type: str, num_inference_steps: int, num_train_time
             f"num_inference_steps is {num_inference_steps}; '{scheduler_type}' needs {fewest} to {most} "
             f"({num_train_timesteps} training timesteps)"
         )
+
+
+def warnings(scheduler_type: str, num_inference_steps: int, guidance_scale: float = 1.0) -> list[str]:
+    """Return sentences about a choice that runs but is known to give worse samples, or to cost more than it need."""
+    found = []
+    if scheduler_type == "ddpm" and num_inference_steps < 100:
+        found.append(
+            f"ddpm with {num_inference_steps} steps loses diversity; take 100 or more, or --scheduler_type dpmsolver++"
+        )
+    if scheduler_type in ("ddim", "euler") and num_inference_steps < 20:
+        found.append(
+            f"{scheduler_type} with {num_inference_steps} steps loses a tenth of the spread or more; "
+            "take 20 or more, or --scheduler_type dpmsolver++"
+        )
+    if scheduler_type == "pndm" and num_inference_steps < 10:
+        found.append(f"pndm with {num_inference_steps} steps extrapolates from few points; take 10 or more")
+    if scheduler_type == "heun":
+        calls = 2 * num_inference_steps - 1
+        found.append(f"heun calls the network twice a step: {num_inference_steps} steps cost {calls} of the others")
+    if guidance_scale > 5:
+        found.append(f"guidance {guidance_scale:g} makes the samples of a class alike; 1 to 3 is usual")
+    return found
 
 
 def build_scheduler(
@@ -109,10 +135,41 @@ def scheduler_type_of(scheduler: Any) -> str:
     Raises:
         UserError: a class that is not in the table.
     """
+    return _type_of_class(type(scheduler).__name__)
+
+
+def _type_of_class(class_name: str) -> str:
     for scheduler_type, (name, *_) in _CLASSES.items():
-        if type(scheduler).__name__ == name:
+        if class_name == name:
             return scheduler_type
-    raise UserError(f"{type(scheduler).__name__} is none of the schedulers {', '.join(SCHEDULERS)}")
+    raise UserError(f"{class_name} is none of the schedulers {', '.join(SCHEDULERS)}")
+
+
+def fitting(
+    class_name: str, trained: Mapping[str, Any], scheduler_type: str | None = None, beta_schedule: str | None = None
+) -> str:
+    """Return the name of the scheduler to sample with, after checking that it fits the training.
+
+    Args:
+        class_name: class of the scheduler stored with the model.
+        trained: its configuration.
+        scheduler_type: another sampler, or None for that of the model.
+        beta_schedule: what the user believes the schedule to be; only checked.
+
+    Raises:
+        UserError: `beta_schedule` is not that of the training, or the sampler cannot use the prediction type.
+    """
+    if beta_schedule is not None and BETA_SCHEDULES.get(beta_schedule) != trained["beta_schedule"]:
+        raise UserError(
+            f"--beta_schedule {beta_schedule} contradicts the model, which was trained with "
+            f"{trained['beta_schedule']}; leave it out, or train a model with it"
+        )
+    name = scheduler_type or _type_of_class(class_name)
+    try:
+        validate(name, trained["beta_schedule"], trained["prediction_type"])
+    except ValueError as error:
+        raise UserError(f"this model cannot be sampled so: {error}") from None
+    return name
 
 
 def scheduler_like(trained: Any, scheduler_type: str | None = None, beta_schedule: str | None = None) -> Any:
@@ -127,17 +184,5 @@ def scheduler_like(trained: Any, scheduler_type: str | None = None, beta_schedul
         UserError: `beta_schedule` is not that of the training, or the sampler cannot use the prediction type.
     """
     config = trained.config
-    if beta_schedule is not None and BETA_SCHEDULES.get(beta_schedule) != config.beta_schedule:
-        raise UserError(
-            f"--beta_schedule {beta_schedule} contradicts the model, which was trained with {config.beta_schedule}; "
-            "leave it out, or train a model with it"
-        )
-    try:
-        return build_scheduler(
-            scheduler_type or scheduler_type_of(trained),
-            config.beta_schedule,
-            config.prediction_type,
-            config.num_train_timesteps,
-        )
-    except ValueError as error:
-        raise UserError(f"this model cannot be sampled so: {error}") from None
+    name = fitting(type(trained).__name__, config, scheduler_type, beta_schedule)
+    return build_scheduler(name, config.beta_schedule, config.prediction_type, config.num_train_timesteps)

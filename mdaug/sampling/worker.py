@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import itertools
-import json
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
+from mdaug.sampling.inspection import is_whole
 from mdaug.sampling.plan import Plan
+from mdaug.sampling.shard import make_shard
 from shards.progress import Progress
 from shards.writer import finished, write_shard
 
@@ -31,10 +31,41 @@ def missing_shards(plan: Plan, folder: Path) -> list[int]:
     return [shard for shard in range(plan.num_shards) if finished(folder / plan.shard_name(shard)) is None]
 
 
-def work(plan: Plan, pipeline: Any, folder: Path, worker: int = 0, workers: int = 1) -> int:
-    """Make the missing shards of a worker and return how many samples that were.
+def is_there(plan: Plan, folder: Path, shard: int, repair: bool) -> bool:
+    """Return whether a shard is finished; with `repair`, whether its bytes and samples are the right ones too."""
+    path = folder / plan.shard_name(shard)
+    return is_whole(path, *plan.keys_and_labels(shard)) if repair else finished(path) is not None
 
-    PNG encoding and writing run in threads while the device denoises the next batch; at most two
+
+def assigned(plan: Plan, folder: Path, worker: int, workers: int, repair: bool = False) -> list[int]:
+    """Return the shards that a worker is to look at, in its order.
+
+    Its own ones by the rule; where those are all there, as in a second pass after other workers were killed,
+    everything that is missing. Such helpers start at different places of the same list and go round it. With a look
+    at the disk before each shard they share it without locks, and none is left out whichever of them run; two that
+    meet write the same bytes.
+    """
+    own = [shard for shard in shards_of(plan, worker, workers) if not is_there(plan, folder, shard, repair)]
+    if own or workers == 1:
+        return own
+    missing = missing_shards(plan, folder)
+    start = worker * len(missing) // workers
+    return missing[start:] + missing[:start]
+
+
+def work(
+    plan: Plan,
+    pipeline: Any,
+    folder: Path,
+    worker: int = 0,
+    workers: int = 1,
+    *,
+    sifter: Any = None,
+    repair: bool = False,
+) -> int:
+    """Make what a worker is to make and return how many samples that were.
+
+    Sifting, PNG encoding and writing run in threads while the device denoises the next batch; at most two
     shards are held in memory.
 
     Args:
@@ -43,69 +74,105 @@ def work(plan: Plan, pipeline: Any, folder: Path, worker: int = 0, workers: int 
         folder: where the shards go.
         worker: number of this worker in [0, workers).
         workers: number of workers.
+        sifter: the `Sifter` of a plan that sifts.
+        repair: make damaged shards again, too.
 
     Raises:
-        UserError: no space left; what is finished stays, and the same command goes on from there.
+        UserError: no space left, or an image that is not a number; what is finished stays, and the same command goes
+            on from there.
     """
-    if plan.device == "cpu":
-        torch.set_num_threads(plan.cpu_threads)
-    if plan.mixed_precision != "no":
-        pipeline.unet.to(PRECISIONS[plan.mixed_precision])
-    pipeline.set_progress_bar_config(disable=True)
-    todo = [s for s in shards_of(plan, worker, workers) if finished(folder / plan.shard_name(s)) is None]
-    total = sum(len(batch) for shard in todo for batch in plan.batches(shard))
-    written: Future | None = None
+    prepare(plan, pipeline)
+    todo = assigned(plan, folder, worker, workers, repair)
+    made, written, busy = 0, None, Busy(plan.device)
     with (
-        ThreadPoolExecutor(ENCODERS) as encoders,
+        ThreadPoolExecutor(ENCODERS, initializer=torch.set_num_threads, initargs=(1,)) as encoders,
         ThreadPoolExecutor(1) as writer,
-        Progress("generate", total, "image") as progress,
+        Progress("generate", sum(len(plan.samples(shard)) for shard in todo), "image") as progress,
     ):
         for shard in todo:
-            encoded = []
-            for batch in plan.batches(shard):
-                images = sample_images(plan, pipeline, batch)
-                encoded.append(encoders.submit(encode, plan, batch, images, pipeline.config.colormap))
-                progress.update(len(batch))
-            if written:
-                written.result()
-            samples = itertools.chain.from_iterable(map(Future.result, encoded))
-            written = writer.submit(write_shard, folder / plan.shard_name(shard), samples)
-        if written:
-            written.result()
-    return total
+            path, size = folder / plan.shard_name(shard), len(plan.samples(shard))
+            if is_there(plan, folder, shard, repair):  # another worker was here meanwhile
+                progress.update(size)
+                continue
+            samples, statistics = make_shard(
+                plan, shard, partial(sample_images, plan, pipeline, busy), sifter, encoders, progress.update
+            )
+            made += size
+            _wait(written)
+            written = writer.submit(write_shard, path, samples, statistics)
+        _wait(written)
+    if made:
+        print(f"worker {worker} of {workers}: {made} samples, {busy.summary(made)}", flush=True)
+    return made
 
 
-def sample_images(plan: Plan, pipeline: Any, batch: np.ndarray) -> torch.Tensor:
-    """Return the images of sample indices, uint8 (B, H, W, C) on the device of the pipeline."""
-    generators = [torch.Generator().manual_seed(seed) for seed in plan.seeds(batch).tolist()]
+def prepare(plan: Plan, pipeline: Any) -> None:
+    """Set precision, threads, memory layout and compilation of a pipeline as the plan says."""
+    pipeline.set_progress_bar_config(disable=True)
+    if plan.mixed_precision != "no":
+        pipeline.unet.to(PRECISIONS[plan.mixed_precision])
+    if plan.device == "cpu":
+        torch.set_num_threads(plan.cpu_threads)
+    else:
+        pipeline.unet.to(memory_format=torch.channels_last)
+        pipeline.vqvae.to(memory_format=torch.channels_last)
+    if plan.compile:
+        pipeline.unet.compile()
+
+
+def sample_images(plan: Plan, pipeline: Any, busy: Busy, samples: np.ndarray, candidate: int = 0) -> torch.Tensor:
+    """Return the images of sample indices, float32 (B, C, H, W) in [0, 1], on the device of the pipeline."""
+    generators = [torch.Generator().manual_seed(seed) for seed in plan.seeds(samples, candidate).tolist()]
     precision = PRECISIONS[plan.mixed_precision]
     # float32 weights of the VQ-VAE keep its code vectors exact; autocast runs its convolutions in low precision.
-    with torch.autocast(plan.device, precision, enabled=precision is not torch.float32):
-        images = pipeline(
-            plan.labels(batch).tolist(),
+    with busy, torch.autocast(plan.device, precision, enabled=precision is not torch.float32):
+        return pipeline(
+            plan.labels(samples).tolist(),
             generator=generators,
             guidance_scale=plan.guidance_scale,
+            guidance_interval=plan.guidance_interval,
             num_inference_steps=plan.num_inference_steps,
             output_type="pt",
         ).images
-    return images.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def encode(
-    plan: Plan, batch: np.ndarray, images: torch.Tensor, colormap: dict[str, str] | None = None
-) -> list[tuple[str, dict[str, bytes]]]:
-    """Return the members of the samples of a batch: PNG (levels with their colour map), label and description."""
-    classes = list(plan.counts)
-    pixels = images.cpu().numpy()
-    rows = zip(batch.tolist(), plan.labels(batch).tolist(), plan.seeds(batch).tolist(), pixels, strict=True)
-    return [(plan.key(i), _members(classes[label], label, seed, image, colormap)) for i, label, seed, image in rows]
+class Busy:
+    """How long the device computed; a context manager around each batch.
+
+    A GPU is asked by events in its stream, so that nothing waits for it; gaps within a batch count as busy.
+    """
+
+    def __init__(self, device: str):
+        self.device = device
+        self.begun = time.perf_counter()
+        self.seconds = 0.0
+        self.events: list[tuple[Any, Any]] = []
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+        if self.device == "cuda":
+            self.events.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
+            self.events[-1][0].record()
+
+    def __exit__(self, *_: object) -> None:
+        if self.device == "cuda":
+            self.events[-1][1].record()
+        else:
+            self.seconds += time.perf_counter() - self.start
+
+    def idle(self) -> float:
+        """Return the share of the time since the start in which the device did nothing."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            self.seconds = sum(first.elapsed_time(last) for first, last in self.events) / 1000
+        return max(0.0, 1 - self.seconds / (time.perf_counter() - self.begun))
+
+    def summary(self, images: int) -> str:
+        """Return images per second and idle time as a phrase."""
+        idle = self.idle()
+        return f"{images / (time.perf_counter() - self.begun):.2f} img/s, device idle {100 * idle:.1f} %"
 
 
-def _members(name: str, label: int, seed: int, image: np.ndarray, colormap: dict[str, str] | None) -> dict[str, bytes]:
-    file = io.BytesIO()
-    picture = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
-    if colormap:
-        picture.putpalette(bytes.fromhex(colormap["palette"]))
-    picture.save(file, format="PNG")
-    meta = {"class": name, "seed": seed, "source": "synthetic"}
-    return {"png": file.getvalue(), "cls": str(label).encode(), "json": json.dumps(meta, ensure_ascii=False).encode()}
+def _wait(written: Future | None) -> None:
+    if written:
+        written.result()

@@ -117,6 +117,7 @@ class LDMTask(Task):
         scheduler = self._scheduler("ddpm")
         self.alphas = scheduler.alphas_cumprod.to(distributed.device())
         self.vqvae = load_vqvae(vqvae)
+        self.figures: dict[str, float] = {}  # of the last validation, for the model card
         self.flops_per_sample = 3 * _forward_flops(network, shape)
 
     def _scheduler(self, scheduler_type: str) -> Any:
@@ -170,7 +171,8 @@ class LDMTask(Task):
             errors = self._errors(self.ema.module, batch)
             sums += torch.stack([(errors * weight).sum(), weight.sum()]).double()
         distributed.sum_over_ranks(sums)
-        return {"loss": float(sums[0] / sums[1])}
+        self.figures = {"loss": float(sums[0] / sums[1])}
+        return self.figures
 
     def image_step(self, step: int, plan: BatchPlan) -> bool:
         """Return whether `eval_steps` are over."""
@@ -218,7 +220,13 @@ class LDMTask(Task):
     def export(self, engine: Engine, folder: Path) -> None:
         """Write the pipeline of the averaged weights."""
         if distributed.is_main():
-            save_pipeline(self.pipeline(), folder, made_from=self.made_from, config=configuration.as_dict(self.config))
+            save_pipeline(
+                self.pipeline(),
+                folder,
+                made_from=self.made_from,
+                config=configuration.as_dict(self.config),
+                metrics=self.figures,
+            )
         distributed.barrier()
 
     def extra_state(self) -> dict[str, torch.Tensor]:

@@ -24,7 +24,9 @@ def make(ldm: str, folder: str) -> None:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "provenance.json"}
+    return {
+        path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != "provenance.json"
+    }
 
 
 def test_two_workers_and_killed_workers_write_the_bytes_of_one(tmp_path):

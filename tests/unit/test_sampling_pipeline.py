@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mdaug.sampling.pipeline import MicroDopplerPipeline
-from mdaug.sampling.pipeline_folder import PARTS, find_pipeline
+from mdaug.sampling.pipeline_folder import PARTS, find_pipeline, save_pipeline
 from mdaug.sampling.schedulers import SCHEDULERS, scheduler_like
 from shards.errors import UserError
 from tests.tiny_pipeline import CLASSES, save_tiny, tiny_pipeline
@@ -60,7 +60,7 @@ def test_what_is_saved_comes_back_the_same(folder, tmp_path):
     assert torch.equal(sample(loaded, guidance_scale=2.0), sample(pipeline, guidance_scale=2.0))
     loaded.save_pretrained(tmp_path / "again")
     for file in folder.rglob("*"):
-        if file.is_file() and file.name != "provenance.json":
+        if file.is_file() and file.name not in ("provenance.json", "README.md"):
             assert file.read_bytes() == (tmp_path / "again" / file.relative_to(folder)).read_bytes(), file
 
 
@@ -205,6 +205,49 @@ def test_schedulers_are_swapped_the_diffusers_way(scheduler_type):
     pipeline.scheduler = scheduler_like(pipeline.scheduler, scheduler_type)
     assert torch.equal(sample(pipeline), sample(pipeline))
     assert sample(pipeline, output_type="latent").isfinite().all()
+
+
+def test_schedulers_of_diffusers_are_made_from_the_config():
+    from diffusers import DPMSolverMultistepScheduler
+
+    pipeline, ours = tiny_pipeline(), tiny_pipeline()
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    ours.scheduler = scheduler_like(ours.scheduler, "dpmsolver++")
+    assert torch.equal(sample(pipeline), sample(ours))
+
+
+def test_guidance_acts_within_its_interval_only(monkeypatch):
+    pipeline = tiny_pipeline()
+    sizes = []
+    forward = pipeline.unet.forward
+
+    def counted(latents, timestep, class_labels):
+        sizes.append((int(timestep), len(latents)))
+        return forward(latents, timestep, class_labels=class_labels)
+
+    monkeypatch.setattr(pipeline.unet, "forward", counted)
+    options = {"num_inference_steps": 10, "guidance_scale": 2.0}
+    some = sample(pipeline, [0], 2, guidance_interval=(0.3, 0.6), **options)
+    assert [size for _, size in sizes] == [4 if 300 <= timestep <= 600 else 2 for timestep, _ in sizes]
+    assert {size for _, size in sizes} == {2, 4}
+    assert not torch.equal(some, sample(pipeline, [0], 2, **options))
+    nowhere = sample(pipeline, [0], 2, guidance_interval=(0.998, 0.999), **options)
+    assert torch.equal(nowhere, sample(pipeline, [0], 2, num_inference_steps=10))
+
+
+def test_the_model_card_says_what_it_was_trained_on(tmp_path):
+    made_from = {"images": "a" * 64, "vqvae": "b" * 64, "latents": "c" * 64}
+    save_pipeline(tiny_pipeline(), tmp_path / "pipe", made_from=made_from, config={}, metrics={"loss": 0.33877})
+    card = (tmp_path / "pipe" / "README.md").read_text()
+    assert "| images | sha256 `" + "a" * 64 in card
+    assert "| validation loss | 0.3388 |" in card
+    assert "| 1 | fall |" in card
+
+
+def test_saving_does_not_upload_half_a_folder(tmp_path):
+    with pytest.raises(ValueError, match="use push_to_hub"):
+        tiny_pipeline().save_pretrained(tmp_path / "pipe", push_to_hub=True)
+    assert not (tmp_path / "pipe").exists()
 
 
 def test_a_folder_without_a_part_is_refused_by_name(tmp_path):

@@ -5,12 +5,14 @@ import torch
 from mdaug.sampling.schedulers import (
     BETA_SCHEDULES,
     PREDICTION_TYPES,
+    QUALITY,
     SCHEDULERS,
     build_scheduler,
     scheduler_like,
     scheduler_type_of,
     validate,
     validate_steps,
+    warnings,
 )
 from shards.errors import UserError
 
@@ -110,3 +112,23 @@ def test_a_schedule_other_than_the_trained_one_is_refused_by_both_names():
         scheduler_like(trained, None, "linear")
     with pytest.raises(UserError, match="'pndm' cannot use"):
         scheduler_like(build_scheduler("ddim", "linear", "sample"), "pndm")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("ddpm", 20), "ddpm with 20 steps loses diversity"),
+        (("ddim", 10), "ddim with 10 steps loses a tenth of the spread"),
+        (("pndm", 5), "pndm with 5 steps"),
+        (("heun", 10), "10 steps cost 19"),
+        (("ddim", 50, 8.0), "guidance 8 makes the samples of a class alike"),
+    ],
+)
+def test_choices_that_are_known_to_go_badly_are_named(arguments, message):
+    assert any(message in warning for warning in warnings(*arguments))
+
+
+def test_the_presets_of_quality_run_without_a_warning():
+    for name, steps in QUALITY.values():
+        validate_steps(name, steps)
+        assert warnings(name, steps) == []

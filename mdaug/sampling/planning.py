@@ -1,0 +1,145 @@
+"""From a configuration to a plan; no weights are read."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mdaug.sampling import counts, schedulers
+from mdaug.sampling.pipeline_folder import find_pipeline
+from mdaug.sampling.plan import Plan
+from shards import provenance
+from shards.errors import UserError
+
+if TYPE_CHECKING:
+    from mdaug.sampling.generate import GenerateConfig
+
+SEEDS = 2**32  # that torch's CPU generator tells apart
+
+
+def device() -> str:
+    """Return the device of this process."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def open_folder(config: GenerateConfig) -> tuple[Path, dict]:
+    """Return (pipeline folder, its provenance) after comparing a VQ-VAE given beside it."""
+    source, made = find_pipeline(config.ldm_path)
+    if config.vqvae_path is not None:
+        from mdaug.models.vqvae import find_vqvae
+
+        folder = find_vqvae(config.vqvae_path)
+        vqvae_hash = provenance.read(folder, "vqvae")["hash"]
+        provenance.require_same("VQ-VAE", source, made["made_from"]["vqvae"], folder, vqvae_hash)
+    return source, made
+
+
+def make_plan(config: GenerateConfig) -> Plan:
+    """Return the plan of a configuration.
+
+    Raises:
+        UserError: what the configuration asks for does not fit the model, the real images or the machine.
+    """
+    from mdaug.sampling import real
+
+    kind = device().split(":")[0]
+    if kind == "cpu" and config.mixed_precision == "fp16":
+        raise UserError("fp16 needs a GPU, and torch finds none here; use --mixed_precision bf16 or no")
+    if kind == "cpu" and config.compile:
+        raise UserError("--compile is for a GPU, and torch finds none here; leave it out")
+    source, made = open_folder(config)
+    about = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
+    noise = json.loads((source / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    name, steps = config.sampler()
+    name = schedulers.fitting(about["scheduler"][1], noise, name, config.beta_schedule)
+    try:
+        schedulers.validate_steps(name, steps, noise["num_train_timesteps"])
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    classes, image_shape = about["classes"], about["image_shape"]
+    images = made["made_from"]["images"]
+    mixed = real.describe(config.include_real, classes, image_shape) if config.include_real else None
+    plan = Plan(
+        counts=_counts(config, classes),
+        seed=config.seed,
+        pipeline=made["hash"],
+        images=images,
+        image_shape=image_shape,
+        colormap=(about.get("colormap") or {}).get("name"),
+        scheduler_type=name,
+        num_inference_steps=steps,
+        guidance_scale=config.guidance_scale,
+        guidance_interval=list(config.guidance_interval),
+        mixed_precision=config.mixed_precision,
+        batch_size=config.batch_size,
+        samples_per_shard=config.samples_per_shard,
+        device=kind,
+        cpu_threads=config.cpu_threads,
+        compile=config.compile,
+        output_format=config.output_format,
+        dynamic_range_db=config.dynamic_range_db,
+        include_real=mixed,
+        sift=_sift_settings(config, images),
+    )
+    if plan.total * (config.max_candidates if config.sift else 1) > SEEDS:
+        raise UserError(
+            f"{plan.total} samples are more than there are seeds (2^32, candidates counted); make several sets"
+        )
+    return plan
+
+
+def _sift_settings(config: GenerateConfig, images: str) -> dict | None:
+    if config.sift is None:
+        return None
+    from mdaug.sampling import sift
+
+    return sift.describe(
+        config.sift,
+        images,
+        quantile=config.sift_quantile,
+        steps=config.sift_steps,
+        max_candidates=config.max_candidates,
+    )
+
+
+def prepare(plan: Plan, config: GenerateConfig, worker: int) -> None:
+    """Make what workers share, in the folder of the plan: the shards of real images (worker 0), the sifter."""
+    finished = (config.output_dir / provenance.FILE_NAME).is_file()
+    if config.include_real and worker == 0 and (config.repair or not finished):
+        from mdaug.sampling import real
+
+        real.write_shards(plan, config.include_real, config.output_dir)
+    if plan.sift and config.step == "plan":
+        from mdaug.sampling import sift
+
+        sift.prepare(config.output_dir, plan.sift, config.sift)
+
+
+def print_plan(plan: Plan, folder: Path) -> None:
+    """Print what will be made, and what is known to go badly."""
+    wanted = ", ".join(f"{name} {count}" for name, count in plan.counts.items() if count)
+    print(f"{plan.total} samples in {plan.num_shards} shards to {folder}: {wanted}", flush=True)
+    for warning in schedulers.warnings(plan.scheduler_type, plan.num_inference_steps, plan.guidance_scale):
+        print(f"warning: {warning}", flush=True)
+
+
+def _counts(config: GenerateConfig, known: list[str]) -> dict[str, int]:
+    asked: Any = config.per_class or config.fill or config.classes or known
+    counts.require_known(asked, known)
+    there = config.balance_to or config.include_real
+    have = counts.of_real(there) if there else {}
+    counts.require_known(have, known)
+    assert not isinstance(config.fill, str)
+    if isinstance(config.per_class, dict):
+        return {name: config.per_class.get(name, 0) for name in known}
+    if config.balance_to or config.fill:
+        wanted = counts.filled(known, have, balance=config.balance_to is not None, fill=config.fill or {})
+        if not sum(wanted.values()):
+            there_are = ", ".join(f"{name} {count}" for name, count in have.items())
+            raise UserError(f"nothing to make: {there} has {there_are}; ask for more with --fill or --num_samples")
+        return wanted
+    return counts.even(config.num_samples or counts.DEFAULT_SAMPLES, list(asked), known, have)
