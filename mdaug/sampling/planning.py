@@ -61,15 +61,16 @@ def make_plan(config: GenerateConfig) -> Plan:
     except ValueError as error:
         raise UserError(str(error)) from None
     classes, image_shape = about["classes"], about["image_shape"]
+    colormap = (about.get("colormap") or {}).get("name")
     images = made["made_from"]["images"]
-    mixed = real.describe(config.include_real, classes, image_shape) if config.include_real else None
+    mixed = real.describe(config.include_real, classes, image_shape, colormap) if config.include_real else None
     plan = Plan(
         counts=_counts(config, classes),
         seed=config.seed,
         pipeline=made["hash"],
         images=images,
         image_shape=image_shape,
-        colormap=(about.get("colormap") or {}).get("name"),
+        colormap=colormap,
         scheduler_type=name,
         num_inference_steps=steps,
         guidance_scale=config.guidance_scale,

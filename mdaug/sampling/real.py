@@ -15,17 +15,18 @@ from shards.errors import UserError
 from shards.writer import write_shard
 
 
-def describe(packed: Path, classes: list[str], image_shape: list[int]) -> dict:
+def describe(packed: Path, classes: list[str], image_shape: list[int], colormap: str | None) -> dict:
     """Return {"hash", "samples"} of a packed set that can be mixed with samples of a model.
 
     Raises:
-        UserError: it is no packed set, or one of other classes or another image shape.
+        UserError: it is no packed set, or one of other classes, another image shape or another colour map.
     """
     made = provenance.read(packed, "images")
     dataset = ShardDataset(packed / "train", fields=())
     for what, theirs, ours in (
         ("classes", dataset.classes, classes),
         ("images of [height, width, channels]", dataset.index["image_shape"], image_shape),
+        ("levels of the colour map", dataset.index.get("colormap"), colormap),
     ):
         if theirs != ours:
             raise UserError(
