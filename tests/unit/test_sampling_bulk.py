@@ -446,7 +446,8 @@ def test_real_images_of_other_classes_are_refused(packed, tmp_path):
 
 @pytest.mark.parametrize("mixed", [False, True])
 def test_hugging_face_reads_the_shards(ldm, packed, tmp_path, monkeypatch, mixed):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     folder = make(ldm, tmp_path / "out", num_samples=20, **({"include_real": packed} if mixed else {}))
     files = sorted(str(path) for path in folder.glob("*.tar"))
     data = datasets.load_dataset("webdataset", data_files=files, split="train", cache_dir=str(tmp_path / "hf"))

@@ -75,7 +75,8 @@ def test_known_floors():
 
 @pytest.mark.parametrize(("name", "ours"), [("jet", "matplotlib-jet"), ("viridis", "viridis")])
 def test_maps_are_those_of_matplotlib(name, ours):
-    matplotlib = pytest.importorskip("matplotlib")
+    import matplotlib
+
     table = matplotlib.colormaps[name](np.arange(256), bytes=True)[:, :3].astype(int)
     assert np.abs(colormap(ours).colours - table).max() <= 1
 

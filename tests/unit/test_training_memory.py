@@ -88,7 +88,6 @@ def test_auto_is_a_batch_size_of_the_command_line(packed):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="measures the memory of a GPU")
 def test_estimate_is_within_a_fifth_of_what_the_gpu_shows(tmp_path):
     packed = toy_packed(tmp_path / "packed", size=128)
     vqvae = task(packed, image_size=128, n_layers=2, base_channels=32, mixed_precision="no")
