@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from mdaug.evaluation import sections
 from mdaug.evaluation.markup import picture, table
@@ -37,8 +39,18 @@ details{margin:.4rem 0}summary{cursor:pointer}.wide{min-width:44rem}
 
 def write(folder: Path, metrics: dict) -> None:
     """Write report.html and metrics.json into `folder`, where the pictures are."""
-    write_text(folder / METRICS, json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(_without_nan(metrics), indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(folder / METRICS, text + "\n")
     write_text(folder / REPORT, html(folder, metrics))
+
+
+def _without_nan(value: Any) -> Any:
+    """Return the figures with null for those that could not be measured (JSON has no NaN)."""
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def summary(metrics: dict, folder: Path) -> str:

@@ -147,7 +147,7 @@ def test_nearest_pairs_are_drawn_as_they_match(pictures):
     from mdaug.evaluation.pictures import pairs
 
     def as_set(levels):
-        return SimpleNamespace(original=lambda i: levels[i][..., None])
+        return SimpleNamespace(picture=lambda i: levels[i][..., None])
 
     copy = np.roll(pictures[0], 8, axis=1)[None]
     drawn = pairs(as_set(copy), as_set(pictures), {"pairs": [[0, 0]], "shifts": [0.25], "distances": [0.0]})
