@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import tarfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from shards.provenance import write_text
 KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 EXTENSION = re.compile(r"[a-z0-9]{1,16}")
 BLOCK = tarfile.BLOCKSIZE
+DEBRIS_AGE_S = 3600
 
 
 def write_shard(
@@ -47,8 +49,7 @@ def write_shard(
         UserError: a bad or repeated key, or no space left; nothing of the shard is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for debris in path.parent.glob(f".{path.stem}.*.tmp"):  # of a writer that was killed
-        debris.unlink(missing_ok=True)
+    _sweep(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     sidecar = path.with_suffix(".json")
     try:
@@ -65,6 +66,14 @@ def write_shard(
     finally:
         temporary.unlink(missing_ok=True)
     return record
+
+
+def _sweep(path: Path) -> None:
+    """Remove what a killed writer of this shard left; younger files may be those of one that writes it now."""
+    for debris in path.parent.glob(f".{path.stem}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - debris.stat().st_mtime > DEBRIS_AGE_S:
+                debris.unlink()
 
 
 def finished(path: Path) -> dict | None:

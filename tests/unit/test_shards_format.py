@@ -6,6 +6,7 @@ import builtins
 import errno
 import io
 import json
+import os
 import pickle
 import tarfile
 
@@ -92,12 +93,17 @@ def test_killed_between_tar_and_sidecar_the_shard_does_not_exist_and_debris_goes
     (folder / "000001.json").unlink()  # killed after the rename of the tar
     (folder / ".000001.tar.0123abcd.tmp").write_bytes(b"half")  # killed while writing
     (folder / ".000001.json.4711.tmp").write_bytes(b"half")
+    for debris in folder.glob(".*"):
+        os.utime(debris, (0, 0))
+    living = folder / ".000001.tar.89abcdef.tmp"  # of a second writer of the same shard, at work now
+    living.write_bytes(b"half")
     assert finished(folder / "000001.tar") is None
     assert write_index(folder, ["a", "b"], image_shape=[8, 8, 3])["nsamples"] == 9
     write_shard(folder / "000001.tar", samples(5, 1))
     write_index(folder, ["a", "b"], image_shape=[8, 8, 3])
+    assert list(folder.glob(".*")) == [living]
+    living.unlink()
     assert contents(folder) == whole
-    assert not list(folder.glob(".*"))
 
 
 def test_no_space_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
