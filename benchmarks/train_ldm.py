@@ -2,8 +2,8 @@
 
     ours      latent shards, noise and timesteps from the workers, DeepSpeed engine, EMA
     latents   the same latents and EMA in a plain torch loop: what the DeepSpeed engine costs
-    images    a loop after the diffusers unconditional example: images, VQ-VAE encoding at every step, fp32 weights
-              with autocast where a precision is given, diffusers' EMAModel
+    images    a loop after the diffusers unconditional example: the image folder through torchvision's transforms,
+              VQ-VAE encoding at every step, fp32 weights with autocast where a precision is given, diffusers' EMAModel
 
 The three take turns in one process; the table shows medians. Networks are untrained: the work is the same.
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import platform
@@ -26,17 +25,17 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
-from PIL import Image
 from torch.nn import functional
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
 
 from mdaug import config as configuration
-from mdaug.images import to_tensor
 from mdaug.models.vqvae import build_vqvae, load_vqvae, save_vqvae
+from mdaug.radar.simulate import SimulateConfig, simulate
 from mdaug.training import distributed
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.encode import EncodeConfig, encode_packed
@@ -45,31 +44,16 @@ from mdaug.training.ldm import LDMConfig
 from mdaug.training.ldm_task import LDMTask
 from mdaug.training.run import BatchPlan, plan_batches
 from shards import provenance
-from shards.dataset import ShardDataset
-from shards.index import content_hash, write_index
 from shards.order import PositionSampler
-from shards.writer import write_shard
+from shards.pack import PackConfig, pack
 
 DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def make_images(folder: Path, size: int, count: int) -> Path:
-    """Pack smooth ridges over a floor, RGB, in two shards per split: they compress as spectrograms do."""
-    rng = np.random.default_rng(0)
-    time_axis, doppler = np.meshgrid(np.linspace(0, 1, size), np.linspace(-1, 1, size))
-    for split in ("train", "val"):
-        samples = []
-        for i in range(count if split == "train" else 16):
-            level = np.exp(-(((doppler - 0.5 * np.sin(6 * np.pi * time_axis + rng.uniform(0, 6))) / 0.1) ** 2))
-            file = io.BytesIO()
-            pixels = (255 * np.stack([level, level**2, 1 - level], axis=-1)).astype(np.uint8)
-            Image.fromarray(pixels).save(file, "PNG")
-            samples.append((f"{split}_{i:06d}", {"png": file.getvalue(), "cls": str(i % 5).encode()}))
-        for shard in range(2):
-            write_shard(folder / split / f"{shard:06d}.tar", samples[shard::2])
-        write_index(folder / split, list("abcde"), image_shape=[size, size, 3])
-    provenance.write(folder, kind="images", content_hash=content_hash(folder), made_from={}, config={})
-    return folder
+def make_images(root: Path, size: int, count: int) -> None:
+    """Simulate `count` pictures of 256 x 256, as users bring them, to root/images and pack them at `size`."""
+    simulate(SimulateConfig(root / "images", images_per_class=-(-count // 6), images_per_group=4))
+    pack(PackConfig(root / "images", root / "packed", image_size=size))
 
 
 def batches(task: LDMTask, plan: BatchPlan, workers: int) -> Iterator[dict]:
@@ -133,19 +117,20 @@ def plain_latents(task: LDMTask, config: LDMConfig, plan: BatchPlan, precision: 
 
 
 def plain_images(
-    task: LDMTask, config: LDMConfig, plan: BatchPlan, precision: str, packed: Path, vqvae: Path
+    task: LDMTask, config: LDMConfig, plan: BatchPlan, precision: str, pictures: Path, vqvae: Path, size: int
 ) -> Callable[[], float]:
     device, dtype = distributed.device(), DTYPES[precision]
     encoder = load_vqvae(vqvae).to(device).requires_grad_(False)
-    images = ShardDataset(packed / "train")
-
-    def collate(samples: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
-        labels = default_collate([sample["label"] for sample in samples])
-        return torch.stack([to_tensor(sample["image"]) for sample in samples]), labels
-
+    # The example's transforms without its random flip, which is not label-safe here.
+    steps = [
+        transforms.Resize(size),
+        transforms.CenterCrop(size),
+        transforms.ToTensor(),
+        transforms.Normalize(0.5, 0.5),
+    ]
     loader = DataLoader(
-        images, plan.micro_batch, shuffle=True, drop_last=True, num_workers=config.num_workers, collate_fn=collate,
-        persistent_workers=config.num_workers > 0,
+        ImageFolder(str(pictures), transforms.Compose(steps)), plan.micro_batch, shuffle=True, drop_last=True,
+        num_workers=config.num_workers, persistent_workers=config.num_workers > 0,
     )  # fmt: skip
 
     def endless() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -217,7 +202,7 @@ def main() -> None:
         flags += [f"--batch_size={options.batch_size}"] if options.batch_size else []
         config = configuration.parse(LDMConfig, flags, "benchmark")
         precision = resolve_precision(config.mixed_precision, device)
-        make_images(root / "packed", vq.image_size, count=4 * config.batch_size)
+        make_images(root, vq.image_size, count=4 * config.batch_size)
         model = build_vqvae(
             image_channels=3, latent_channels=vq.latent_channels, num_codes=vq.vq_num_embed, n_layers=vq.n_layers,
             base_channels=vq.base_channels,
@@ -235,7 +220,7 @@ def main() -> None:
         steps = {
             "ours": ours(task(), config, plan, precision),
             "latents": plain_latents(task(), config, plan, precision),
-            "images": plain_images(task(), config, plan, precision, root / "packed", root / "vqvae"),
+            "images": plain_images(task(), config, plan, precision, root / "images", root / "vqvae", vq.image_size),
         }
         rates: dict[str, list[float]] = {name: [] for name in steps}
         waits: dict[str, list[float]] = {name: [] for name in steps}

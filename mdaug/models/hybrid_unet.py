@@ -95,9 +95,7 @@ class WindowAttention(SpatialAttention):
         if any(shift) or any(padding):
             apart = self._apart((height, width), sides, counts, shift, query.device)
             bias = bias.masked_fill(apart[:, None], float("-inf"))
-        attended = functional.scaled_dot_product_attention(
-            split(query), split(key), split(value), attn_mask=bias.flatten(0, 1)[None].to(query.dtype)
-        )
+        attended = _biased_attention(split(query), split(key), split(value), bias.flatten(0, 1).to(query.dtype))
         attended = attended.view(batch, counts[0], counts[1], heads, sides[0], sides[1], -1)
         attended = attended.permute(0, 1, 4, 2, 5, 3, 6).flatten(3, 4).flatten(1, 2)
         attended = attended.roll(shift, dims=(1, 2)) if any(shift) else attended
@@ -139,6 +137,18 @@ class WindowAttention(SpatialAttention):
         region = torch.where(outside, -1, region)
         region = region.view(counts[0], sides[0], counts[1], sides[1]).transpose(1, 2).reshape(-1, sides[0] * sides[1])
         return region[:, :, None] != region[:, None, :]
+
+
+def _biased_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Return softmax(q k^T / sqrt(d) + bias) v of (B, heads, n, d) and a bias (heads, n, n) that learns.
+
+    PyTorch has no fused CPU kernel with a gradient for the bias, and its fallback spends more time on checks
+    for empty rows than on the product: there the formula is written out.
+    """
+    if query.device.type == "cpu" and torch.is_grad_enabled():
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1) + bias
+        return scores.softmax(-1) @ value
+    return functional.scaled_dot_product_attention(query, key, value, attn_mask=bias[None])
 
 
 class AxialAttention(SpatialAttention):

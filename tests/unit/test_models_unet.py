@@ -60,6 +60,15 @@ def test_window_attention_equals_attention_with_bias_computed_by_hand():
     torch.testing.assert_close(layer(maps), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(8, 12), (9, 11)])
+def test_window_attention_is_the_same_with_and_without_gradients(size):
+    layer = random_layer(WindowAttention, 8, 2, 4, window_size=4, shifted=True)
+    maps = torch.randn(2, 8, *size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():  # a fused kernel; with gradients the formula is written out
+        fused = layer(maps)
+    torch.testing.assert_close(layer(maps).detach(), fused, rtol=1e-5, atol=1e-5)
+
+
 def test_padding_of_windows_does_not_reach_a_pixel():
     """A map of 5 x 7 gives what the same windows give when each is attended alone, without padding."""
     layer = random_layer(WindowAttention, 8, 2, 4, window_size=4, shifted=False)
