@@ -153,9 +153,12 @@ def test_preempted_by_a_higher_priority_and_requeued_the_run_ends_with_the_same_
 def test_at_its_time_limit_the_run_saves_and_goes_on(packed, tmp_path):
     run = tmp_path / "vqvae"
     flags = ["--epochs", "100000", "--save_epochs", "100000"]  # nothing but the signal makes it save
-    assert train(packed, run, flags=flags, time_minutes=1, signal_delay_seconds=15).returncode == 0
-    wait_for(lambda: len(attempt.attempts(run / "logs/slurm")) == 2, 120)
-    assert "told to stop: saved at" in (run / "logs/rank-00000.log").read_text(), batch_log(run)
+    # Slurm looks at the clock every half minute, so the signal comes up to half a minute early; on a machine so busy
+    # that training has not begun by then, that attempt ends without a save and the next one does it.
+    assert train(packed, run, flags=flags, time_minutes=1, signal_delay_seconds=5).returncode == 0
+    wait_for((run / "logs/rank-00000.log").is_file)
+    wait_for(lambda: "told to stop: saved at" in (run / "logs/rank-00000.log").read_text(), 240)
+    wait_for(lambda: len(attempt.attempts(run / "logs/slurm")) >= 2, 120)
     wait_for(lambda: "resumed from samples-" in (run / "logs/rank-00000.log").read_text())
 
 
