@@ -1,0 +1,116 @@
+"""The Kaggle notebook, cell by cell at its tiny size: read-only inputs, a session that ends early, one that continues it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.toy import CLASSES, toy_image
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = ROOT / "docs" / "kaggle.ipynb"
+STEPS = 120  # of the diffusion model at the tiny size
+
+
+def cells() -> list[str]:
+    book = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    return ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code"]
+
+
+class Session:
+    """One session on Kaggle: its own working folder, its own variables, and what the cells have printed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, inputs: Path, working: Path, **variables: str):
+        working.mkdir()
+        variables = {"INPUT": str(inputs), "WORKING": str(working), "SIZE": "tiny", "GPUS": "1", **variables}
+        for name, value in variables.items():
+            monkeypatch.setenv(f"MDAUG_{name}", value)
+        self.runs = working / "mdaug-runs"
+        self.variables: dict = {"print": self._print}
+        self.printed: list[str] = []
+        self.interrupt_at: str | None = None
+
+    def _print(self, text: str, end: str = "\n") -> None:
+        self.printed.append(text + end)
+        if self.interrupt_at and text.startswith(self.interrupt_at):
+            self.interrupt_at = None
+            raise KeyboardInterrupt
+
+    def run(self, cell: str) -> str:
+        """Execute a cell and return what it printed."""
+        self.printed.clear()
+        exec(compile(cell, "cell", "exec"), self.variables)
+        return "".join(self.printed)
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    """The folder of inputs: mdaug itself and a small image folder, as Kaggle mounts data sets."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path / "input"
+    images = folder / "datasets" / "somebody" / "gestures"
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(CLASSES):
+        (images / name).mkdir(parents=True)
+        for i in range(12):
+            picture = Image.fromarray(toy_image(label, rng, 16)[:, :, 0])
+            picture.save(images / name / f"{name}_r{i // 3}_e{i:03d}.png")
+    (folder / "mdaug").symlink_to(ROOT)
+    return folder
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and "mdaug" not in path.parts)
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def logged_steps(run: Path) -> list[int]:
+    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [record["step"] for record in records if "img_s" in record]
+
+
+def test_a_second_session_continues_the_first_from_its_attached_output(inputs, tmp_path, monkeypatch):
+    first = Session(monkeypatch, inputs, tmp_path / "first")
+    said = ""
+    for cell in cells():
+        first.interrupt_at = "samples" if 'run("train-ldm"' in cell else None  # the first line of its log
+        said += first.run(cell)
+    assert "train-ldm: stopped. Add the output of this session as an input" in said
+    assert "generate: left for the next session\nevaluate: left for the next session\n" in said
+    begun = logged_steps(first.runs / "ldm")
+    assert 1 <= len(begun) < STEPS
+    assert begun == list(range(1, len(begun) + 1))
+
+    # The output of the first session is an input of the second: everything is there, and read-only.
+    attached = inputs / "notebooks" / "somebody" / "my-run" / "mdaug-runs"
+    attached.parent.mkdir(parents=True)
+    shutil.move(first.runs, attached)
+    for path in [attached, *attached.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = fingerprint(inputs)
+
+    second = Session(monkeypatch, inputs, tmp_path / "second")
+    said = "".join(second.run(cell) for cell in cells())
+    assert f"continued from {attached}" in said
+    assert f"{second.runs / 'vqvae'} is finished" in said
+    assert f"{second.runs / 'ldm' / 'latents'} is finished" in said
+    assert logged_steps(second.runs / "ldm") == list(range(1, STEPS + 1))  # each step once, over both sessions
+    assert (second.runs / "synthetic" / "manifest.csv").is_file()
+    assert (second.runs / "evaluation" / "report.html").is_file()
+    assert fingerprint(inputs) == before
+
+
+def test_when_the_hours_are_over_the_rest_waits(inputs, tmp_path, monkeypatch):
+    session = Session(monkeypatch, inputs, tmp_path / "late", HOURS="0")
+    *preparation, pack, vqvae = cells()[:6]
+    for cell in preparation:
+        session.run(cell)
+    assert "pack: stopped" in session.run(pack)
+    assert session.run(vqvae) == "train-vqvae: left for the next session\n"
+    assert not session.runs.exists()
