@@ -12,7 +12,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 from torch.nn import functional
 
-ATTENTION = ("hybrid", "full", "none")
+KINDS = ("full", "none", "window", "axial")  # of attention, one at each level
 
 
 class SpatialAttention(nn.Module):
@@ -193,7 +193,9 @@ class HybridUNet2DModel(UNet2DModel):
         num_heads: attention heads at every level; even with "hybrid".
         window_size: side of the attention windows in pixels.
         num_classes: labels 0 ... num_classes - 1; label num_classes means "no class" (the null label).
-        attention: "hybrid", "full" (every pixel sees every pixel, at every level) or "none".
+        attention: "hybrid"; or "full" (every pixel sees every pixel), "none", "window" or "axial" at every level; or
+            a kind for each level, fine to coarse, such as "none,window,axial,full". Unless every level has
+            none, the middle block has full attention.
         dropout: dropout probability in the residual layers.
         norm_num_groups: groups of every GroupNorm.
 
@@ -217,23 +219,24 @@ class HybridUNet2DModel(UNet2DModel):
         dropout: float = 0.0,
         norm_num_groups: int = 32,
     ):
-        _validate(block_out_channels, num_heads, window_size, num_classes, attention, norm_num_groups)
         levels = len(block_out_channels)
-        prefix = "" if attention == "none" else "Attn"
+        kinds = _kinds(attention, levels)
+        _validate(block_out_channels, num_heads, window_size, num_classes, kinds, norm_num_groups)
+        prefixes = ["" if kind == "none" else "Attn" for kind in kinds]
         # The undecorated constructor: the stored configuration then holds the arguments above and nothing else.
         UNet2DModel.__init__.__wrapped__(
             self,
             sample_size=sample_size,
             in_channels=in_channels,
             out_channels=out_channels,
-            down_block_types=(f"{prefix}DownBlock2D",) * levels,
-            up_block_types=(f"{prefix}UpBlock2D",) * levels,
+            down_block_types=tuple(f"{prefix}DownBlock2D" for prefix in prefixes),
+            up_block_types=tuple(f"{prefix}UpBlock2D" for prefix in reversed(prefixes)),
             block_out_channels=tuple(block_out_channels),
             layers_per_block=layers_per_block,
             dropout=dropout,
             attention_head_dim=None,
             norm_num_groups=norm_num_groups,
-            add_attention=attention != "none",
+            add_attention=any(prefixes),
             num_class_embeds=num_classes + 1,
         )
         self.num_classes = num_classes
@@ -242,22 +245,18 @@ class HybridUNet2DModel(UNet2DModel):
         for block in self.up_blocks:
             block.upsamplers = None
 
-        if attention != "none":
+        def layer(level: int, kind: str, index: int) -> SpatialAttention:
+            shape = (block_out_channels[level], num_heads, norm_num_groups)
+            if kind == "window":
+                return WindowAttention(*shape, window_size=window_size, shifted=index % 2 == 1)
+            return AxialAttention(*shape) if kind == "axial" else SpatialAttention(*shape)
 
-            def layer(level: int, index: int) -> SpatialAttention:
-                shape = (block_out_channels[level], num_heads, norm_num_groups)
-                if attention == "full":
-                    return SpatialAttention(*shape)
-                if 2 * level < levels:
-                    return WindowAttention(*shape, window_size=window_size, shifted=index % 2 == 1)
-                return AxialAttention(*shape)
-
-            for level in range(levels):
+        for level, kind in enumerate(kinds):
+            if kind != "none":
                 for block in (self.down_blocks[level], self.up_blocks[levels - 1 - level]):
-                    block.attentions = nn.ModuleList(layer(level, index) for index in range(len(block.resnets)))
-            self.mid_block.attentions = nn.ModuleList(
-                [SpatialAttention(block_out_channels[-1], num_heads, norm_num_groups)]
-            )
+                    block.attentions = nn.ModuleList(layer(level, kind, index) for index in range(len(block.resnets)))
+        if any(prefixes):
+            self.mid_block.attentions = nn.ModuleList([layer(levels - 1, "full", 0)])
         self._zero_last_layers()
 
     def forward(
@@ -318,22 +317,33 @@ class HybridUNet2DModel(UNet2DModel):
             nn.init.zeros_(last.bias)
 
 
+def _kinds(attention: str, levels: int) -> list[str]:
+    """Return the kind of attention of each level, fine to coarse."""
+    if attention == "hybrid":
+        return ["window" if 2 * level < levels else "axial" for level in range(levels)]
+    kinds = attention.split(",")
+    if not set(kinds) <= set(KINDS) or len(kinds) not in (1, levels):
+        raise ValueError(
+            f"attention is '{attention}'; it must be one of hybrid, {', '.join(KINDS)}, or one of the last four for "
+            f"each of the {levels} levels, fine to coarse, with commas between"
+        )
+    return kinds * levels if len(kinds) == 1 else kinds
+
+
 def _validate(
     block_out_channels: tuple[int, ...],
     num_heads: int,
     window_size: int,
     num_classes: int,
-    attention: str,
+    kinds: list[str],
     norm_num_groups: int,
 ) -> None:
-    if attention not in ATTENTION:
-        raise ValueError(f"attention is '{attention}'; it must be one of {', '.join(ATTENTION)}")
     if not block_out_channels:
         raise ValueError("block_out_channels is empty; give the channels of at least one level")
     for name, value in (("num_heads", num_heads), ("window_size", window_size), ("num_classes", num_classes)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
-    if attention == "hybrid" and num_heads % 2:
+    if "axial" in kinds and num_heads % 2:
         raise ValueError(
             f"num_heads is {num_heads}; axial attention gives half of them to each axis, so it must be even"
         )
@@ -342,5 +352,6 @@ def _validate(
             raise ValueError(
                 f"level {level} has {channels} channels, which norm_num_groups = {norm_num_groups} does not divide"
             )
-        if attention != "none" and channels % num_heads:
+        attended = kinds[level] != "none" or (level == len(kinds) - 1 and set(kinds) != {"none"})
+        if attended and channels % num_heads:
             raise ValueError(f"level {level} has {channels} channels, which num_heads = {num_heads} does not divide")

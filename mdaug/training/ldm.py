@@ -27,8 +27,9 @@ class LDMConfig(TrainingConfig):
     """Attention heads at every level."""
     window_size: int = 8
     """Side of the attention windows in latent pixels."""
-    attention: Literal["hybrid", "full", "none"] = "hybrid"
-    """hybrid: windows in the first half of the levels, axes in the second half."""
+    attention: str = "hybrid"
+    """hybrid: windows in the first half of the levels, axes in the second half. Or full, none, window or axial: one for
+    all levels, or one for each from fine to coarse, such as none,none,axial,full."""
     norm_num_groups: int = 32
     """Groups of the U-Net's normalisation layers; must divide every level's channels."""
     dropout: float = 0.0
@@ -67,6 +68,13 @@ class LDMConfig(TrainingConfig):
         for name in ("label_dropout", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
+        kinds, levels = self.attention.split(","), len(self.block_out_channels)
+        known = {"full", "none", "window", "axial"}  # as in mdaug/models/hybrid_unet.py, which needs torch
+        if kinds != ["hybrid"] and (not known.issuperset(kinds) or len(kinds) not in (1, levels)):
+            raise ValueError(
+                f"attention={self.attention} must be one of hybrid, full, none, window, axial, or one of the last four "
+                f"for each of the {levels} levels of block_out_channels, fine to coarse, with commas between"
+            )
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps={self.warmup_steps} must be 0 or greater")
 

@@ -1,4 +1,4 @@
-"""The Kaggle notebook, cell by cell at its tiny size: read-only inputs, a session that ends early, one that continues it."""
+"""The Kaggle notebook at tiny size: read-only inputs, a session that stops early, one that continues it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.toy import CLASSES, toy_image
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "docs" / "kaggle.ipynb"
-STEPS = 120  # of the diffusion model at the tiny size
+STEPS = 60  # of the diffusion model at the tiny size
 
 
 def cells() -> list[str]:

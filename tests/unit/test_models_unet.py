@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 import torch
 
 from mdaug.models.hybrid_unet import AxialAttention, HybridUNet2DModel, SpatialAttention, WindowAttention
+from mdaug.training.ldm import LDMConfig
 from tests.tiny_pipeline import tiny_unet
 
 
@@ -114,7 +117,22 @@ def test_levels_get_their_attention_and_heads():
     assert not any(isinstance(module, SpatialAttention) for module in tiny_unet(attention="none").modules())
 
 
-@pytest.mark.parametrize("attention", ["hybrid", "full", "none"])
+def test_attention_is_chosen_for_each_level():
+    unet = tiny_unet(block_out_channels=(8, 16, 16), attention="none,axial,window")
+    for level, kind in enumerate([None, AxialAttention, WindowAttention]):
+        for block in (unet.down_blocks[level], unet.up_blocks[2 - level]):
+            assert {type(layer) for layer in getattr(block, "attentions", [])} == ({kind} if kind else set())
+    assert [type(layer) for layer in unet.mid_block.attentions] == [SpatialAttention]
+
+    def weights(attention: str) -> set[str]:
+        return set(tiny_unet(block_out_channels=(8, 16, 16), attention=attention).state_dict())
+
+    assert weights("hybrid") == weights("window,window,axial")
+    assert weights("full") == weights("full,full,full")
+    assert weights("none") == weights("none,none,none")
+
+
+@pytest.mark.parametrize("attention", ["hybrid", "full", "none", "none,full,axial"])
 def test_round_trip_through_disk_is_bitwise(tmp_path, attention):
     unet = tiny_unet(block_out_channels=(8, 16, 16), attention=attention, num_classes=5)
     unet.save_pretrained(tmp_path)
@@ -131,7 +149,7 @@ def test_any_size_goes_in_and_comes_out(size):
     assert unet(torch.randn(2, 4, *size), 5, torch.tensor([0, 1])).sample.shape == (2, 4, *size)
 
 
-@pytest.mark.parametrize("attention", ["hybrid", "full", "none"])
+@pytest.mark.parametrize("attention", ["hybrid", "full", "none", "window", "axial,none,none"])
 def test_gradients_reach_every_parameter(attention):
     unet = tiny_unet(block_out_channels=(8, 16, 16), attention=attention)
     labels = torch.arange(4)
@@ -178,6 +196,8 @@ def test_a_label_out_of_range_is_named(label):
         ({"block_out_channels": (8, 18)}, "level 1 has 18 channels, which norm_num_groups = 4"),
         ({"num_heads": 1}, "num_heads is 1; axial attention"),
         ({"attention": "swin"}, "attention is 'swin'; it must be one of hybrid, full, none"),
+        ({"attention": "none,axial,full"}, "for each of the 2 levels, fine to coarse"),
+        ({"attention": "full,none", "block_out_channels": (8, 20), "num_heads": 8}, "level 1 has 20 channels"),
         ({"num_classes": 0}, "num_classes is 0"),
     ],
 )
@@ -203,3 +223,18 @@ def test_compiles_as_one_graph():
     inputs = (torch.randn(2, 4, 9, 8), torch.tensor([1, 2]), torch.tensor([0, 3]))
     compiled = torch.compile(unet, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(*inputs).sample, unet(*inputs).sample)
+
+
+@pytest.mark.parametrize("attention", ["hybrid", "window", "full,none", "hybrid,full", "swin", "none,full,axial", ""])
+def test_options_accept_the_attention_that_the_network_accepts(attention):
+    def accepted(build) -> bool:
+        try:
+            build()
+        except ValueError:
+            return False
+        return True
+
+    folders = {"data_dir": Path("packed"), "vqvae_path": Path("vqvae"), "output_dir": Path("ldm")}
+    options = accepted(lambda: LDMConfig(**folders, block_out_channels=(8, 16), attention=attention))
+    assert options == accepted(lambda: tiny_unet(block_out_channels=(8, 16), attention=attention))
+    assert options == (attention in ("hybrid", "window", "full,none"))
