@@ -123,6 +123,12 @@ def test_run_folder_of_another_run_is_refused_by_name(tmp_path):
     assert not open_run(config, images="abc")
 
 
+def test_the_global_batch_may_be_written_in_another_way_when_resuming(tmp_path):
+    """What the message about another global batch asks for; the checkpoint itself compares the products."""
+    assert open_run(options(output_dir=tmp_path / "run", gradient_accumulation_steps=2), images="abc")
+    assert open_run(options(output_dir=tmp_path / "run", global_batch_size=64), images="abc")
+
+
 def test_folder_with_foreign_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="not empty"):
