@@ -20,7 +20,7 @@ from mdaug import cli, config
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "diffusers", "deepspeed", "wandb", "matplotlib", "lpips", "accelerate")
 PRESETS = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "launch")
-READMES = [path for path in (ROOT / "README.md", ROOT / "README.zh-CN.md") if path.is_file()]
+READMES = [ROOT / name for name in ("README.md", "README.zh-CN.md", "configs/README.md")]
 
 
 def python(code: str) -> str:
@@ -82,7 +82,7 @@ def _commands(document: Path) -> list[str]:
     return [line for line in lines if line.startswith(("mdaug ", "make ", "python -m launch "))]
 
 
-@pytest.mark.parametrize("document", READMES, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", READMES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_of_the_readme_parse(document, monkeypatch):
     monkeypatch.chdir(ROOT)
     commands = _commands(document)

@@ -29,7 +29,7 @@ def test_a_preset_is_a_chain_that_fits_together(preset):
     from mdaug.models.hybrid_unet import HybridUNet2DModel
 
     of = load(preset)
-    assert of.keys() >= {"pack", "train-vqvae", "encode", "train-ldm", "generate", "evaluate"}
+    assert of.keys() >= {"pack", "train-vqvae", "encode", "train-ldm", "generate"}
     vqvae, ldm = of["train-vqvae"], of["train-ldm"]
     assert of["pack"].image_size == vqvae.image_size == ldm.image_size
     assert ldm.latent_channels == vqvae.latent_channels
