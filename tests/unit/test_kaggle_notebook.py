@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.toy import CLASSES, toy_image
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "docs" / "kaggle.ipynb"
+LDM_CELL = 6  # the code cell that trains the diffusion model
 STEPS = 60  # of the diffusion model at the tiny size
 
 
@@ -54,7 +56,7 @@ def inputs(tmp_path: Path) -> Path:
     from PIL import Image
 
     folder = tmp_path / "input"
-    images = folder / "datasets" / "somebody" / "gestures"
+    images = folder / "datasets" / "somebody" / "gestures" / "gestures"
     rng = np.random.default_rng(0)
     for label, name in enumerate(CLASSES):
         (images / name).mkdir(parents=True)
@@ -77,12 +79,12 @@ def logged_steps(run: Path) -> list[int]:
 
 def test_a_second_session_continues_the_first_from_its_attached_output(inputs, tmp_path, monkeypatch):
     first = Session(monkeypatch, inputs, tmp_path / "first")
-    said = ""
-    for cell in cells():
-        first.interrupt_at = "samples" if 'run("train-ldm"' in cell else None  # the first line of its log
-        said += first.run(cell)
-    assert "train-ldm: stopped. Add the output of this session as an input" in said
-    assert "generate: left for the next session\nevaluate: left for the next session\n" in said
+    *preparation, training = cells()[: LDM_CELL + 1]
+    for cell in preparation:
+        first.run(cell)
+    first.interrupt_at = "samples"  # the first line of its log
+    with pytest.raises(KeyboardInterrupt):
+        first.run(training)
     begun = logged_steps(first.runs / "ldm")
     assert 1 <= len(begun) < STEPS
     assert begun == list(range(1, len(begun) + 1))
@@ -107,10 +109,11 @@ def test_a_second_session_continues_the_first_from_its_attached_output(inputs, t
 
 
 def test_when_the_hours_are_over_the_rest_waits(inputs, tmp_path, monkeypatch):
-    session = Session(monkeypatch, inputs, tmp_path / "late", HOURS="0")
-    *preparation, pack, vqvae = cells()[:6]
+    session = Session(monkeypatch, inputs, tmp_path / "late", HOURS="1")
+    *preparation, pack, vqvae = cells()[:LDM_CELL]
     for cell in preparation:
         session.run(cell)
-    assert "pack: stopped" in session.run(pack)
+    session.variables["BEGUN"] = time.time() - 3600 + 0.05
+    assert "pack: stopped. Add the output of this session as an input" in session.run(pack)
     assert session.run(vqvae) == "train-vqvae: left for the next session\n"
     assert not session.runs.exists()
