@@ -23,7 +23,7 @@ BENCHMARKS := $(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/*.py))
 # The image folder: the user's, or the one that `make simulate` writes.
 IMAGES = $(or $(DATA),$(OUT)/images)
 # A preset need not say anything about a command; a preset that does not exist is a mistake.
-PRESET = $(if $(wildcard configs/$(CONFIG)/.),$(if $(wildcard configs/$(CONFIG)/$@.yaml),--config configs/$(CONFIG)/$@.yaml),$(error CONFIG=$(CONFIG): there is no configs/$(CONFIG); choose one of $(filter-out launch,$(notdir $(wildcard configs/*)))))
+PRESET = $(if $(wildcard configs/$(CONFIG)/.),$(if $(wildcard configs/$(CONFIG)/$@.yaml),--config configs/$(CONFIG)/$@.yaml),$(error CONFIG=$(CONFIG): there is no configs/$(CONFIG); choose one of $(filter-out launch,$(patsubst configs/%/.,%,$(wildcard configs/*/.)))))
 # Given only where asked for: without SLURM they are mistakes.
 SLURM = $(if $(PROFILE),--profile '$(PROFILE)') $(if $(WAIT),--wait)
 LAUNCH = $(BIN)/python -m launch $@ --gpus_per_node $(GPUS) --nodes $(NODES) --cluster $(CLUSTER) $(SLURM) -- $(PRESET)

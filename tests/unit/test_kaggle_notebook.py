@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from launch.demo import stage_flags
+from mdaug import cli, config
 from tests.toy import CLASSES, toy_image
 
 ROOT = Path(__file__).parents[2]
@@ -106,6 +108,18 @@ def test_a_second_session_continues_the_first_from_its_attached_output(inputs, t
     assert (second.runs / "synthetic" / "manifest.csv").is_file()
     assert (second.runs / "evaluation" / "report.html").is_file()
     assert fingerprint(inputs) == before
+
+
+def test_the_flags_of_full_size_parse(inputs, tmp_path, monkeypatch):
+    session = Session(monkeypatch, inputs, tmp_path / "full", SIZE="full")
+    for cell in cells()[: LDM_CELL - 2]:
+        session.run(cell)
+    flags = session.variables["FLAGS"]
+    for command, folders in stage_flags(Path("out"), Path("images")).items():
+        preset = ROOT / "configs" / flags["preset"] / f"{command}.yaml"
+        if command != "simulate":
+            words = ["--config", str(preset), *folders, *flags.get(command, "").split()]
+            config.parse(cli.load(command)[0], words, prog=command)
 
 
 def test_when_the_hours_are_over_the_rest_waits(inputs, tmp_path, monkeypatch):
