@@ -58,6 +58,13 @@ class LDMConfig(TrainingConfig):
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
         super().__post_init__()
+        kinds, levels = self.attention.split(","), len(self.block_out_channels)
+        known = {"full", "none", "window", "axial"}  # as in mdaug/models/hybrid_unet.py, which needs torch
+        if kinds != ["hybrid"] and (not known.issuperset(kinds) or len(kinds) not in (1, levels)):
+            raise ValueError(
+                f"attention={self.attention} must be one of hybrid, full, none, window, axial, or one of the last four "
+                f"for each of the {levels} levels of block_out_channels, fine to coarse, with commas between"
+            )
         if self.vqvae_path is None:
             raise ValueError("vqvae_path is missing: give the folder of the trained VQ-VAE with --vqvae_path")
         if self.beta_schedule == "cosine":
@@ -68,13 +75,6 @@ class LDMConfig(TrainingConfig):
         for name in ("label_dropout", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
-        kinds, levels = self.attention.split(","), len(self.block_out_channels)
-        known = {"full", "none", "window", "axial"}  # as in mdaug/models/hybrid_unet.py, which needs torch
-        if kinds != ["hybrid"] and (not known.issuperset(kinds) or len(kinds) not in (1, levels)):
-            raise ValueError(
-                f"attention={self.attention} must be one of hybrid, full, none, window, axial, or one of the last four "
-                f"for each of the {levels} levels of block_out_channels, fine to coarse, with commas between"
-            )
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps={self.warmup_steps} must be 0 or greater")
 
