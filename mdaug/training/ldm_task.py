@@ -21,6 +21,7 @@ from mdaug.sampling.pipeline_folder import save_pipeline
 from mdaug.sampling.schedulers import build_scheduler
 from mdaug.training import distributed
 from mdaug.training.checkpoint import TrainingState
+from mdaug.training.diffuse import VALIDATION_SEED, Diffuse
 from mdaug.training.ema import EMA
 from mdaug.training.encode import load_statistics
 from mdaug.training.engine import Engine
@@ -32,48 +33,10 @@ from shards import provenance
 from shards.colormap import colormap
 from shards.dataset import ShardDataset
 from shards.errors import UserError
-from shards.order import (
-    STREAM_LABEL_DROP,
-    STREAM_NOISE,
-    STREAM_TIMESTEP,
-    EpochOrder,
-    PositionDataset,
-    random_at,
-)
+from shards.order import EpochOrder, PositionDataset
 
-VALIDATION_SEED = 20_000_003  # validation noise is the same in every run, whatever its seed
 VALIDATION_DRAWS = 4  # (noise, timestep) pairs per validation image
 PICTURES_PER_CLASS = 4
-
-
-class Diffuse:
-    """Latent of a position -> network input and target ingredients; travels to the data loading workers.
-
-    Noise, timestep and label drop come from (seed, position) alone.
-    """
-
-    def __init__(self, mean: list[float], std: list[float], config: LDMConfig, num_classes: int):
-        self.mean = np.asarray(mean, dtype=np.float32)[:, None, None]
-        self.std = np.asarray(std, dtype=np.float32)[:, None, None]
-        self.seed, self.timesteps = config.seed, config.num_train_timesteps
-        self.label_dropout, self.null_label = config.label_dropout, num_classes
-
-    def __call__(self, sample: dict[str, Any], position: int) -> dict[str, Any]:
-        """Return {"latent": normalised, "noise", "timestep", "label"} of a training position."""
-        dropped = random_at(self.seed, STREAM_LABEL_DROP, position).random() < self.label_dropout
-        timestep = int(random_at(self.seed, STREAM_TIMESTEP, position).integers(self.timesteps))
-        return self._item(sample, self.seed, position, timestep, self.null_label if dropped else sample["label"])
-
-    def validation(self, sample: dict[str, Any], position: int) -> dict[str, Any]:
-        """Return the same with fixed noise and timesteps spread evenly over [0, T), and the label kept."""
-        golden = (math.sqrt(5) - 1) / 2  # multiples of the golden ratio modulo 1 fill the interval evenly
-        timestep = int((position * golden % 1) * self.timesteps)
-        return self._item(sample, VALIDATION_SEED, position, timestep, sample["label"])
-
-    def _item(self, sample: dict[str, Any], seed: int, position: int, timestep: int, label: int) -> dict[str, Any]:
-        latent = (sample["array"] - self.mean) / self.std
-        noise = random_at(seed, STREAM_NOISE, position).standard_normal(latent.shape, dtype=np.float32)
-        return {"latent": latent, "noise": noise, "timestep": timestep, "label": label}
 
 
 class LDMTask(Task):
