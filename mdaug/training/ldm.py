@@ -78,7 +78,7 @@ def train_ldm(config: LDMConfig) -> None:
     distributed.init()
 
     from mdaug.models.vqvae import find_vqvae, load_geometry
-    from mdaug.training.encode import EncodeConfig, encode_packed
+    from mdaug.training.encode import EncodeConfig, augmentation_of, encode_packed
     from mdaug.training.ldm_task import LDMTask
     from mdaug.training.loop import train
     from mdaug.training.run import open_run, packing, plan_batches
@@ -106,7 +106,7 @@ def train_ldm(config: LDMConfig) -> None:
     if not open_run(config, **made_from):
         return
     latents = config.latents_dir or config.output_dir / "latents"
-    encoding = EncodeConfig(data_dir=packed, vqvae_path=vqvae, output_dir=latents, num_workers=config.num_workers)
+    encoding = EncodeConfig(packed, vqvae, latents, num_workers=config.num_workers, **augmentation_of(latents))
     encode_packed(packed, vqvae, latents, encoding)
     task = LDMTask(config, packed, vqvae, latents, made_from)
     train(task, config, plan_batches(config, len(task.train_set)))
