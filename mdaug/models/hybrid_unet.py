@@ -321,8 +321,8 @@ class HybridUNet2DModel(UNet2DModel):
                 always when sampling, for images as they are.
 
         Raises:
-            ValueError: no labels, conditions for a model without, or (checked where they lie on the CPU: elsewhere it would stall the
-                device) one out of range.
+            ValueError: no labels, conditions for a model without, or a label out of range (checked where labels lie on
+                the CPU: elsewhere it would stall the device).
         """
         if class_labels is None:
             raise ValueError(f"class_labels are needed; the label of 'no class' is {self.num_classes}")

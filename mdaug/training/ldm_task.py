@@ -12,6 +12,7 @@ from PIL import Image
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from mdaug import augment
 from mdaug import config as configuration
 from mdaug.images import grid
 from mdaug.models.hybrid_unet import HybridUNet2DModel
@@ -19,21 +20,21 @@ from mdaug.models.vqvae import load_geometry, load_vqvae
 from mdaug.sampling.pipeline import MicroDopplerPipeline
 from mdaug.sampling.pipeline_folder import save_pipeline
 from mdaug.sampling.schedulers import build_scheduler
-from mdaug.training import distributed
+from mdaug.training import conditions, distributed
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.diffuse import VALIDATION_SEED, Diffuse
 from mdaug.training.ema import EMA
 from mdaug.training.encode import load_statistics
 from mdaug.training.engine import Engine
+from mdaug.training.latents import CopyOrder, LatentSet
 from mdaug.training.ldm import LDMConfig
 from mdaug.training.loop import Task
 from mdaug.training.run import BatchPlan
 from mdaug.training.validation import validation_batches
 from shards import provenance
 from shards.colormap import colormap
-from shards.dataset import ShardDataset
 from shards.errors import UserError
-from shards.order import EpochOrder, PositionDataset
+from shards.order import PositionDataset
 
 VALIDATION_DRAWS = 4  # (noise, timestep) pairs per validation image
 PICTURES_PER_CLASS = 4
@@ -48,14 +49,18 @@ class LDMTask(Task):
     def __init__(self, config: LDMConfig, packed: Path, vqvae: Path, latents: Path, made_from: dict[str, str]):
         self.config = config
         self.made_from = {**made_from, "latents": provenance.read(latents, "latents")["hash"]}
-        self.train_set = ShardDataset(latents / "train", fields=("array",))
-        self.val_set = ShardDataset(latents / "val", fields=("array",))
+        told = conditions.read(packed, list(config.condition_on)) if config.condition_on else None
+        self.conditions = told.for_pipeline() if told else None
+        self.train_set = LatentSet(latents / "train", told.train if told else None)
+        self.val_set = LatentSet(latents / "val", told.val if told else None)
         if len(self.val_set) == 0:
             raise UserError(f"{packed} has no validation images; pack it again with a larger --val_fraction")
         self.statistics, self.geometry = load_statistics(latents), load_geometry(vqvae)
         self.classes = self.train_set.classes
         self.diffuse = Diffuse(self.statistics["mean"], self.statistics["std"], config, len(self.classes))
-        self.dataset = PositionDataset(self.train_set, EpochOrder(len(self.train_set), config.seed), self.diffuse)
+        copies = self.train_set.copies if config.augment_probability > 0 else 0
+        order = CopyOrder(self.train_set.num_images, config.seed, self.train_set.copies, config.augment_probability)
+        self.dataset = PositionDataset(self.train_set, order, self.diffuse)
         torch.manual_seed(config.seed)
         shape = self.geometry["latent_shape"]
         try:
@@ -71,6 +76,8 @@ class LDMTask(Task):
                 attention=config.attention,
                 dropout=config.dropout,
                 norm_num_groups=config.norm_num_groups,
+                num_conditions=len(config.condition_on),
+                augment_size=augment.SIZE if copies else 0,
             )
         except ValueError as error:
             raise UserError(f"the U-Net cannot be built: {error}") from None
@@ -109,7 +116,8 @@ class LDMTask(Task):
         alpha = self.alphas[batch["timestep"]].view(-1, 1, 1, 1)
         signal, sigma = alpha.sqrt(), (1 - alpha).sqrt()
         latent, noise = batch["latent"], batch["noise"]
-        prediction = network(signal * latent + sigma * noise, batch["timestep"], batch["label"]).sample
+        told = {name: batch[name] for name in ("conditions", "augment") if name in batch}
+        prediction = network(signal * latent + sigma * noise, batch["timestep"], batch["label"], **told).sample
         target = {
             "epsilon": noise,
             "v_prediction": signal * noise - sigma * latent,
@@ -153,6 +161,7 @@ class LDMTask(Task):
             latent_std=self.statistics["std"],
             latent_shape=self.geometry["latent_shape"],
             image_shape=self.geometry["image_shape"],
+            conditions=self.conditions,
             colormap=name and {"name": name, "palette": colormap(name).palette.tobytes().hex()},
         )
 
