@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mdaug import augment
 from mdaug import config as configuration
-from mdaug.images import grid
+from mdaug.images import grid, to_uint8
 from mdaug.models.hybrid_unet import HybridUNet2DModel
 from mdaug.models.vqvae import load_geometry, load_vqvae
 from mdaug.sampling.pipeline import MicroDopplerPipeline
@@ -29,10 +29,11 @@ from mdaug.training.engine import Engine
 from mdaug.training.latents import CopyOrder, LatentSet
 from mdaug.training.ldm import LDMConfig
 from mdaug.training.loop import Task
+from mdaug.training.neighbours import Neighbours
 from mdaug.training.run import BatchPlan
 from mdaug.training.validation import validation_batches
 from shards import provenance
-from shards.colormap import colormap
+from shards.colormap import colormap, paint
 from shards.errors import UserError
 from shards.order import PositionDataset
 
@@ -47,7 +48,8 @@ class LDMTask(Task):
     last_folder = "pipeline"
 
     def __init__(self, config: LDMConfig, packed: Path, vqvae: Path, latents: Path, made_from: dict[str, str]):
-        self.config = config
+        self.config, self.packed = config, packed
+        self.neighbours: Neighbours | None = None  # of the pictures; read when the first ones are made
         self.made_from = {**made_from, "latents": provenance.read(latents, "latents")["hash"]}
         told = conditions.read(packed, list(config.condition_on)) if config.condition_on else None
         self.conditions = told.for_pipeline() if told else None
@@ -165,10 +167,12 @@ class LDMTask(Task):
             colormap=name and {"name": name, "palette": colormap(name).palette.tobytes().hex()},
         )
 
-    def save_images(self, engine: Engine, state: TrainingState) -> None:
-        """Write a grid of samples to generated_images/, one row per class; rank 0 alone, its EMA copy is whole."""
+    def save_images(self, engine: Engine, state: TrainingState) -> dict[str, float]:
+        """Write samples to generated_images/, a row per class and beneath it the nearest training images with their
+        distances; return the medians. Rank 0 does it alone, its EMA copy is whole.
+        """
         if not distributed.is_main():
-            return
+            return {}
         pipeline = self.pipeline().to(engine.device)
         pipeline.set_progress_bar_config(disable=True)
         labels = [label for label in range(len(self.classes)) for _ in range(PICTURES_PER_CLASS)]
@@ -180,14 +184,38 @@ class LDMTask(Task):
                 class_labels=labels[part],
                 generator=generators[part],
                 num_inference_steps=self.config.num_inference_steps,
-                output_type="pil",
+                output_type="pt",
+                conditions=self._conditions_of_pictures(part),
             )
-            images += [np.atleast_3d(np.asarray(image)) for image in result.images]
-        rows = [images[i : i + PICTURES_PER_CLASS] for i in range(0, len(images), PICTURES_PER_CLASS)]
+            images += list(to_uint8(2 * result.images - 1))
+        self.vqvae.to("cpu")
+
+        self.neighbours = self.neighbours or Neighbours(self.packed)
+        nearest, distances = self.neighbours.of(images)
+        painted = [paint(image, self.geometry.get("colormap")) for image in images]
+        rows, names, captions = [], [], []
+        for label, name in enumerate(self.classes):
+            part = slice(label * PICTURES_PER_CLASS, (label + 1) * PICTURES_PER_CLASS)
+            rows += [painted[part], nearest[part]]
+            names += [name, "nearest"]
+            captions += [[], [f"{distance:.1f}" for distance in distances[part]]]
         folder = self.config.output_dir / "generated_images"
         folder.mkdir(exist_ok=True)
-        Image.fromarray(grid(rows, self.classes)).save(folder / f"samples-{state.samples:012d}.png")
-        self.vqvae.to("cpu")
+        Image.fromarray(grid(rows, names, captions=captions)).save(folder / f"samples-{state.samples:012d}.png")
+        median, of_val = float(np.median(distances)), self.neighbours.val_distance
+        return {"nearest_train": median, "nearest_train_of_val": of_val, "nearest_ratio": median / max(of_val, 1e-9)}
+
+    def _conditions_of_pictures(self, part: slice) -> dict[str, list[float | None]]:
+        """Return the conditions of some of the pictures: those of real training images of their class."""
+        if self.conditions is None:
+            return {}
+        names, values = self.conditions["names"], self.conditions["values"]
+        rows = [
+            values[name][i * len(values[name]) // PICTURES_PER_CLASS]
+            for name in self.classes
+            for i in range(PICTURES_PER_CLASS)
+        ]
+        return {name: [row[column] for row in rows[part]] for column, name in enumerate(names)}
 
     def export(self, engine: Engine, folder: Path) -> None:
         """Write the pipeline of the averaged weights."""
