@@ -17,8 +17,8 @@ class Diffuse:
     """Latent of a position -> network input and target ingredients; travels to the data loading workers.
 
     Noise, timestep, label drop and condition drop come from (seed, position) alone. A sample without its class is shown
-    without its conditions, too: that is the unguided prediction of classifier-free guidance. Beyond that each condition
-    is dropped on its own.
+    without its conditions, too: that is the unguided prediction of classifier-free guidance. Beyond that all conditions
+    are dropped together, and each on its own: any of them may be left out when sampling.
     """
 
     def __init__(self, mean: list[float], std: list[float], config: LDMConfig, num_classes: int):
@@ -37,8 +37,9 @@ class Diffuse:
         if "augment" in sample:
             item["augment"] = sample["augment"]
         if "conditions" in item:
-            draws = random_at(self.seed, STREAM_CONDITION_DROP, position).random(len(item["conditions"]))
-            hidden = dropped | (draws < self.condition_dropout)
+            draws = random_at(self.seed, STREAM_CONDITION_DROP, position).random(1 + len(item["conditions"]))
+            hidden = draws < self.condition_dropout
+            hidden = dropped | hidden[0] | hidden[1:]
             item["conditions"] = np.where(hidden, np.float32(np.nan), item["conditions"])
         return item
 
