@@ -46,7 +46,7 @@ class LDMConfig(TrainingConfig):
     condition_on: str | list[str] = field(default_factory=list)
     """Numeric columns of the metadata that the network is told beside the class, such as speed,aspect."""
     condition_dropout: float = 0.1
-    """Share of samples shown without any condition, and again, of each, without it alone; without class there are none."""
+    """Share of samples shown without any condition, and share shown without each alone; without class never any."""
     augment_probability: float = 0.5
     """Share of samples shown as one of their augmented copies, where the latents hold any (encode --augment_copies)."""
     ema_half_life: float = 100_000
