@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from mdaug import config as configuration
 from mdaug.sampling.generate import GenerateConfig, generate
 from mdaug.sampling.pipeline import MicroDopplerPipeline
 from mdaug.training import conditions
 from mdaug.training.diffuse import Diffuse
+from mdaug.training.encode import EncodeConfig
 from mdaug.training.ldm import LDMConfig
 from shards import provenance
 from shards.dataset import ShardDataset
@@ -71,6 +73,23 @@ def test_a_column_that_cannot_be_a_condition_is_named_with_those_that_can(tmp_pa
     train = [{"speed": str(i), "site": "a", "flat": "3"} for i in range(3)]
     with pytest.raises(UserError, match=message):
         conditions.read(packed(tmp_path, train, train[:1]), ["speed", name])
+
+
+def test_flags_and_yaml_name_columns_values_and_transforms(tmp_path):
+    flags = "--data_dir d --vqvae_path v --output_dir o".split()
+    for value in ("speed,aspect", "[speed, aspect]"):
+        config = configuration.parse(LDMConfig, [*flags, "--condition_on", value], "mdaug train-ldm")
+        assert config.condition_on == ["speed", "aspect"]
+    configuration.save(config, tmp_path / "c.yaml")
+    assert configuration.parse(LDMConfig, ["--config", str(tmp_path / "c.yaml")], "x") == config
+    wanted = configuration.parse(GenerateConfig, "--ldm_path l --output_dir o --conditions speed=1.2".split(), "x")
+    assert wanted.conditions == {"speed": 1.2}
+    assert wanted.describes_samples()
+    encoding = configuration.parse(EncodeConfig, [*flags, "--augment_with", "roll,gain"], "mdaug encode")
+    assert encoding.augment_with == ["roll", "gain"]
+    for field, value in (("condition_dropout", 1), ("augment_probability", 1.5)):
+        with pytest.raises(ValueError, match=f"{field}={value}"):
+            LDMConfig(Path("d"), Path("o"), vqvae_path=Path("v"), **{field: value})
 
 
 def test_conditions_are_dropped_with_the_class_and_on_their_own():
