@@ -31,8 +31,12 @@ class Neighbours:
         self.val_distance = float(np.median(nearest(levels.stack(val, self.palette, (SIDE, SIDE)), self.levels)[0]))
 
     def of(self, images: list[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
-        """Return the nearest training picture of each image uint8 (H, W, C), as it is looked at, and the distances."""
-        pictures = [Image.fromarray(levels.to_levels(image, self.palette)) for image in images]
-        shrunk = [np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX)) for picture in pictures]
-        distances, found, _ = nearest(np.stack(shrunk), self.levels)
-        return [self.train.picture(int(i)) for i in found], distances
+        """Return the nearest training picture of each image uint8 (H, W, C), turned in time to where it is nearest, and
+        the distances.
+        """
+        small = (Image.fromarray(levels.to_levels(image, self.palette)) for image in images)
+        shrunk = [np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX)) for picture in small]
+        distances, found, shifts = nearest(np.stack(shrunk), self.levels)
+        pictures = [self.train.picture(int(i)) for i in found]
+        turned = [np.roll(p, round(s * p.shape[1]), axis=1) for p, s in zip(pictures, shifts, strict=True)]
+        return turned, distances
