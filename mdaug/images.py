@@ -19,10 +19,16 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
     return np.moveaxis(scaled.cpu().numpy(), -3, -1)
 
 
-def grid(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str] = (), gap: int = 2) -> np.ndarray:
+def grid(
+    rows: Sequence[Sequence[np.ndarray]],
+    labels: Sequence[str] = (),
+    gap: int = 2,
+    captions: Sequence[Sequence[str]] = (),
+) -> np.ndarray:
     """Return one RGB picture (H, W, 3) of rows of equal-sized uint8 (H, W, C) images, C in {1, 3}.
 
-    `labels` are written at the left of the rows; a row that is shorter than the longest ends in white.
+    `labels` are written at the left of the rows, `captions` (a row of them for each row of images) into the images; a
+    row that is shorter than the longest ends in white.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -35,7 +41,11 @@ def grid(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str] = (), gap: 
     for y, row in enumerate(rows):
         for x, image in enumerate(row):
             picture = Image.fromarray(np.broadcast_to(image, (height, width, 3)).copy())
-            sheet.paste(picture, (margin + x * (width + gap), y * (height + gap)))
+            corner = (margin + x * (width + gap), y * (height + gap))
+            sheet.paste(picture, corner)
+            if y < len(captions) and x < len(captions[y]):
+                place = (corner[0] + gap, corner[1] + height - gap)
+                draw.text(place, captions[y][x], "white", font, "ls", stroke_width=1, stroke_fill="black")
         if y < len(labels):
             draw.text((gap, y * (height + gap) + height // 2), labels[y], fill="black", font=font, anchor="lm")
     return np.asarray(sheet)

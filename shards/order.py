@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, Sampler
 
 # One Philox stream per purpose: the numbers are part of the format, never reuse or renumber them.
 STREAM_ORDER, STREAM_AUGMENT, STREAM_NOISE, STREAM_TIMESTEP, STREAM_LABEL_DROP, STREAM_CODEBOOK = range(6)
+STREAM_CONDITION_DROP, STREAM_CONDITION = 6, 7
 
 
 def random_at(seed: int, stream: int, position: int) -> np.random.Generator:

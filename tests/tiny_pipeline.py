@@ -14,6 +14,12 @@ from mdaug.sampling.schedulers import build_scheduler
 from shards.colormap import colormap as palettes
 
 CLASSES = ["walk", "fall", "bird"]
+CONDITIONS = {
+    "names": ["speed", "aspect"],
+    "mean": [1.5, 30.0],
+    "std": [0.5, 20.0],
+    "values": {"walk": [[1.0, 10.0], [2.0, None], [1.5, 60.0]], "fall": [[0.5, 30.0]], "bird": [[None, None]]},
+}
 
 
 def tiny_unet(**options) -> HybridUNet2DModel:
@@ -32,14 +38,16 @@ def tiny_unet(**options) -> HybridUNet2DModel:
         torch.nn.init.normal_(parameter, std=0.1)
     torch.nn.init.normal_(unet.class_embedding.weight, std=3.0)
     torch.nn.init.normal_(unet.conv_out.weight, std=0.5)
+    if unet.condition_embedding is not None:
+        torch.nn.init.normal_(unet.condition_embedding.linear_2.weight, std=3.0)
     return unet
 
 
 def tiny_pipeline(
-    scheduler=None, channels: int = 3, colormap: str | None = None, **unet_options
+    scheduler=None, channels: int = 3, colormap: str | None = None, conditions: dict | None = None, **unet_options
 ) -> MicroDopplerPipeline:
     """Images of 16 x 16 pixels, latents of 4 x 8 x 8."""
-    unet = tiny_unet(**unet_options)
+    unet = tiny_unet(num_conditions=len(conditions["names"]) if conditions else 0, **unet_options)
     vqvae = VQModel(
         in_channels=channels,
         out_channels=channels,
@@ -61,6 +69,7 @@ def tiny_pipeline(
         latent_std=[1.0, 0.9, 1.1, 1.0],
         latent_shape=[4, 8, 8],
         image_shape=[16, 16, channels],
+        conditions=conditions,
         colormap=colormap and {"name": colormap, "palette": palettes(colormap).palette.tobytes().hex()},
     )
 

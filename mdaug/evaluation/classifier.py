@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mdaug import augment
 from mdaug.images import to_tensor
 from mdaug.training.distributed import local_rank
 from shards.errors import UserError
@@ -14,7 +15,7 @@ from shards.order import EpochOrder
 
 SMALL = "small"
 WIDTHS = (16, 32, 64)
-GAIN, NOISE = 0.1, 0.03  # of the pixel range [-1, 1]
+TRANSFORMS = ("roll", "gain", "noise")
 
 
 class SmallResNet(nn.Module):
@@ -155,15 +156,10 @@ def label_safe_transform(images: torch.Tensor, generator: torch.Generator) -> to
 
     A circular shift along time (the horizontal axis, any amount), an offset of at most 5 % of the pixel range (on a
     grey image in dB: the gain of the receiver), and white noise. Nothing is done along the Doppler axis: a shift or
-    a flip there is another motion.
+    a flip there may be another motion.
     """
-    n, _, _, width = images.shape
-    shift = torch.randint(width, (n, 1), generator=generator)
-    columns = (torch.arange(width) + shift) % width
-    shifted = images.gather(3, columns[:, None, None, :].expand_as(images))
-    offset = GAIN * (2 * torch.rand((n, 1, 1, 1), generator=generator) - 1)
-    noise = NOISE * torch.randn(images.shape, generator=generator)
-    return (shifted + offset + noise).clamp(-1, 1)
+    rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
+    return augment.transform(images, augment.draw(rng, TRANSFORMS, len(images), probability=1), rng)
 
 
 @torch.no_grad()

@@ -5,6 +5,8 @@ This file imports torch and diffusers alone: it is shipped inside every pipeline
 
 from __future__ import annotations
 
+import math
+
 import torch
 from diffusers import ModelMixin, UNet2DModel  # noqa: F401  (diffusers looks for ModelMixin beside a component)
 from diffusers.configuration_utils import register_to_config
@@ -176,6 +178,36 @@ class AxialAttention(SpatialAttention):
         return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).unflatten(0, rows)
 
 
+class ConditionEmbedding(nn.Module):
+    """Continuous conditions -> what is added to the time embedding.
+
+    A value is seen through sines and cosines of FREQUENCIES (Tancik et al. 2020, Fourier features) beside a number that
+    says whether it is there. The last layer starts at zero, so conditions change nothing at first.
+
+    Args:
+        count: number k of conditions.
+        channels: width of the time embedding.
+    """
+
+    # Periods of 16 to 2 standard deviations: the longest tells all values of a condition apart.
+    FREQUENCIES = tuple(2.0**octave for octave in (-4, -3.5, -3, -2.5, -2, -1.5, -1))
+
+    def __init__(self, count: int, channels: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(count * (2 * len(self.FREQUENCIES) + 1), channels)
+        self.linear_2 = nn.Linear(channels, channels)
+        nn.init.zeros_(self.linear_2.weight)
+        nn.init.zeros_(self.linear_2.bias)
+
+    def forward(self, conditions: torch.Tensor) -> torch.Tensor:
+        """Return (B, channels) of normalised values (B, k), NaN where a condition is not given."""
+        there = ~conditions.isnan()
+        angles = torch.stack([2 * math.pi * f * conditions.float().nan_to_num() for f in self.FREQUENCIES], dim=-1)
+        waves = torch.cat([angles.sin(), angles.cos()], dim=-1) * there[..., None]
+        features = torch.cat([waves, there[..., None]], dim=-1).flatten(1)
+        return self.linear_2(functional.silu(self.linear_1(features.to(self.linear_1.weight.dtype))))
+
+
 class HybridUNet2DModel(UNet2DModel):
     """Class-conditional `UNet2DModel` whose attention follows the level.
 
@@ -198,6 +230,8 @@ class HybridUNet2DModel(UNet2DModel):
             none, the middle block has full attention.
         dropout: dropout probability in the residual layers.
         norm_num_groups: groups of every GroupNorm.
+        num_conditions: continuous conditions k beside the class.
+        augment_size: numbers that tell how a training image was augmented; all zero for one that was not.
 
     Raises:
         ValueError: channels of a level that `num_heads` or `norm_num_groups` does not divide, and other
@@ -218,6 +252,8 @@ class HybridUNet2DModel(UNet2DModel):
         attention: str = "hybrid",
         dropout: float = 0.0,
         norm_num_groups: int = 32,
+        num_conditions: int = 0,
+        augment_size: int = 0,
     ):
         levels = len(block_out_channels)
         kinds = _kinds(attention, levels)
@@ -240,6 +276,10 @@ class HybridUNet2DModel(UNet2DModel):
             num_class_embeds=num_classes + 1,
         )
         self.num_classes = num_classes
+        width = self.time_embedding.linear_2.out_features
+        self.condition_embedding = ConditionEmbedding(num_conditions, width) if num_conditions else None
+        # Without bias: an image as it is (all zeros) adds nothing, and nothing need be given when sampling.
+        self.augment_embedding = nn.Linear(augment_size, width, bias=False) if augment_size else None
         # The upsamplers are called here rather than by their blocks, which cannot hit an odd size.
         self.upsamplers = nn.ModuleList(block.upsamplers[0] for block in self.up_blocks[:-1])
         for block in self.up_blocks:
@@ -265,6 +305,8 @@ class HybridUNet2DModel(UNet2DModel):
         timestep: torch.Tensor | float | int,
         class_labels: torch.Tensor | None = None,
         return_dict: bool = True,
+        conditions: torch.Tensor | None = None,
+        augment: torch.Tensor | None = None,
     ) -> UNet2DOutput | tuple[torch.Tensor]:
         """Predict from noisy latents.
 
@@ -273,10 +315,13 @@ class HybridUNet2DModel(UNet2DModel):
             timestep: one timestep, or (B,).
             class_labels: int64 (B,) in [0, num_classes]; num_classes is the null label.
             return_dict: return a `UNet2DOutput` rather than a tuple.
+            conditions: float32 (B, num_conditions), normalised, NaN where one is not given; None for none at all.
+            augment: (B, augment_size), how each image was augmented (Karras et al. 2022, appendix F.2); None, as
+                always when sampling, for images as they are.
 
         Raises:
-            ValueError: no labels, or (checked where they lie on the CPU: elsewhere it would stall the
-                device) one out of range.
+            ValueError: no labels, conditions for a model without, or a label out of range (checked where labels lie on
+                the CPU: elsewhere it would stall the device).
         """
         if class_labels is None:
             raise ValueError(f"class_labels are needed; the label of 'no class' is {self.num_classes}")
@@ -285,6 +330,14 @@ class HybridUNet2DModel(UNet2DModel):
         timestep = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
         embedding = self.time_embedding(self.time_proj(timestep).to(self.time_embedding.linear_1.weight.dtype))
         embedding = embedding + self.class_embedding(class_labels.to(sample.device))
+        if self.condition_embedding is not None:
+            if conditions is None:
+                conditions = sample.new_full((len(sample), self.config.num_conditions), math.nan)
+            embedding = embedding + self.condition_embedding(conditions)
+        elif conditions is not None:
+            raise ValueError("conditions are given, but the model was trained without any")
+        if self.augment_embedding is not None and augment is not None:
+            embedding = embedding + self.augment_embedding(augment.to(embedding.dtype))
 
         hidden = self.conv_in(sample)
         skips = (hidden,)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from mdaug.sampling import real
-from mdaug.sampling.manifest import COLUMNS
+from mdaug.sampling.manifest import columns
 from mdaug.sampling.plan import Plan
 
 
@@ -29,7 +29,7 @@ def dataset_card(plan: Plan, found: Counter, sift: dict | None) -> str:
     title = f"{found.total()} synthetic micro-Doppler spectrograms"
     if plan.include_real:
         title = f"{found.total()} micro-Doppler spectrograms, real and synthetic"
-    columns = "\n".join(f"- `{name}`: {text}" for name, (_, text) in COLUMNS.items())
+    listed = "\n".join(f"- `{name}`: {text}" for name, (_, text) in columns(plan.condition_names).items())
     return f"""---
 tags: [micro-doppler, radar, spectrogram, synthetic, webdataset]
 configs:
@@ -55,7 +55,7 @@ for image, label in webdataset.WebDataset("{_urls(plan)}", shardshuffle=False).d
 {_sifting(sift)}
 `manifest.csv` and `manifest.parquet` have a row for every sample:
 
-{columns}
+{listed}
 """
 
 

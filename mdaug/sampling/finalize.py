@@ -50,7 +50,7 @@ def finalize(plan: Plan, folder: Path, *, config: dict, mend: str) -> str:
     found: Counter = Counter()
     faults: dict[str, list[str]] = {}
     sifted: list[dict] = []
-    with one_line_for_a_full_disk(folder), Manifest(folder) as manifest:
+    with one_line_for_a_full_disk(folder), Manifest(folder, plan.condition_names) as manifest:
         for shard in _inspections(plan, folder):
             for kind, where in shard.faults.items():
                 faults.setdefault(kind, []).extend(dict.fromkeys(where))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from mdaug import config as configuration
-from mdaug.sampling import counts, schedulers
+from mdaug.sampling import conditioning, counts, schedulers
 from shards import provenance
 from shards.errors import UserError
 
@@ -74,6 +74,8 @@ class GenerateConfig:
     """Classifier-free guidance; 1 is none and takes half the time."""
     guidance_interval: list[float] = dataclasses.field(default_factory=lambda: [0.0, 1.0])
     """Shares of the training timesteps, low and high, within which guidance acts; 1 is pure noise."""
+    conditions: str | dict[str, float] | None = None
+    """Continuous conditions of all samples, speed=1.2,aspect=30; those left out are drawn from real training images."""
     sift: Path | None = None
     """Packed set the model was trained on; images unlike its real ones are rejected and made again."""
     sift_quantile: float = 0.05
@@ -112,6 +114,8 @@ class GenerateConfig:
             counts.parse(field, value) if isinstance(value, str) else value
             for field, value in (("per_class", self.per_class), ("fill", self.fill))
         )
+        if isinstance(self.conditions, str):
+            self.conditions = conditioning.parse(self.conditions)
         if isinstance(self.classes, str):
             self.classes = [name.strip() for name in self.classes.split(",")]
         if self.per_class is not None and (self.classes or self.num_samples is not None):

@@ -27,10 +27,16 @@ COLUMNS = {
 }
 
 
+def columns(conditions: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return COLUMNS and one for each continuous condition of the model."""
+    return COLUMNS | {f"condition_{name}": ("float64", f"the condition {name}") for name in conditions}
+
+
 class Manifest:
     """Writes both files, row by row, and puts them in place at the end if nothing was raised; a context manager."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, conditions: Iterable[str] = ()):
+        self.columns = columns(conditions)
         self.paths = {kind: folder / f"manifest.{kind}" for kind in ("csv", "parquet")}
         self.temporary = {kind: path.with_name(f".{path.name}.{os.getpid()}.tmp") for kind, path in self.paths.items()}
 
@@ -39,18 +45,19 @@ class Manifest:
         from pyarrow import parquet
 
         self.arrow = pyarrow
-        self.schema = pyarrow.schema(
-            [(name, getattr(pyarrow, "bool_" if kind == "bool" else kind)()) for name, (kind, _) in COLUMNS.items()]
-        )
+        kinds = {
+            name: getattr(pyarrow, "bool_" if kind == "bool" else kind)() for name, (kind, _) in self.columns.items()
+        }
+        self.schema = pyarrow.schema(list(kinds.items()))
         self.csv_file = open(self.temporary["csv"], "w", encoding="utf-8", newline="")
-        self.csv = csv.DictWriter(self.csv_file, COLUMNS, lineterminator="\n")
+        self.csv = csv.DictWriter(self.csv_file, self.columns, lineterminator="\n")
         self.csv.writeheader()
         self.parquet = parquet.ParquetWriter(self.temporary["parquet"], self.schema)
         return self
 
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
         """Append rows; what they have beside the columns is left out."""
-        full = [{name: row.get(name) for name in COLUMNS} for row in rows]
+        full = [{name: row.get(name) for name in self.columns} for row in rows]
         self.csv.writerows(full)
         self.parquet.write_table(self.arrow.Table.from_pylist(full, schema=self.schema))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import math
 import shutil
 import sys
 from collections.abc import Sequence
@@ -41,6 +42,8 @@ class MicroDopplerPipeline(DiffusionPipeline):
         image_shape: [height, width, channels] of the images.
         colormap: {"name", "palette"} of images of one channel, or None; the palette is 256 x RRGGBB. Pictures
             ("pil") are painted with it, arrays and tensors hold the levels.
+        conditions: {"names", "mean", "std", "values"} of the continuous conditions, or None; "values" are joint values
+            of training images by class, in the units of the metadata, None where an image had none.
     """
 
     model_cpu_offload_seq = "unet->vqvae"
@@ -57,6 +60,7 @@ class MicroDopplerPipeline(DiffusionPipeline):
         latent_shape: list[int] | None = None,
         image_shape: list[int] | None = None,
         colormap: dict[str, str] | None = None,
+        conditions: dict[str, Any] | None = None,
     ):
         super().__init__()
         if not (classes and latent_mean and latent_std and latent_shape and image_shape):
@@ -74,6 +78,7 @@ class MicroDopplerPipeline(DiffusionPipeline):
             latent_shape=list(latent_shape),
             image_shape=list(image_shape),
             colormap=colormap,
+            conditions=conditions,
         )
 
     @torch.no_grad()
@@ -87,6 +92,7 @@ class MicroDopplerPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         guidance_interval: Sequence[float] = (0.0, 1.0),
+        conditions: dict[str, float | Sequence[float | None] | None] | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Sample images.
 
@@ -103,9 +109,11 @@ class MicroDopplerPipeline(DiffusionPipeline):
             return_dict: return an `ImagePipelineOutput` rather than a tuple.
             guidance_interval: (low, high), the shares of the training timesteps within which guidance acts; 1 is pure
                 noise. Steps outside are not guided and cost half (Kynkäänniemi et al. 2024).
+            conditions: name -> value in the units of the metadata, one for all labels or one for each; what is None or
+                left out is not given, and the model chooses it.
 
         Raises:
-            ValueError: an unknown class, or another number of generators than images.
+            ValueError: an unknown class or condition, or another number of generators than images.
         """
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type is '{output_type}'; it must be one of pil, np, pt, latent")
@@ -117,6 +125,12 @@ class MicroDopplerPipeline(DiffusionPipeline):
             )
         both = torch.cat([torch.full_like(labels, len(self.config.classes)), labels]).to(device)
         labels = both[len(labels) :]
+        told, both_told = {}, {}  # the network is never told of an augmentation: it samples images as they are
+        values = self._condition_values(conditions or {}, len(labels) // num_images_per_prompt)
+        if values is not None:
+            values = values.repeat_interleave(num_images_per_prompt, dim=0).to(device)
+            told = {"conditions": values}
+            both_told = {"conditions": torch.cat([torch.full_like(values, torch.nan), values])}
 
         self.scheduler.set_timesteps(num_inference_steps)
         low, high = (share * self.scheduler.config.num_train_timesteps for share in guidance_interval)
@@ -129,11 +143,13 @@ class MicroDopplerPipeline(DiffusionPipeline):
         for timestep, on_device in zip(self.progress_bar(timesteps), timesteps.to(device), strict=True):
             noisy = self.scheduler.scale_model_input(latents, timestep).to(self.unet.dtype)
             if guidance_scale != 1.0 and low <= timestep <= high:
-                prediction = self.unet(torch.cat([noisy, noisy]), on_device, class_labels=both).sample.float()
+                prediction = self.unet(
+                    torch.cat([noisy, noisy]), on_device, class_labels=both, **both_told
+                ).sample.float()
                 without, conditional = prediction.chunk(2)
                 prediction = without + guidance_scale * (conditional - without)
             else:
-                prediction = self.unet(noisy, on_device, class_labels=labels).sample.float()
+                prediction = self.unet(noisy, on_device, class_labels=labels, **told).sample.float()
             latents = self.scheduler.step(prediction, timestep, latents, **step_options).prev_sample
 
         images: Any = latents
@@ -177,6 +193,22 @@ class MicroDopplerPipeline(DiffusionPipeline):
                     f"class {label!r} is unknown; the model knows {', '.join(classes)} (0 to {len(classes) - 1})"
                 )
         return [classes.index(label) if isinstance(label, str) else int(label) for label in wanted]
+
+    def _condition_values(self, wanted: dict[str, Any], count: int) -> torch.Tensor | None:
+        """Return the conditions of `count` labels, normalised, float32 (count, k), or None for a model without."""
+        known = self.config.conditions or {"names": [], "mean": [], "std": []}
+        for name, value in wanted.items():
+            if name not in known["names"]:
+                there = ", ".join(known["names"]) or "none"
+                raise ValueError(f"condition {name!r} is unknown; the conditions of this model are: {there}")
+            if isinstance(value, Sequence) and len(value) != count:
+                raise ValueError(f"{len(value)} values of condition {name!r} for {count} labels; give one for each")
+        columns = []
+        for name, mean, std in zip(known["names"], known["mean"], known["std"], strict=True):
+            value = wanted.get(name)
+            values = value if isinstance(value, Sequence) else [value] * count
+            columns.append([math.nan if v is None else (v - mean) / std for v in values])
+        return torch.tensor(columns, dtype=torch.float32).T if columns else None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
@@ -222,8 +254,24 @@ class MicroDopplerPipeline(DiffusionPipeline):
             latents=" x ".join(str(side) for side in self.config.latent_shape),
             scheduler=f"{type(self.scheduler).__name__}, {noise.beta_schedule} betas, predicts {noise.prediction_type}",
             label=json.dumps(self.config.classes[0], ensure_ascii=False),
+            conditions=self._conditions_card(),
             table="\n".join(f"| {label} | {name} |" for label, name in enumerate(self.config.classes)),
         )
+
+    def _conditions_card(self) -> str:
+        """Return the part of the README.md on conditions, empty for a model without."""
+        if not self.config.conditions:
+            return ""
+        names, mean, std, _ = (self.config.conditions[key] for key in ("names", "mean", "std", "values"))
+        rows = "\n".join(f"| {n} | {m:.4g} | {s:.4g} |" for n, m, s in zip(names, mean, std, strict=True))
+        return f"""
+It takes conditions beside the class, such as `conditions={{{json.dumps(names[0])}: {mean[0]:.4g}}}`; what is not given
+the model chooses.
+
+| condition | mean in training | standard deviation |
+|---|---|---|
+{rows}
+"""
 
 
 _CARD = """---
@@ -260,4 +308,4 @@ pipe = MicroDopplerPipeline.from_pretrained(".")
 | label | class |
 |---|---|
 {table}
-"""
+{conditions}"""

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.errors import UserError
+from shards.order import STREAM_CONDITION, random_at
 from shards.provenance import write_text
 
 FILE_NAME = "plan.json"
@@ -46,6 +47,7 @@ class Plan:
         dynamic_range_db: dB between the floor and the top of the colour scale, for "npy".
         include_real: {"hash", "samples"} of the packed set whose training images are mixed in, or None.
         sift: settings of the sifter, or None.
+        conditions: {"fixed": name -> value, "values": class -> joint values of real training images}, or None.
     """
 
     counts: dict[str, int]
@@ -68,6 +70,7 @@ class Plan:
     dynamic_range_db: float = 40.0
     include_real: dict | None = None
     sift: dict | None = None
+    conditions: dict | None = None
 
     @property
     def total(self) -> int:
@@ -117,6 +120,21 @@ class Plan:
         start = int(np.random.SeedSequence(self.seed).generate_state(1)[0])
         return (start + candidate * self.total + samples.astype(np.int64)) % 2**32
 
+    @property
+    def condition_names(self) -> list[str]:
+        """The continuous conditions of the model."""
+        return list(next(iter(self.conditions["values"].values()))[0]) if self.conditions else []
+
+    def conditions_of(self, sample: int) -> dict[str, float | None]:
+        """Return the conditions of a sample index: those of a real training image of its class, but for fixed ones.
+
+        A joint draw keeps what belongs together, such as the speed and the aspect of one recording.
+        """
+        if self.conditions is None:
+            return {}
+        rows = self.conditions["values"][list(self.counts)[int(self.labels(np.array([sample]))[0])]]
+        return rows[int(random_at(self.seed, STREAM_CONDITION, sample).integers(len(rows)))] | self.conditions["fixed"]
+
     @cached_property
     def _stride(self) -> int:
         stride = max(1, round(self.total * (math.sqrt(5) - 1) / 2))
@@ -137,7 +155,9 @@ def claim_folder(folder: Path, plan: Plan) -> None:
         there = json.loads(path.read_text(encoding="utf-8"))
         wanted = json.loads(text)
         names = dict.fromkeys([*wanted, *there])
-        changes = [f"{n} {there.get(n)} -> {wanted.get(n)}" for n in names if there.get(n) != wanted.get(n)]
+        changes = [
+            f"{n} {there.get(n)!s:.200} -> {wanted.get(n)!s:.200}" for n in names if there.get(n) != wanted.get(n)
+        ]
         if changes:
             raise UserError(
                 f"{folder} holds samples of another plan ({'; '.join(changes)}); choose another --output_dir, "

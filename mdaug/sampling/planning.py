@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mdaug.sampling import counts, schedulers
+from mdaug.sampling import conditioning, counts, schedulers
 from mdaug.sampling.pipeline_folder import find_pipeline
 from mdaug.sampling.plan import Plan
 from shards import provenance
@@ -63,6 +63,7 @@ def make_plan(config: GenerateConfig) -> Plan:
     classes, image_shape = about["classes"], about["image_shape"]
     colormap = (about.get("colormap") or {}).get("name")
     images = made["made_from"]["images"]
+    assert not isinstance(config.conditions, str)
     mixed = real.describe(config.include_real, classes, image_shape, colormap) if config.include_real else None
     plan = Plan(
         counts=_counts(config, classes),
@@ -85,6 +86,7 @@ def make_plan(config: GenerateConfig) -> Plan:
         dynamic_range_db=config.dynamic_range_db,
         include_real=mixed,
         sift=_sift_settings(config, images),
+        conditions=conditioning.describe(about.get("conditions"), config.conditions or {}),
     )
     if plan.total * (config.max_candidates if config.sift else 1) > SEEDS:
         raise UserError(
@@ -124,7 +126,11 @@ def print_plan(plan: Plan, folder: Path) -> None:
     """Print what will be made, and what is known to go badly."""
     wanted = ", ".join(f"{name} {count}" for name, count in plan.counts.items() if count)
     print(f"{plan.total} samples in {plan.num_shards} shards to {folder}: {wanted}", flush=True)
-    for warning in schedulers.warnings(plan.scheduler_type, plan.num_inference_steps, plan.guidance_scale):
+    made = [name for name, count in plan.counts.items() if count]
+    for warning in (
+        *schedulers.warnings(plan.scheduler_type, plan.num_inference_steps, plan.guidance_scale),
+        *conditioning.warnings(plan.conditions, made),
+    ):
         print(f"warning: {warning}", flush=True)
 
 

@@ -57,7 +57,7 @@ def write_shards(plan: Plan, packed: Path, folder: Path) -> None:
     for shard in range(num_shards(plan)):
         path = folder / shard_name(shard)
         if not is_whole(path, keys(plan, shard)):
-            write_shard(path, _samples(dataset, _indices(plan, shard), bool(plan.sift)))
+            write_shard(path, _samples(dataset, _indices(plan, shard), bool(plan.sift), plan.condition_names))
 
 
 def _key(i: int) -> str:
@@ -70,11 +70,14 @@ def _indices(plan: Plan, shard: int) -> range:
     return range(start, min(start + plan.samples_per_shard, plan.include_real["samples"]))
 
 
-def _samples(dataset: ShardDataset, indices: range, sifted: bool) -> Iterator[Members]:
+def _samples(dataset: ShardDataset, indices: range, sifted: bool, conditions: list[str]) -> Iterator[Members]:
     """Yield the members of real images, with the keys of the synthetic ones: readers want every sample alike."""
     for i in indices:
         sample = dataset[i]
         meta = {"class": dataset.classes[sample["label"]], "seed": None, "source": "real"}
+        for name in conditions:
+            value = sample["meta"].get(name)
+            meta[f"condition_{name}"] = None if value in ("", None) else float(value)
         if sifted:
             meta |= {"candidate": None, "score": None, "within_limits": None}
         meta |= {

@@ -144,6 +144,7 @@ def _members(plan: Plan, classes: list[str], candidate: Candidate) -> dict[str, 
             "--mixed_precision or a smaller --guidance_scale, and a new --output_dir"
         )
     meta = {"class": classes[candidate.label], "seed": candidate.seed, "source": "synthetic"}
+    meta |= {f"condition_{name}": value for name, value in plan.conditions_of(candidate.sample).items()}
     if candidate.score is not None:
         within = not candidate.reason
         meta |= {"candidate": candidate.number, "score": round(candidate.score, 4), "within_limits": within}

@@ -123,6 +123,7 @@ def prepare(plan: Plan, pipeline: Any) -> None:
 def sample_images(plan: Plan, pipeline: Any, busy: Busy, samples: np.ndarray, candidate: int = 0) -> torch.Tensor:
     """Return the images of sample indices, float32 (B, C, H, W) in [0, 1], on the device of the pipeline."""
     generators = [torch.Generator().manual_seed(seed) for seed in plan.seeds(samples, candidate).tolist()]
+    rows = [plan.conditions_of(sample) for sample in samples.tolist()]
     precision = PRECISIONS[plan.mixed_precision]
     # float32 weights of the VQ-VAE keep its code vectors exact; autocast runs its convolutions in low precision.
     with busy, torch.autocast(plan.device, precision, enabled=precision is not torch.float32):
@@ -133,6 +134,7 @@ def sample_images(plan: Plan, pipeline: Any, busy: Busy, samples: np.ndarray, ca
             guidance_interval=plan.guidance_interval,
             num_inference_steps=plan.num_inference_steps,
             output_type="pt",
+            conditions={name: [row[name] for row in rows] for name in plan.condition_names},
         ).images
 
 

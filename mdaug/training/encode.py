@@ -6,22 +6,22 @@ import io
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from mdaug import augment
 from mdaug import config as configuration
 from mdaug.training import distributed
 from shards import provenance
 from shards.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
     from diffusers import VQModel
 
-    from shards.dataset import ShardDataset
+    from mdaug.training.views import Views
 
 STATISTICS_FILE, PLAN_FILE = "statistics.json", "plan.json"
 
@@ -42,6 +42,29 @@ class EncodeConfig:
     """Precision of the encoder; the statistics are always fp64."""
     num_workers: int = 2
     """Image decoding processes per rank."""
+    augment_copies: int = 0
+    """Augmented copies of each training image that are encoded beside it; validation images never have any."""
+    augment_with: str | list[str] = field(default_factory=lambda: list(augment.SAFE))
+    """Transforms, each on in half of the copies: roll (in time, circular), shift (in time, the floor comes in),
+    doppler_scale, doppler_shift, gain, noise, time_mask, doppler_mask; and, if the classes allow it, flip_time and
+    flip_doppler."""
+    augment_seed: int = 0
+    """What is done to copy c of an image depends on this seed, the image's key and c alone."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        if isinstance(self.augment_with, str):
+            self.augment_with = [name.strip() for name in self.augment_with.split(",")]
+        augment.check_names(self.augment_with)
+        for name in ("augment_copies", "augment_seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be 0 or greater")
+
+    @property
+    def augmentation(self) -> dict[str, Any]:
+        """The options of the copies; none where there are no copies."""
+        names = ("augment_copies", "augment_with", "augment_seed") if self.augment_copies else ()
+        return {name: getattr(self, name) for name in names}
 
 
 def encode(config: EncodeConfig) -> None:
@@ -66,6 +89,7 @@ def encode_packed(packed: Path, vqvae_folder: Path, output: Path, config: Encode
     """
     from mdaug.models.vqvae import load_geometry, load_vqvae
     from mdaug.training.engine import resolve_precision
+    from mdaug.training.views import Views
     from shards.dataset import ShardDataset
     from shards.index import write_index
     from shards.progress import Progress
@@ -75,7 +99,7 @@ def encode_packed(packed: Path, vqvae_folder: Path, output: Path, config: Encode
         "images": provenance.read(packed, "images")["hash"],
         "vqvae": provenance.read(vqvae_folder, "vqvae")["hash"],
     }
-    if is_finished(output, made_from):
+    if is_finished(output, made_from, config.augmentation):
         if distributed.is_main():
             print(f"{output} is finished: it holds the latents of {packed}")
         return
@@ -91,19 +115,23 @@ def encode_packed(packed: Path, vqvae_folder: Path, output: Path, config: Encode
                 f"{packed} holds images of shape {images.index['image_shape']}, the VQ-VAE {vqvae_folder} was trained "
                 f"on {geometry['image_shape']}; pack the images with that size"
             )
+        copies = config.augment_copies if split == "train" else 0
+        views = Views(images, config, copies, geometry.get("floor"))
         mine = [shard for i, shard in enumerate(images.shards) if i % distributed.world_size() == distributed.rank()]
-        count = sum(size for _, _, size in mine)
+        count = (1 + copies) * sum(size for _, _, size in mine)
         with Progress(f"encoding {split}", count, "image") as progress:
             for name, first, size in mine:
                 target = output / split / name
                 if finished(target) is None:
                     statistics = LatentStatistics()
-                    latents = _latents(images, range(first, first + size), model, precision, geometry, config)
-                    write_shard(target, _samples(images, first, latents, statistics), statistics.as_dict)
-                progress.update(size)
+                    part = range(first * (1 + copies), (first + size) * (1 + copies))
+                    latents = _latents(views, part, model, precision, geometry, config)
+                    write_shard(target, _samples(views, part, latents, statistics), statistics.as_dict)
+                progress.update(size * (1 + copies))
         distributed.barrier()
         if distributed.is_main():
-            write_index(output / split, images.classes, latent_shape=geometry["latent_shape"])
+            extra = {"copies": copies} if copies else {}
+            write_index(output / split, images.classes, latent_shape=geometry["latent_shape"], **extra)
             provenance.write_text(output / "classes.json", json.dumps(images.classes, ensure_ascii=False) + "\n")
     if distributed.is_main():
         _finish(output, geometry["latent_shape"], made_from, config)
@@ -112,11 +140,17 @@ def encode_packed(packed: Path, vqvae_folder: Path, output: Path, config: Encode
     distributed.barrier()
 
 
-def is_finished(folder: Path, made_from: dict[str, str]) -> bool:
-    """Claim `folder` for latents made from these hashes and return whether they are all there.
+def augmentation_of(folder: Path) -> dict[str, Any]:
+    """Return the options of the augmented copies of a folder of latents, finished or not; none where it has none."""
+    plan = folder / PLAN_FILE
+    return json.loads(plan.read_text(encoding="utf-8")).get("augmentation", {}) if plan.is_file() else {}
+
+
+def is_finished(folder: Path, made_from: dict[str, str], augmentation: dict[str, Any]) -> bool:
+    """Claim `folder` for latents made from these hashes, so augmented, and return whether they are all there.
 
     `plan.json` remembers the claim from the first moment, so that an interrupted run is not continued
-    with another VQ-VAE. Raises UserError where the folder belongs to other images or another VQ-VAE.
+    with another VQ-VAE. Raises UserError where the folder belongs to other images, another VQ-VAE or other copies.
     """
     plan = folder / PLAN_FILE
     if plan.is_file():
@@ -127,10 +161,16 @@ def is_finished(folder: Path, made_from: dict[str, str]) -> bool:
                     f"{folder} holds latents made from another {role} ({there[role][:12]}, here {wanted[:12]}); "
                     "choose another folder for the latents or delete that one"
                 )
+        if augmentation != augmentation_of(folder):
+            raise UserError(
+                f"{folder} holds latents with {augmentation_of(folder) or 'no augmented copies'}, asked for is "
+                f"{augmentation or 'none'}; choose another folder for the latents or delete that one"
+            )
     distributed.barrier()
     if distributed.is_main() and not plan.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        provenance.write_text(plan, json.dumps(made_from) + "\n")
+        claim = {**made_from, "augmentation": augmentation} if augmentation else made_from
+        provenance.write_text(plan, json.dumps(claim) + "\n")
     distributed.barrier()
     return (folder / provenance.FILE_NAME).is_file()
 
@@ -162,9 +202,9 @@ class LatentStatistics:
 
 
 def _latents(
-    images: ShardDataset, indices: range, model: VQModel, precision: str, geometry: dict, config: EncodeConfig
+    views: Views, indices: range, model: VQModel, precision: str, geometry: dict, config: EncodeConfig
 ) -> Iterator[np.ndarray]:
-    """Yield the latent (C, h, w), float32, of every index in order."""
+    """Yield the latent (C, h, w), float32, of every view in order."""
     import torch
     from torch.utils.data import DataLoader, Subset
 
@@ -172,9 +212,9 @@ def _latents(
     device = next(model.parameters()).device
 
     loader = DataLoader(
-        Subset(images, indices),
+        Subset(views, indices),
         config.batch_size,
-        collate_fn=_stack_images,
+        collate_fn=torch.stack,
         num_workers=config.num_workers,
         pin_memory=device.type == "cuda",
     )
@@ -186,22 +226,21 @@ def _latents(
         yield from latents
 
 
-def _stack_images(samples: list[dict]) -> torch.Tensor:
-    import torch
-
-    from mdaug.images import to_tensor
-
-    return torch.stack([to_tensor(sample["image"]) for sample in samples])
-
-
 def _samples(
-    images: ShardDataset, first: int, latents: Iterator[np.ndarray], statistics: LatentStatistics
+    views: Views, part: range, latents: Iterator[np.ndarray], statistics: LatentStatistics
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
-    for index, latent in enumerate(latents, start=first):
-        statistics.add(latent)
+    """Yield the members of every view; the scale is that of the images themselves, which is what will be sampled."""
+    for j, latent in zip(part, latents, strict=True):
+        image, copy = divmod(j, 1 + views.copies)
+        if copy == 0:
+            statistics.add(latent)
         file = io.BytesIO()
         np.save(file, latent, allow_pickle=False)
-        yield images.keys[index], {"npy": file.getvalue(), "cls": str(images.labels[index]).encode()}
+        members = {"npy": file.getvalue(), "cls": str(views.images.labels[image]).encode()}
+        if views.copies:
+            meta = {"image": views.images.keys[image], "copy": copy, "augment": views.row(j).tolist()}
+            members["json"] = json.dumps(meta).encode()
+        yield views.key(j), members
 
 
 def _finish(output: Path, shape: list[int], made_from: dict[str, str], config: EncodeConfig) -> None:

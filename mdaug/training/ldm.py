@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -44,6 +44,12 @@ class LDMConfig(TrainingConfig):
     """Steps T of the diffusion process."""
     label_dropout: float = 0.1
     """Share of samples that are shown without their class, for classifier-free guidance."""
+    condition_on: str | list[str] = field(default_factory=list)
+    """Numeric columns of the metadata that the network is told beside the class, such as speed,aspect."""
+    condition_dropout: float = 0.1
+    """Share of samples shown without any condition, and share shown without each alone; without class never any."""
+    augment_probability: float = 0.5
+    """Share of samples shown as one of their augmented copies, where the latents hold any (encode --augment_copies)."""
     ema_half_life: float = 100_000
     """Half-life of the averaged weights in samples, shortened to 5 % of the samples seen at the start."""
     warmup_steps: int = 2000
@@ -72,7 +78,11 @@ class LDMConfig(TrainingConfig):
         for name in ("eval_steps", "num_inference_steps", "ema_half_life", "num_train_timesteps"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
-        for name in ("label_dropout", "dropout"):
+        if isinstance(self.condition_on, str):
+            self.condition_on = [name.strip() for name in self.condition_on.split(",")]
+        if not 0 <= self.augment_probability <= 1:
+            raise ValueError(f"augment_probability={self.augment_probability} must be between 0 and 1")
+        for name in ("label_dropout", "condition_dropout", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
         if self.warmup_steps < 0:
@@ -86,7 +96,7 @@ def train_ldm(config: LDMConfig) -> None:
     distributed.init()
 
     from mdaug.models.vqvae import find_vqvae, load_geometry
-    from mdaug.training.encode import EncodeConfig, encode_packed
+    from mdaug.training.encode import EncodeConfig, augmentation_of, encode_packed
     from mdaug.training.ldm_task import LDMTask
     from mdaug.training.loop import train
     from mdaug.training.run import open_run, packing, plan_batches
@@ -114,7 +124,7 @@ def train_ldm(config: LDMConfig) -> None:
     if not open_run(config, **made_from):
         return
     latents = config.latents_dir or config.output_dir / "latents"
-    encoding = EncodeConfig(data_dir=packed, vqvae_path=vqvae, output_dir=latents, num_workers=config.num_workers)
+    encoding = EncodeConfig(packed, vqvae, latents, num_workers=config.num_workers, **augmentation_of(latents))
     encode_packed(packed, vqvae, latents, encoding)
     task = LDMTask(config, packed, vqvae, latents, made_from)
-    train(task, config, plan_batches(config, len(task.train_set)))
+    train(task, config, plan_batches(config, task.train_set.num_images))

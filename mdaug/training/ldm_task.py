@@ -12,68 +12,33 @@ from PIL import Image
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from mdaug import augment
 from mdaug import config as configuration
-from mdaug.images import grid
+from mdaug.images import grid, to_uint8
 from mdaug.models.hybrid_unet import HybridUNet2DModel
 from mdaug.models.vqvae import load_geometry, load_vqvae
 from mdaug.sampling.pipeline import MicroDopplerPipeline
 from mdaug.sampling.pipeline_folder import save_pipeline
 from mdaug.sampling.schedulers import build_scheduler
-from mdaug.training import distributed
+from mdaug.training import conditions, distributed
 from mdaug.training.checkpoint import TrainingState
+from mdaug.training.diffuse import VALIDATION_SEED, Diffuse
 from mdaug.training.ema import EMA
 from mdaug.training.encode import load_statistics
 from mdaug.training.engine import Engine
+from mdaug.training.latents import CopyOrder, LatentSet
 from mdaug.training.ldm import LDMConfig
 from mdaug.training.loop import Task
+from mdaug.training.neighbours import Neighbours
 from mdaug.training.run import BatchPlan
 from mdaug.training.validation import validation_batches
 from shards import provenance
-from shards.colormap import colormap
-from shards.dataset import ShardDataset
+from shards.colormap import colormap, paint
 from shards.errors import UserError
-from shards.order import (
-    STREAM_LABEL_DROP,
-    STREAM_NOISE,
-    STREAM_TIMESTEP,
-    EpochOrder,
-    PositionDataset,
-    random_at,
-)
+from shards.order import PositionDataset
 
-VALIDATION_SEED = 20_000_003  # validation noise is the same in every run, whatever its seed
 VALIDATION_DRAWS = 4  # (noise, timestep) pairs per validation image
 PICTURES_PER_CLASS = 4
-
-
-class Diffuse:
-    """Latent of a position -> network input and target ingredients; travels to the data loading workers.
-
-    Noise, timestep and label drop come from (seed, position) alone.
-    """
-
-    def __init__(self, mean: list[float], std: list[float], config: LDMConfig, num_classes: int):
-        self.mean = np.asarray(mean, dtype=np.float32)[:, None, None]
-        self.std = np.asarray(std, dtype=np.float32)[:, None, None]
-        self.seed, self.timesteps = config.seed, config.num_train_timesteps
-        self.label_dropout, self.null_label = config.label_dropout, num_classes
-
-    def __call__(self, sample: dict[str, Any], position: int) -> dict[str, Any]:
-        """Return {"latent": normalised, "noise", "timestep", "label"} of a training position."""
-        dropped = random_at(self.seed, STREAM_LABEL_DROP, position).random() < self.label_dropout
-        timestep = int(random_at(self.seed, STREAM_TIMESTEP, position).integers(self.timesteps))
-        return self._item(sample, self.seed, position, timestep, self.null_label if dropped else sample["label"])
-
-    def validation(self, sample: dict[str, Any], position: int) -> dict[str, Any]:
-        """Return the same with fixed noise and timesteps spread evenly over [0, T), and the label kept."""
-        golden = (math.sqrt(5) - 1) / 2  # multiples of the golden ratio modulo 1 fill the interval evenly
-        timestep = int((position * golden % 1) * self.timesteps)
-        return self._item(sample, VALIDATION_SEED, position, timestep, sample["label"])
-
-    def _item(self, sample: dict[str, Any], seed: int, position: int, timestep: int, label: int) -> dict[str, Any]:
-        latent = (sample["array"] - self.mean) / self.std
-        noise = random_at(seed, STREAM_NOISE, position).standard_normal(latent.shape, dtype=np.float32)
-        return {"latent": latent, "noise": noise, "timestep": timestep, "label": label}
 
 
 class LDMTask(Task):
@@ -83,16 +48,21 @@ class LDMTask(Task):
     last_folder = "pipeline"
 
     def __init__(self, config: LDMConfig, packed: Path, vqvae: Path, latents: Path, made_from: dict[str, str]):
-        self.config = config
+        self.config, self.packed = config, packed
+        self.neighbours: Neighbours | None = None  # of the pictures; read when the first ones are made
         self.made_from = {**made_from, "latents": provenance.read(latents, "latents")["hash"]}
-        self.train_set = ShardDataset(latents / "train", fields=("array",))
-        self.val_set = ShardDataset(latents / "val", fields=("array",))
+        told = conditions.read(packed, list(config.condition_on)) if config.condition_on else None
+        self.conditions = told.for_pipeline() if told else None
+        self.train_set = LatentSet(latents / "train", told.train if told else None)
+        self.val_set = LatentSet(latents / "val", told.val if told else None)
         if len(self.val_set) == 0:
             raise UserError(f"{packed} has no validation images; pack it again with a larger --val_fraction")
         self.statistics, self.geometry = load_statistics(latents), load_geometry(vqvae)
         self.classes = self.train_set.classes
         self.diffuse = Diffuse(self.statistics["mean"], self.statistics["std"], config, len(self.classes))
-        self.dataset = PositionDataset(self.train_set, EpochOrder(len(self.train_set), config.seed), self.diffuse)
+        copies = self.train_set.copies if config.augment_probability > 0 else 0
+        order = CopyOrder(self.train_set.num_images, config.seed, self.train_set.copies, config.augment_probability)
+        self.dataset = PositionDataset(self.train_set, order, self.diffuse)
         torch.manual_seed(config.seed)
         shape = self.geometry["latent_shape"]
         try:
@@ -108,6 +78,8 @@ class LDMTask(Task):
                 attention=config.attention,
                 dropout=config.dropout,
                 norm_num_groups=config.norm_num_groups,
+                num_conditions=len(config.condition_on),
+                augment_size=augment.SIZE if copies else 0,
             )
         except ValueError as error:
             raise UserError(f"the U-Net cannot be built: {error}") from None
@@ -146,7 +118,8 @@ class LDMTask(Task):
         alpha = self.alphas[batch["timestep"]].view(-1, 1, 1, 1)
         signal, sigma = alpha.sqrt(), (1 - alpha).sqrt()
         latent, noise = batch["latent"], batch["noise"]
-        prediction = network(signal * latent + sigma * noise, batch["timestep"], batch["label"]).sample
+        told = {name: batch[name] for name in ("conditions", "augment") if name in batch}
+        prediction = network(signal * latent + sigma * noise, batch["timestep"], batch["label"], **told).sample
         target = {
             "epsilon": noise,
             "v_prediction": signal * noise - sigma * latent,
@@ -190,13 +163,16 @@ class LDMTask(Task):
             latent_std=self.statistics["std"],
             latent_shape=self.geometry["latent_shape"],
             image_shape=self.geometry["image_shape"],
+            conditions=self.conditions,
             colormap=name and {"name": name, "palette": colormap(name).palette.tobytes().hex()},
         )
 
-    def save_images(self, engine: Engine, state: TrainingState) -> None:
-        """Write a grid of samples to generated_images/, one row per class; rank 0 alone, its EMA copy is whole."""
+    def save_images(self, engine: Engine, state: TrainingState) -> dict[str, float]:
+        """Write samples to generated_images/, a row per class and beneath it the nearest training images with their
+        distances; return the medians. Rank 0 does it alone, its EMA copy is whole.
+        """
         if not distributed.is_main():
-            return
+            return {}
         pipeline = self.pipeline().to(engine.device)
         pipeline.set_progress_bar_config(disable=True)
         labels = [label for label in range(len(self.classes)) for _ in range(PICTURES_PER_CLASS)]
@@ -208,14 +184,38 @@ class LDMTask(Task):
                 class_labels=labels[part],
                 generator=generators[part],
                 num_inference_steps=self.config.num_inference_steps,
-                output_type="pil",
+                output_type="pt",
+                conditions=self._conditions_of_pictures(part),
             )
-            images += [np.atleast_3d(np.asarray(image)) for image in result.images]
-        rows = [images[i : i + PICTURES_PER_CLASS] for i in range(0, len(images), PICTURES_PER_CLASS)]
+            images += list(to_uint8(2 * result.images - 1))
+        self.vqvae.to("cpu")
+
+        self.neighbours = self.neighbours or Neighbours(self.packed)
+        nearest, distances = self.neighbours.of(images)
+        painted = [paint(image, self.geometry.get("colormap")) for image in images]
+        rows, names, captions = [], [], []
+        for label, name in enumerate(self.classes):
+            part = slice(label * PICTURES_PER_CLASS, (label + 1) * PICTURES_PER_CLASS)
+            rows += [painted[part], nearest[part]]
+            names += [name, "nearest"]
+            captions += [[], [f"{distance:.1f}" for distance in distances[part]]]
         folder = self.config.output_dir / "generated_images"
         folder.mkdir(exist_ok=True)
-        Image.fromarray(grid(rows, self.classes)).save(folder / f"samples-{state.samples:012d}.png")
-        self.vqvae.to("cpu")
+        Image.fromarray(grid(rows, names, captions=captions)).save(folder / f"samples-{state.samples:012d}.png")
+        median, of_val = float(np.median(distances)), self.neighbours.val_distance
+        return {"nearest_train": median, "nearest_train_of_val": of_val, "nearest_ratio": median / max(of_val, 1e-9)}
+
+    def _conditions_of_pictures(self, part: slice) -> dict[str, list[float | None]]:
+        """Return the conditions of some of the pictures: those of real training images of their class."""
+        if self.conditions is None:
+            return {}
+        names, values = self.conditions["names"], self.conditions["values"]
+        rows = [
+            values[name][i * len(values[name]) // PICTURES_PER_CLASS]
+            for name in self.classes
+            for i in range(PICTURES_PER_CLASS)
+        ]
+        return {name: [row[column] for row in rows[part]] for column, name in enumerate(names)}
 
     def export(self, engine: Engine, folder: Path) -> None:
         """Write the pipeline of the averaged weights."""

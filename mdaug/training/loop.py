@@ -55,8 +55,8 @@ class Task(ABC):
         """Return the validation figures, equal on all ranks; every rank calls it."""
 
     @abstractmethod
-    def save_images(self, engine: Engine, state: TrainingState) -> None:
-        """Write pictures into the run folder; every rank calls it."""
+    def save_images(self, engine: Engine, state: TrainingState) -> dict[str, float]:
+        """Write pictures into the run folder and return figures about them; every rank calls it."""
 
     @abstractmethod
     def export(self, engine: Engine, folder: Path) -> None:
@@ -150,7 +150,10 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan) -> None:
         if validate and not stopping:
             stale = _validate(task, engine, state, config, metrics)
         if config.save_images and not stopping and (validate or task.image_step(state.step, plan)):
-            task.save_images(engine, state)
+            about = task.save_images(engine, state)
+            if about:
+                metrics.write({"samples": state.samples, **{f"images/{name}": value for name, value in about.items()}})
+                metrics.say("pictures: " + " | ".join(f"{name} {value:.4g}" for name, value in about.items()))
         if save or stale:
             save_checkpoint()
         metrics.paused(time.perf_counter() - pausing)

@@ -158,7 +158,7 @@ class VQVAETask(Task):
         return {"loss": loss, "mse": mse, "psnr": psnr, "perplexity": perplexity, "codes_used": used}
 
     @torch.no_grad()
-    def save_images(self, engine: Engine, state: TrainingState) -> None:
+    def save_images(self, engine: Engine, state: TrainingState) -> dict[str, float]:
         """Write original, reconstruction with its PSNR, and difference of validation images to images/."""
         self.module.eval()
         count = min(PICTURES, len(self.val_set))
@@ -176,6 +176,7 @@ class VQVAETask(Task):
             folder = self.config.output_dir / "images"
             folder.mkdir(exist_ok=True)
             Image.fromarray(picture).save(folder / f"samples-{state.samples:012d}.png")
+        return {}
 
     def export(self, engine: Engine, folder: Path) -> None:
         """Write the stock VQModel with its geometry and provenance."""
