@@ -75,12 +75,13 @@ def reconstruct(config: ReconstructConfig) -> None:
     """Measure, print the table, and write JSON, table and picture strip."""
     from mdaug.evaluation.pictures import save, strips
     from mdaug.models.vqvae import find_vqvae, load_geometry
-    from shards.pack import open_packed
+    from shards.cache import open_packed
+    from shards.size import written
 
     folder = find_vqvae(config.vqvae_path)
     geometry = load_geometry(folder)
     mode = {1: "gray", 3: "rgb"}[geometry["image_shape"][2]]
-    packed = open_packed(config.data_dir, geometry["image_shape"][0], image_mode=mode)
+    packed = open_packed(config.data_dir, written(*geometry["image_shape"][:2]), image_mode=mode)
     images, vqvae = provenance.read(packed, "images"), provenance.read(folder, "vqvae")
     dataset = _open(packed, config.split)
     if dataset.index["image_shape"] != geometry["image_shape"]:

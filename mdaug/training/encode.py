@@ -48,10 +48,11 @@ def encode(config: EncodeConfig) -> None:
     """Encode train and val; see `encode_packed`."""
     distributed.init()
     from mdaug.models.vqvae import find_vqvae, load_geometry
-    from shards.pack import open_packed
+    from shards.cache import open_packed
+    from shards.size import written
 
     vqvae = find_vqvae(config.vqvae_path)
-    size = load_geometry(vqvae)["image_shape"][0]
+    size = written(*load_geometry(vqvae)["image_shape"][:2])
     encode_packed(open_packed(config.data_dir, size), vqvae, config.output_dir, config)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mdaug.training.run import TrainingConfig
+from shards.size import height_width
 
 
 @dataclass
@@ -73,14 +74,14 @@ class VQVAEConfig(TrainingConfig):
             raise ValueError(f"disc_lr={self.disc_lr} must be greater than 0")
         if self.disc_channels <= 0 or self.disc_channels % 8:
             raise ValueError(f"disc_channels={self.disc_channels} must be a multiple of 8 (normalisation groups)")
-        if self.use_discriminator and self.image_size < 16:
+        if self.use_discriminator and min(height_width(self.image_size)) < 16:
             raise ValueError(f"image_size={self.image_size} must be 16 or more for --use_discriminator")
         if self.latent_channels != self.vq_embed_dim:
             raise ValueError(
                 f"latent_channels={self.latent_channels} and vq_embed_dim={self.vq_embed_dim} must be equal: a latent "
                 "pixel is replaced by a code, and the diffusion model works on the same vectors before that"
             )
-        if self.image_size % 2**self.n_layers:
+        if any(side % 2**self.n_layers for side in height_width(self.image_size)):
             raise ValueError(
                 f"image_size={self.image_size} must be a multiple of {2**self.n_layers} for n_layers={self.n_layers}"
             )
@@ -99,7 +100,7 @@ def train_vqvae(config: VQVAEConfig) -> None:
     from mdaug.training.run import open_run, packing, plan_batches
     from mdaug.training.vqvae_task import VQVAETask
     from shards import provenance
-    from shards.pack import open_packed
+    from shards.cache import open_packed
 
     packed = open_packed(config.data_dir, config.image_size, **packing(config))
     images_hash = provenance.read(packed, "images")["hash"]

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shards.cache import open_packed
 from shards.colormap import COLORMAPS, colormap, detect, jet, levels_of, most_frequent, paint
 from shards.dataset import ShardDataset
-from shards.pack import PackConfig, open_packed, pack
+from shards.pack import PackConfig, pack
 
 
 def levels(seed: int = 0, size: int = 256) -> np.ndarray:
