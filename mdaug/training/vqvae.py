@@ -41,6 +41,8 @@ class VQVAEConfig(TrainingConfig):
     """Weight of the LPIPS distance."""
     perceptual_net: Literal["vgg", "alex", "squeeze"] = "vgg"
     """Backbone of LPIPS."""
+    lambda_edge: float = 0.0
+    """Weight of the distance of the strength of edges, window by window: reconstructions as sharp as the originals."""
     lambda_spectrogram: float = 0.0
     """Weight of the reconstruction_loss over the pixels above the floor alone."""
     lambda_doppler: float = 0.0
@@ -66,8 +68,8 @@ class VQVAEConfig(TrainingConfig):
         for name in ("latent_channels", "vq_num_embed", "n_layers", "base_channels"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
-        for name in ("lambda_perceptual", "lambda_spectrogram", "lambda_doppler", "disc_start", "lambda_adversarial",
-                     "gradient_penalty"):  # fmt: skip
+        for name in ("lambda_perceptual", "lambda_edge", "lambda_spectrogram", "lambda_doppler", "disc_start",
+                     "lambda_adversarial", "gradient_penalty"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be 0 or greater")
         if self.disc_lr is not None and self.disc_lr <= 0:

@@ -36,8 +36,8 @@ PICTURES = 8  # pairs in a picture of reconstructions
 class VQVAETask(Task):
     """Distance of the reconstruction, commitment, optionally a discriminator; the codes follow by EMA.
 
-    The distance of an image is L1 or L2 plus, weighted, LPIPS, the error above the floor and that of the
-    Doppler profiles; its mean over the validation set is the score.
+    The distance of an image is L1 or L2 plus, weighted, LPIPS, the strength of edges, the error above the floor and
+    that of the Doppler profiles; its mean over the validation set is the score.
     """
 
     score = "loss"
@@ -114,6 +114,8 @@ class VQVAETask(Task):
         terms = {"reconstruction": (1.0, losses.pixel_distance(reconstruction, images, kind))}
         if self.perceptual is not None:
             terms["perceptual"] = (config.lambda_perceptual, self.perceptual(reconstruction, images))
+        if config.lambda_edge > 0:
+            terms["edge"] = (config.lambda_edge, losses.edge_distance(reconstruction, images))
         floor = losses.floor_in_range(self.floor, images.device)
         if config.lambda_spectrogram > 0:
             error = losses.spectrogram_distance(reconstruction, images, floor, kind)
