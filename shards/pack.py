@@ -52,8 +52,9 @@ class PackConfig:
     """Three channels or one; auto: one if every image is single channel, else three. gray takes from coloured images
     the level behind their colour map, and keeps the map as the palette of the PNGs."""
     colormap: str = "auto"
-    """Colour map that image_mode gray inverts: jet-256 and jet-64 (MATLAB), matplotlib-jet, parula or viridis; auto:
-    told by the most frequent colour, which is the floor; none: the brightness of the colours."""
+    """Colour map that image_mode gray inverts: jet-256 and jet-64 (MATLAB), matplotlib-jet, parula (MATLAB until
+    R2016b), parula-2017 (since) or viridis; auto: told by the most frequent colour, which is the floor; none: the
+    brightness of the colours."""
     group_by: str | None = None
     """What must not be torn between train and val: a regular expression with one capture group, searched in the path
     of the image relative to data_dir, or column:<name> of metadata.csv. By default the metadata column `group`, else

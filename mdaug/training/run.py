@@ -19,7 +19,7 @@ CONFIG_FILE, FINISHED_FILE = "config.yaml", "FINISHED"
 
 # Fields that may differ when a run is resumed: they change where and how fast it computes, not what.
 OPERATIONAL = {
-    "batch_size", "data_dir", "deepspeed_config", "eval_steps", "gradient_accumulation_steps", "keep_last",
+    "batch_size", "compile", "data_dir", "deepspeed_config", "eval_steps", "gradient_accumulation_steps", "keep_last",
     "latents_dir", "logging_steps", "max_skipped_steps", "mixed_precision", "num_inference_steps", "num_workers",
     "output_dir", "save_epochs", "save_images", "save_samples", "scheduler_type", "use_wandb", "vqvae_path",
     "wandb_project", "zero_stage",

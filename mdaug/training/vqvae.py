@@ -61,6 +61,8 @@ class VQVAEConfig(TrainingConfig):
     """Learning rate of the discriminator's AdamW (default: lr); constant."""
     disc_channels: int = 64
     """Channels of the discriminator's first layer."""
+    compile: bool = False
+    """Compile encoder and decoder (torch.compile; needs a C compiler): slow first steps, then faster ones."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
@@ -78,6 +80,8 @@ class VQVAEConfig(TrainingConfig):
             raise ValueError(f"disc_channels={self.disc_channels} must be a multiple of 8 (normalisation groups)")
         if self.use_discriminator and min(height_width(self.image_size)) < 16:
             raise ValueError(f"image_size={self.image_size} must be 16 or more for --use_discriminator")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile=True and zero_stage=3 exclude each other; use --zero_stage 2 or less")
         if self.latent_channels != self.vq_embed_dim:
             raise ValueError(
                 f"latent_channels={self.latent_channels} and vq_embed_dim={self.vq_embed_dim} must be equal: a latent "
@@ -113,4 +117,6 @@ def train_vqvae(config: VQVAEConfig) -> None:
         config.batch_size = choose_batch_size(task, len(task.train_set))
     if distributed.is_main():
         print(estimate(task, config.batch_size), flush=True)
+    if config.compile:
+        task.compile()
     train(task, config, plan_batches(config, len(task.train_set)))

@@ -65,6 +65,8 @@ class VQVAETask(Task):
             gradient=config.codebook_gradient,
         )
         self.module = TrainableVQVAE(model, self.codebook)
+        if distributed.device().type == "cuda":  # what cuDNN's fastest convolutions want
+            self.module.to(memory_format=torch.channels_last)
         self.model_config = dict(model.config)
         self.dataset = PositionDataset(self.train_set, EpochOrder(len(self.train_set), config.seed), _transform)
         self.perceptual = PerceptualLoss(config.perceptual_net) if config.use_perceptual else None
@@ -76,6 +78,11 @@ class VQVAETask(Task):
         if config.use_discriminator:
             precision = resolve_precision(config.mixed_precision, distributed.device())
             self.adversary = Adversary(config, self.image_shape, precision)
+
+    def compile(self) -> None:
+        """Compile encoder and decoder, once for each shape they meet; names and values of the weights stay."""
+        for part in (self.module.encoder, self.module.decoder):
+            part.compile(dynamic=False)
 
     def learning_rate(self, step: int, plan: BatchPlan) -> float:
         """Return the constant rate of the original scheme, or half a cosine from it to 0."""

@@ -49,6 +49,7 @@ def test_saved_configuration_reads_back(tmp_path):
         ({"image_size": "256x100"}, "image_size=256x100 must be a multiple of 8"),
         ({"image_size": "8x64", "use_discriminator": True}, "image_size=8x64 must be 16 or more"),
         ({"image_size": "64x"}, "image_size is 64x; a number of pixels such as 256, or height x width such as 128x256"),
+        ({"compile": True, "zero_stage": 3}, "compile=True and zero_stage=3 exclude each other"),
         ({"lr": 0}, "lr=0 must be greater than 0"),
         ({"global_batch_size": 8, "gradient_accumulation_steps": 2}, "exclude each other"),
     ],
