@@ -126,7 +126,7 @@ def main() -> None:
     options = parser.parse_args()
 
     device = distributed.init()
-    vqvae_task.PerceptualLoss = lambda net: perceptual.PerceptualLoss(net, random_backbone=True)
+    vqvae_task.PerceptualLoss = lambda net, _: perceptual.PerceptualLoss(net, random_backbone=True)
     on_gpu = device.type == "cuda"
     with tempfile.TemporaryDirectory() as scratch:
         packed = Path(scratch) / "packed"

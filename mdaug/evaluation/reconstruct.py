@@ -39,6 +39,8 @@ class ReconstructConfig:
     """Images that are decoded at once."""
     perceptual_net: Literal["vgg", "alex", "squeeze"] = "vgg"
     """Backbone of LPIPS, which is measured where its weights are on this machine."""
+    perceptual_weights: Path | None = None
+    """File of its weights; default: where torch.hub keeps it."""
 
     ALIASES: ClassVar[dict[str, str]] = {"data": "data_dir"}
 
@@ -144,7 +146,7 @@ def _measure(folder: Path, dataset: ShardDataset, config: ReconstructConfig) -> 
     floor = most_frequent(np.stack([picture(dataset[i]["image"]) for i in shown]))
     lpips, missing = None, None
     try:
-        lpips = PerceptualLoss(config.perceptual_net).to(device)
+        lpips = PerceptualLoss(config.perceptual_net, config.perceptual_weights).to(device)
     except UserError as error:
         missing = str(error)
     parts: dict[str, list[dict[str, np.ndarray]]] = {row: [] for row in ("VQ-VAE", *SCALE)}

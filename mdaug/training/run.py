@@ -21,8 +21,8 @@ CONFIG_FILE, FINISHED_FILE = "config.yaml", "FINISHED"
 OPERATIONAL = {
     "batch_size", "compile", "data_dir", "deepspeed_config", "eval_steps", "gradient_accumulation_steps", "keep_last",
     "latents_dir", "logging_steps", "max_skipped_steps", "mixed_precision", "num_inference_steps", "num_workers",
-    "output_dir", "save_epochs", "save_images", "save_samples", "scheduler_type", "use_wandb", "vqvae_path",
-    "wandb_project", "zero_stage",
+    "output_dir", "perceptual_weights", "save_epochs", "save_images", "save_samples", "scheduler_type", "use_wandb",
+    "vqvae_path", "wandb_project", "zero_stage",
 }  # fmt: skip
 
 

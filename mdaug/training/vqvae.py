@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from mdaug.training.run import TrainingConfig
@@ -41,6 +42,8 @@ class VQVAEConfig(TrainingConfig):
     """Weight of the LPIPS distance."""
     perceptual_net: Literal["vgg", "alex", "squeeze"] = "vgg"
     """Backbone of LPIPS."""
+    perceptual_weights: Path | None = None
+    """File of its weights; default: where torch.hub keeps it."""
     lambda_edge: float = 0.0
     """Weight of the distance of the strength of edges, window by window: reconstructions as sharp as the originals."""
     lambda_spectrogram: float = 0.0

@@ -69,7 +69,9 @@ class VQVAETask(Task):
             self.module.to(memory_format=torch.channels_last)
         self.model_config = dict(model.config)
         self.dataset = PositionDataset(self.train_set, EpochOrder(len(self.train_set), config.seed), _transform)
-        self.perceptual = PerceptualLoss(config.perceptual_net) if config.use_perceptual else None
+        self.perceptual = (
+            PerceptualLoss(config.perceptual_net, config.perceptual_weights) if config.use_perceptual else None
+        )
         if self.perceptual is not None:
             self.perceptual.to(distributed.device())
         shown = range(0, len(self.train_set), max(1, len(self.train_set) // FLOOR_IMAGES))
