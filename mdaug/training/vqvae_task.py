@@ -83,8 +83,8 @@ class VQVAETask(Task):
 
     def compile(self) -> None:
         """Compile encoder and decoder, once for each shape they meet; names and values of the weights stay."""
-        for part in (self.module.encoder, self.module.decoder):
-            part.compile(dynamic=False)
+        for part in ("encoder", "decoder"):
+            self.module.get_submodule(part).compile(dynamic=False)
 
     def learning_rate(self, step: int, plan: BatchPlan) -> float:
         """Return the constant rate of the original scheme, or half a cosine from it to 0."""
