@@ -136,7 +136,7 @@ def main() -> None:
         flags += [f"--{name}={value}" for name in ("batch_size", "image_size") if (value := getattr(options, name))]
         config = configuration.parse(VQVAEConfig, flags, "benchmark")
         precision = resolve_precision(config.mixed_precision, device)
-        make_images(packed, config.image_size, count=max(4 * config.batch_size, 64))
+        make_images(packed.parent, config.image_size, count=max(4 * config.batch_size, 64))
         plan = plan_batches(config, 4 * config.batch_size)
         contestants = {
             "ours": lambda: ours(config, plan, precision, packed),

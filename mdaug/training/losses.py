@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-EDGE_WINDOW = 8  # pixels; the windows overlap by half
+EDGE_WINDOW = 16  # pixels; the windows overlap by half
 SIGNAL_THRESHOLD = 16 / 127.5  # distance from the floor, in a channel of [-1, 1], above which a pixel is signal
 
 
