@@ -48,6 +48,8 @@ from shards.dataset import ShardDataset
 
 def ours(config: VQVAEConfig, plan: BatchPlan, precision: str, packed: Path) -> Callable[[], float]:
     task = vqvae_task.VQVAETask(config, packed, "")
+    if config.compile:
+        task.compile()
     engine = Engine(task.module, config, deepspeed_config(config, plan, precision))
     state = TrainingState(global_batch=plan.global_batch)
     stream = iter(_loader(task.dataset, config, dataclasses.replace(plan, steps=1_000_000), 0))
@@ -117,22 +119,24 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int)
     parser.add_argument("--image_size", type=int)
     parser.add_argument("--mixed_precision", default="auto")
+    parser.add_argument("--compile", action="store_true", help="compile ours (torch.compile)")
     parser.add_argument("--steps", type=int, default=4, help="steps of one turn")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--only", nargs="+", help="contestants beside ours")
     options = parser.parse_args()
 
     device = distributed.init()
-    vqvae_task.PerceptualLoss = lambda net: perceptual.PerceptualLoss(net, random_backbone=True)
+    vqvae_task.PerceptualLoss = lambda net, _: perceptual.PerceptualLoss(net, random_backbone=True)
     on_gpu = device.type == "cuda"
     with tempfile.TemporaryDirectory() as scratch:
         packed = Path(scratch) / "packed"
         flags = ["--config", str(options.config), "--data_dir", str(packed), "--output_dir", str(Path(scratch) / "run")]
         flags += [f"--mixed_precision={options.mixed_precision}", "--use_perceptual=false", "--save_images=false"]
+        flags += [f"--compile={str(options.compile).lower()}"]
         flags += [f"--{name}={value}" for name in ("batch_size", "image_size") if (value := getattr(options, name))]
         config = configuration.parse(VQVAEConfig, flags, "benchmark")
         precision = resolve_precision(config.mixed_precision, device)
-        make_images(packed, config.image_size, count=max(4 * config.batch_size, 64))
+        make_images(packed.parent, config.image_size, count=max(4 * config.batch_size, 64))
         plan = plan_batches(config, 4 * config.batch_size)
         contestants = {
             "ours": lambda: ours(config, plan, precision, packed),

@@ -31,7 +31,7 @@ COMMANDS = {
 # Fields of a command's configuration that must exist when it starts (those that are optional: where they are given).
 INPUTS = {
     "pack": ("data_dir",),
-    "train-vqvae": ("data_dir", "deepspeed_config"),
+    "train-vqvae": ("data_dir", "deepspeed_config", "perceptual_weights"),
     "encode": ("data_dir", "vqvae_path"),
     "train-ldm": ("data_dir", "vqvae_path", "deepspeed_config"),
     "generate": ("ldm_path", "vqvae_path"),

@@ -15,24 +15,31 @@ from PIL import Image
 # A floor colour may differ by this much (of 255, in any channel) from that of its map: JPEG does so by up to 3.
 FLOOR_TOLERANCE = 6
 
-# Levels of equal distance; straight lines between them are within 2 of 255 (parula) and 1 of 255 (viridis) of the maps.
-# parula is that of MATLAB R2014b to R2016b.
-_PARULA = np.array([
-    (0.2081, 0.1663, 0.5292), (0.2123, 0.2138, 0.6270), (0.1959, 0.2645, 0.7279), (0.1253, 0.3242, 0.8303),
-    (0.0117, 0.3875, 0.8820), (0.0165, 0.4266, 0.8786), (0.0498, 0.4586, 0.8641), (0.0723, 0.4887, 0.8467),
-    (0.0793, 0.5200, 0.8312), (0.0641, 0.5570, 0.8240), (0.0343, 0.5966, 0.8199), (0.0239, 0.6287, 0.8038),
-    (0.0228, 0.6535, 0.7768), (0.0384, 0.6743, 0.7436), (0.0843, 0.6928, 0.7062), (0.1453, 0.7098, 0.6646),
-    (0.2178, 0.7250, 0.6193), (0.3022, 0.7376, 0.5712), (0.3953, 0.7459, 0.5244), (0.4871, 0.7491, 0.4840),
-    (0.5709, 0.7485, 0.4494), (0.6473, 0.7456, 0.4188), (0.7184, 0.7411, 0.3905), (0.7858, 0.7356, 0.3633),
-    (0.8507, 0.7299, 0.3360), (0.9139, 0.7258, 0.3063), (0.9739, 0.7314, 0.2666), (0.9990, 0.7653, 0.2164),
-    (0.9880, 0.8066, 0.1794), (0.9697, 0.8481, 0.1475), (0.9589, 0.8949, 0.1132), (0.9661, 0.9514, 0.0755),
-    (0.9763, 0.9831, 0.0538),
-])  # fmt: skip
-_VIRIDIS = np.frombuffer(bytes.fromhex(
+
+def _table(text: str) -> np.ndarray:
+    """Return colours in hexadecimal as uint8 (n, 3); they lie at equal distances, with straight lines between them."""
+    return np.frombuffer(bytes.fromhex(text), np.uint8).reshape(-1, 3)
+
+
+# MATLAB's parula(64) until R2016b, and since R2017a. Facts: the same figures are in several public copies each.
+_PARULA = _table(
+    "352a873630933637a0353dad3243ba2c4ac72053d40f5cdd0363e10268e1046de00871de0d75dc1079da127dd81481d61485d41389d3108ed2"
+    "0c93d20998d1079ccf06a0cd06a4ca06a7c607a9c20aacbe0faeb915b1b41db3af25b5a92eb7a438b99e42bb984dbc9259bd8c65be8671bf80"
+    "7cbf7b87bf7792bf739cbf6fa5be6baebe67b7bd64c0bc60c8bc5dd1bb59d9ba56e1b952e9b94ef1b94af8bb44fdbe3dffc337fec832fcce2e"
+    "fad32af7d826f5de21f5e41df5eb18f6f313f9fb0e"
+)
+_PARULA_2017 = _table(
+    "3e26a8402ab4422ec04332cb4537d5463cde4741e54747eb484df04852f44758f8465efb4563fd4269fe3e6fff3875fe327cfc2f81fa2e87f7"
+    "2d8cf32b91ef2797eb259be823a0e520a5e31ca9df18addb12b1d608b5d001b8ca02bac30bbdbd19bfb624c1ae2cc4a731c69f37c8973fca8e"
+    "4acb8457cc7a64cd6f72cd6481cc598fcb4e9dc943abc739b9c431c5c22ad1bf27dcbd29e6bb2df0ba36f8ba3dfebe3cfec338fec934fccf30"
+    "fad62df7dc2af5e327f5e924f6ef20f7f51bf9fb15"
+)
+# Every fifth of matplotlib's 256 colours of viridis.
+_VIRIDIS = _table(
     "44015445085b470f62471669481d6f482374472a7946307d453681433c844142863e48883c4d8a3a538b37588c355d8c32628d30678d2e6c8e"
     "2c718e2a768e287a8e267f8e24848d23898d218d8c1f928c1e978a1e9b891ea08720a58523a98228ae7f2eb27c35b7783dbb7445bf6f4fc369"
     "59c76464cb5d70ce567cd24f88d54795d73fa2da37afdc2ebdde26cae01ed7e219e4e318f1e51cfde724"
-), np.uint8).reshape(-1, 3) / 255  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -53,16 +60,34 @@ class Colormap:
         last = len(self.colours) - 1
         return self.colours[np.round(np.arange(256) * last / 255).astype(int)]
 
-    def invert(self, image: np.ndarray) -> np.ndarray:
-        """Return the levels uint8 (H, W) of the entries nearest to the colours of an RGB image uint8 (H, W, 3)."""
-        packed = image.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
-        found, place = np.unique(packed, return_inverse=True)
-        colours = np.stack([found >> 16, found >> 8 & 255, found & 255], axis=1).astype(np.float32)
+    @functools.cached_property
+    def _known(self) -> np.ndarray:
+        """1 + the level of every 24-bit colour that has been met, 0 for the others: uint16 (2 ** 24,)."""
+        return np.zeros(1 << 24, np.uint16)  # memory is taken where it is written to: pictures hold few of the colours
+
+    def invert(self, pictures: np.ndarray) -> np.ndarray:
+        """Return the levels uint8 (...) of the entries nearest to the colours of RGB pictures uint8 (..., 3)."""
+        red, green, blue = np.moveaxis(pictures, -1, 0)
+        colours = red.astype(np.int32) << 16 | green.astype(np.int32) << 8 | blue
+        levels = self._known[colours]
+        if not levels.all():
+            new = np.unique(colours[levels == 0])
+            self._known[new] = 1 + self._nearest(new)
+            levels = self._known[colours]
+        return (levels - 1).astype(np.uint8)
+
+    def _nearest(self, colours: np.ndarray) -> np.ndarray:
+        """Return the level of the entry nearest to each 24-bit colour (n,)."""
+        rgb = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1).astype(np.float32)
         entries = self.colours.astype(np.float32)
         # argmin |c - e|^2 = argmin |e|^2 - 2 c.e; all values are integers below 2^24, so float32 is exact
-        nearest = (np.square(entries).sum(1) - 2 * colours @ entries.T).argmin(1)
-        levels = np.round(nearest * 255 / (len(entries) - 1)).astype(np.uint8)
-        return levels[place].reshape(image.shape[:2])
+        nearest = (np.square(entries).sum(1) - 2 * rgb @ entries.T).argmin(1)
+        return np.round(nearest * 255 / (len(entries) - 1)).astype(np.uint16)
+
+    def distance(self, pictures: np.ndarray) -> np.ndarray:
+        """Return how far the colours of RGB pictures uint8 (..., 3) lie from the map, float32 (...), in RGB units."""
+        away = pictures.astype(np.float32) - self.palette[self.invert(pictures)]
+        return np.sqrt(np.square(away).sum(-1))
 
     def picture(self, levels: np.ndarray) -> Image.Image:
         """Return levels uint8 (H, W) as a picture of one channel with the colours as its palette."""
@@ -92,11 +117,11 @@ def _matplotlib_jet() -> np.ndarray:
     return (255 * np.stack([red, green, blue], axis=1)).astype(np.uint8)
 
 
-def _between(anchors: np.ndarray) -> np.ndarray:
-    """Return 256 entries on straight lines between anchors (n, 3) in [0, 1]."""
-    x = np.linspace(0, len(anchors) - 1, 256)
-    lines = [np.interp(x, np.arange(len(anchors)), anchors[:, channel]) for channel in range(3)]
-    return np.round(255 * np.stack(lines, axis=1)).astype(np.uint8)
+def _between(colours: np.ndarray) -> np.ndarray:
+    """Return 256 entries on straight lines between colours uint8 (n, 3), as MATLAB enlarges its tables."""
+    x = np.linspace(0, len(colours) - 1, 256)
+    lines = [np.interp(x, np.arange(len(colours)), colours[:, channel]) for channel in range(3)]
+    return np.round(np.stack(lines, axis=1)).astype(np.uint8)
 
 
 _MAKERS = {
@@ -104,6 +129,7 @@ _MAKERS = {
     "jet-64": lambda: jet(64),
     "matplotlib-jet": _matplotlib_jet,
     "parula": lambda: _between(_PARULA),
+    "parula-2017": lambda: _between(_PARULA_2017),
     "viridis": lambda: _between(_VIRIDIS),
 }
 COLORMAPS = tuple(_MAKERS)
@@ -118,6 +144,16 @@ def colormap(name: str) -> Colormap:
 def paint(image: np.ndarray, name: str | None) -> np.ndarray:
     """Return levels uint8 (H, W, 1) in the colours of a map, uint8 (H, W, 3); the image itself where there is none."""
     return image if name is None else colormap(name).palette[image[..., 0]]
+
+
+def levels_of(image: np.ndarray) -> np.ndarray:
+    """Return the levels uint8 (..., H, W) that an image uint8 (..., H, W, C) shows, in grey or in jet's colours.
+
+    A picture with three equal channels is grey; any other is read as jet.
+    """
+    if image.shape[-1] == 1 or (image.min(axis=-1) == image.max(axis=-1)).all():
+        return image[..., 0]
+    return colormap("jet-256").invert(image)
 
 
 def most_frequent(images: np.ndarray) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import json
@@ -22,19 +21,19 @@ import numpy as np
 from PIL import Image
 
 from shards import provenance
+from shards.claim import REPORT, is_complete, lock, read_plan, require_apart, say, write_plan
 from shards.colormap import COLORMAPS, detect, most_frequent
 from shards.convert import Checked, check, to_png
 from shards.errors import UserError
-from shards.index import FILE_NAME as INDEX
-from shards.index import SPLITS, content_hash, read_index, write_index
+from shards.index import SPLITS, content_hash, write_index
 from shards.progress import Progress
-from shards.remote import fetch, url_of
 from shards.report import make_report, summary
+from shards.size import height_width, written
 from shards.source import METADATA, SourceFolder, SourceImage, plain_value, read_folder
 from shards.split import Split, split_images
 from shards.writer import finished, one_line_for_a_full_disk, write_shard
 
-PLAN, REPORT, CLASSES, LOCK = "plan.json", "report.json", "classes.json", ".lock"
+CLASSES = "classes.json"
 COLORMAP_IMAGES = 32  # images among which the floor's colour is looked for
 
 
@@ -46,14 +45,16 @@ class PackConfig:
     """Image folder: <class>/*.png|jpg|jpeg or {train,val,test}/<class>/*; metadata.csv (column `file`) may join."""
     output_dir: Path
     """Folder to write. The same command again continues there, or says that it is finished."""
-    image_size: int | None = None
-    """Height and width in pixels that every image is resized to; by default the most frequent size of the images."""
+    image_size: int | str | None = None
+    """Pixels that every image is resized to: one number for squares, or height x width such as 128x256; by default the
+    most frequent size of the images."""
     image_mode: Literal["auto", "rgb", "gray"] = "auto"
     """Three channels or one; auto: one if every image is single channel, else three. gray takes from coloured images
     the level behind their colour map, and keeps the map as the palette of the PNGs."""
     colormap: str = "auto"
-    """Colour map that image_mode gray inverts: jet-256 and jet-64 (MATLAB), matplotlib-jet, parula or viridis; auto:
-    told by the most frequent colour, which is the floor; none: the brightness of the colours."""
+    """Colour map that image_mode gray inverts: jet-256 and jet-64 (MATLAB), matplotlib-jet, parula (MATLAB until
+    R2016b), parula-2017 (since) or viridis; auto: told by the most frequent colour, which is the floor; none: the
+    brightness of the colours."""
     group_by: str | None = None
     """What must not be torn between train and val: a regular expression with one capture group, searched in the path
     of the image relative to data_dir, or column:<name> of metadata.csv. By default the metadata column `group`, else
@@ -71,8 +72,8 @@ class PackConfig:
 
     def __post_init__(self) -> None:
         self.data_dir, self.output_dir = Path(self.data_dir), Path(self.output_dir)
-        if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"image_size is {self.image_size}; a number of pixels >= 1 is needed")
+        if self.image_size is not None:
+            self.image_size = written(*height_width(self.image_size))
         if self.image_mode not in ("auto", "rgb", "gray"):
             raise ValueError(f"image_mode is '{self.image_mode}'; auto, rgb and gray are accepted")
         if self.colormap not in ("auto", "none", *COLORMAPS):
@@ -104,20 +105,27 @@ def pack(config: PackConfig) -> None:
         UserError: a folder that cannot be packed, or an output folder that holds something else.
     """
     output = config.output_dir
-    _require_apart(config.data_dir, output)
+    require_apart(config.data_dir, output)
     folder = read_folder(config.data_dir)
     output.mkdir(parents=True, exist_ok=True)
-    with one_line_for_a_full_disk(output), _lock(output):
-        plan = _read_plan(output, config)
-        if plan and plan["listing"] == folder.listing and _complete(output):
-            _say(f"{output} is packed already: nothing to do")
+    with one_line_for_a_full_disk(output), lock(output):
+        plan = read_plan(output, config.options())
+        if plan and plan["listing"] == folder.listing and is_complete(output):
+            say(f"{output} is packed already: nothing to do")
             return
         with _mapper(config.workers) as mapper:
             checked = _check(folder, mapper)
             source_hash = _source_hash(folder, checked)
-            _write_plan(output, config, plan, folder, source_hash, len(checked) + len(folder.rejected))
-            if plan and _complete(output):
-                _say(f"{output} is packed already, from the same images: nothing to do")
+            record = {
+                "options": config.options(),
+                "data_dir": str(config.data_dir),
+                "files": len(checked) + len(folder.rejected),
+                "listing": folder.listing,
+                "source": source_hash,
+            }
+            write_plan(output, plan, record)
+            if plan and is_complete(output):
+                say(f"{output} is packed already, from the same images: nothing to do")
                 return
             job = _Job.plan(config, folder, checked)
             job.write_shards(output, mapper)
@@ -133,54 +141,7 @@ def pack(config: PackConfig) -> None:
             made_from={"folder": source_hash},
             config={**asdict(config), "data_dir": str(config.data_dir), "output_dir": str(output)},
         )
-    _say(f"{summary(job.report, folder)}\nwrote {output}; {output / REPORT} names every file rejected or converted")
-
-
-def open_packed(data_dir: Path, image_size: int, cache_dir: Path | None = None, **options: Any) -> Path:
-    """Return a packed folder of images of `image_size`: `data_dir` itself, or what an image folder is packed into.
-
-    An image folder is packed once into `cache_dir` (default: the folder `.mdaug-cache` beside it), under a name that
-    changes with the files and the options. Any number of ranks may call this at once: one packs, the others wait.
-
-    Args:
-        data_dir: a packed folder, an image folder, or the URL of a packed folder (`s3://...`, see shards/remote.py).
-        image_size: the height and width that the caller needs, in pixels.
-        cache_dir: where packed image folders, or copies of remote ones, are kept.
-        options: further fields of PackConfig.
-
-    Raises:
-        UserError: packed images of another size, an unfinished packing, or what `pack` refuses.
-    """
-    url = url_of(data_dir)
-    data_dir = fetch(url, cache_dir) if url else Path(data_dir)
-    if (data_dir / PLAN).is_file() or (data_dir / "train" / INDEX).is_file():
-        provenance.read(data_dir, "images")
-        height, width, channels = read_index(data_dir / "train")["image_shape"]
-        if (height, width) != (image_size, image_size):
-            raise UserError(
-                f"{data_dir} holds images of {height}x{width}, but image_size is {image_size}; "
-                f"give --image_size {height} or pack the image folder again with --image_size {image_size}"
-            )
-        if channels != {"rgb": 3, "gray": 1}.get(options.get("image_mode", "auto"), channels):
-            raise UserError(
-                f"{data_dir} holds images of {channels} channel(s), but image_mode is {options['image_mode']}; "
-                f"pack the image folder again with --image_mode {options['image_mode']}"
-            )
-        return data_dir
-    folder = read_folder(data_dir)
-    if cache_dir is None:
-        cache_dir = data_dir.resolve().parent / ".mdaug-cache"
-        if not os.access(cache_dir if cache_dir.exists() else cache_dir.parent, os.W_OK):
-            raise UserError(
-                f"{data_dir} is an image folder and {cache_dir.parent} is not writable, so it cannot be packed beside "
-                f"it; run: mdaug pack --data_dir {data_dir} --output_dir <folder> --image_size {image_size}, "
-                "and give that folder as --data_dir"
-            )
-    config = PackConfig(data_dir, cache_dir, image_size=image_size, **options)
-    name = hashlib.sha256(json.dumps([folder.listing, config.options()]).encode()).hexdigest()[:16]
-    config.output_dir = cache_dir / name
-    pack(config)
-    return config.output_dir
+    say(f"{summary(job.report, folder)}\nwrote {output}; {output / REPORT} names every file rejected or converted")
 
 
 @dataclass
@@ -226,7 +187,7 @@ class _Job:
         good = [image for image in good if image.path not in rejected]
         sizes = Counter(checked[image.path].size for image in good)
         common = max(sizes, key=lambda size: (sizes[size], size))
-        size = (config.image_size, config.image_size) if config.image_size else common
+        size = height_width(config.image_size)[::-1] if config.image_size else common
         channels = {"rgb": 3, "gray": 1}.get(config.image_mode, max(checked[image.path].channels for image in good))
         coloured = [folder.root / image.path for image in good if checked[image.path].channels == 3]
         colormap = _colormap(config.colormap, coloured) if channels == 1 and coloured else None
@@ -299,73 +260,6 @@ def _mapper(workers: int) -> Iterator[_Mapper]:
         yield _Mapper(pool)
 
 
-def _require_apart(data_dir: Path, output: Path) -> None:
-    source, target = data_dir.resolve(), output.resolve()
-    if target == source or source in target.parents:
-        raise UserError(f"output_dir {output} lies inside data_dir {data_dir}; choose a folder outside of it")
-
-
-@contextlib.contextmanager
-def _lock(output: Path) -> Iterator[None]:
-    """Let one process at a time pack into a folder; the others wait and then find it finished."""
-    with open(output / LOCK, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _say(f"waiting for another process that packs into {output}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _read_plan(output: Path, config: PackConfig) -> dict[str, Any] | None:
-    """Return the plan of an earlier run into this folder, None for an empty one; refuse what does not fit."""
-    path = output / PLAN
-    if not path.is_file():
-        if others := sorted(entry.name for entry in output.iterdir() if not entry.name.startswith(".")):
-            raise UserError(
-                f"output_dir {output} holds something else ('{others[0]}'); choose an empty or a new folder"
-            )
-        return None
-    plan = json.loads(path.read_text(encoding="utf-8"))
-    before, now = plan["options"], config.options()
-    for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
-            raise UserError(
-                f"output_dir {output} holds another packing: {name} is {before.get(name)} there and {now.get(name)} "
-                "here; choose another output_dir or delete that one"
-            )
-    return plan
-
-
-def _write_plan(
-    output: Path, config: PackConfig, plan: dict[str, Any] | None, folder: SourceFolder, source_hash: str, files: int
-) -> None:
-    """Record what the folder is going to hold, or refuse if it already holds a packing of other images."""
-    if plan and plan["source"] != source_hash:
-        raise UserError(
-            f"output_dir {output} holds a packing of other images ({plan['files']} files of {plan['data_dir']}; now "
-            f"{files} files of {config.data_dir}, or others); choose another output_dir or delete that one"
-        )
-    record = {
-        "options": config.options(),
-        "data_dir": str(config.data_dir),
-        "files": files,
-        "listing": folder.listing,
-        "source": source_hash,
-    }
-    provenance.write_text(output / PLAN, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-
-
-def _complete(output: Path) -> bool:
-    """Tell whether a packing came to its end and still has all its shards."""
-    if not (output / provenance.FILE_NAME).is_file():
-        return False
-    sides = [output / side for side in json.loads((output / REPORT).read_text(encoding="utf-8"))["splits"]]
-    if not all((side / INDEX).is_file() for side in sides):
-        return False
-    return all(finished(side / shard["url"]) for side in sides for shard in read_index(side)["shardlist"])
-
-
 def _check(folder: SourceFolder, mapper: _Mapper) -> dict[str, Checked]:
     """Decode every image once, to know what can be packed before the split is made."""
     checked: dict[str, Checked] = {}
@@ -396,8 +290,3 @@ def _bad_images(folder: SourceFolder, checked: dict[str, Checked]) -> dict[str, 
         elif (original := first.setdefault(result.sha256, image.path)) != image.path:
             bad[image.path] = f"same bytes as {original}"
     return bad
-
-
-def _say(text: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(text, flush=True)

@@ -6,8 +6,9 @@ import numpy as np
 from PIL import Image
 
 from mdaug.evaluation.data import ImageSet
-from mdaug.radar.colormap import invert_jet
+from shards.colormap import colormap
 
+JET = "jet-256"
 MOST_ROWS = 128  # finer pictures are averaged: the widths of real Doppler lines are coarser than a row of these
 ON_PALETTE = 30.0  # RGB units; JPEG pictures in jet lie about 23 from the map, pictures in other maps 100
 ENOUGH = 50  # pictures that tell the palette
@@ -21,7 +22,7 @@ def palette(train: ImageSet) -> str:
     if train.images.shape[-1] == 1:
         return "gray"
     spread = np.linspace(0, len(train.labels) - 1, min(ENOUGH, len(train.labels))).astype(int)
-    distances = [invert_jet(train.original(int(i)))[1].mean() for i in spread]
+    distances = [colormap(JET).distance(train.original(int(i))).mean() for i in spread]
     return "jet" if np.mean(distances) < ON_PALETTE else "brightness"
 
 
@@ -30,7 +31,7 @@ def to_levels(picture: np.ndarray, name: str) -> np.ndarray:
     if name == "gray":
         return picture[..., 0]
     if name == "jet":
-        return invert_jet(picture)[0]
+        return colormap(JET).invert(picture)
     return np.asarray(Image.fromarray(picture).convert("L"))
 
 
@@ -45,4 +46,4 @@ def stack(images: ImageSet, name: str, size: tuple[int, int] | None = None) -> n
 
 def off_palette(images: ImageSet) -> np.ndarray:
     """Return the mean distance of the colours of each image, (n,) in RGB units, from jet: a colour shift raises it."""
-    return np.array([float(invert_jet(images.original(i))[1].mean()) for i in range(len(images.labels))])
+    return np.array([float(colormap(JET).distance(images.original(i)).mean()) for i in range(len(images.labels))])

@@ -90,7 +90,7 @@ def heights(images: np.ndarray, floor: list[int]) -> np.ndarray:
     """
     name = detect(floor) if images.shape[-1] == 3 else None
     if name is not None:
-        above = np.stack([colormap(name).invert(image) for image in images]).astype(np.float64)
+        above = colormap(name).invert(images).astype(np.float64)
     else:
         above = np.abs(images.astype(np.float64) - np.array(floor)).max(axis=-1)
     return np.maximum(above - ABOVE_FLOOR, 0)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
@@ -39,6 +39,8 @@ class ReconstructConfig:
     """Images that are decoded at once."""
     perceptual_net: Literal["vgg", "alex", "squeeze"] = "vgg"
     """Backbone of LPIPS, which is measured where its weights are on this machine."""
+    perceptual_weights: Path | None = None
+    """File of its weights; default: where torch.hub keeps it."""
 
     ALIASES: ClassVar[dict[str, str]] = {"data": "data_dir"}
 
@@ -75,12 +77,13 @@ def reconstruct(config: ReconstructConfig) -> None:
     """Measure, print the table, and write JSON, table and picture strip."""
     from mdaug.evaluation.pictures import save, strips
     from mdaug.models.vqvae import find_vqvae, load_geometry
-    from shards.pack import open_packed
+    from shards.cache import open_packed
+    from shards.size import written
 
     folder = find_vqvae(config.vqvae_path)
     geometry = load_geometry(folder)
     mode = {1: "gray", 3: "rgb"}[geometry["image_shape"][2]]
-    packed = open_packed(config.data_dir, geometry["image_shape"][0], image_mode=mode)
+    packed = open_packed(config.data_dir, written(*geometry["image_shape"][:2]), image_mode=mode)
     images, vqvae = provenance.read(packed, "images"), provenance.read(folder, "vqvae")
     dataset = _open(packed, config.split)
     if dataset.index["image_shape"] != geometry["image_shape"]:
@@ -125,6 +128,7 @@ def _measure(folder: Path, dataset: ShardDataset, config: ReconstructConfig) -> 
 
     from mdaug.evaluation.quality import measure
     from mdaug.evaluation.reconstruction import decoded
+    from mdaug.models.latent_statistics import LatentStatistics
     from mdaug.models.perceptual import PerceptualLoss
     from mdaug.models.quantizer import code_usage
     from mdaug.models.vqvae import load_vqvae
@@ -142,18 +146,18 @@ def _measure(folder: Path, dataset: ShardDataset, config: ReconstructConfig) -> 
     floor = most_frequent(np.stack([picture(dataset[i]["image"]) for i in shown]))
     lpips, missing = None, None
     try:
-        lpips = PerceptualLoss(config.perceptual_net).to(device)
+        lpips = PerceptualLoss(config.perceptual_net, config.perceptual_weights).to(device)
     except UserError as error:
         missing = str(error)
     parts: dict[str, list[dict[str, np.ndarray]]] = {row: [] for row in ("VQ-VAE", *SCALE)}
     counts = torch.zeros(model.config.num_vq_embeddings, dtype=torch.float64, device=device)
-    latents = _Moments()
+    latents = LatentStatistics()
     worst: dict[int, tuple[float, list[np.ndarray]]] = {}
     with Progress("reconstructing", len(dataset), "image") as progress:
         for places, originals, copies, encoded in decoded(
             model, lambda i: dataset[i]["image"], len(dataset), config.batch_size
         ):
-            latents.add(encoded)
+            latents.add(encoded.cpu().numpy())
             indices = model.quantize(encoded)[2][2]
             counts += torch.bincount(indices.flatten(), minlength=len(counts))
             before, after = (np.stack([picture(image) for image in images]) for images in (originals, copies))
@@ -179,7 +183,7 @@ def _measure(folder: Path, dataset: ShardDataset, config: ReconstructConfig) -> 
             for label in sorted(worst)
         },
         "codes": {"number": len(counts), "used": used, "perplexity": perplexity},
-        "latents": latents.as_dict(),
+        "latents": latents.figures(),
     }
     return figures, [worst[label][1] for label in sorted(worst)]
 
@@ -191,26 +195,6 @@ def _summary(values: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
         name: {"mean": float(value.mean()), "worst": float(MEASURES[name][1](value.tolist()))}
         for name, value in values.items()
     }
-
-
-class _Moments:
-    """Per-channel mean, standard deviation and excess kurtosis of latents (B, C, h, w)."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.sums: Any = 0.0
-
-    def add(self, latents: Any) -> None:
-        pixels = latents.double().movedim(1, 0).flatten(1)
-        self.count += pixels.shape[1]
-        self.sums = self.sums + np.stack([(pixels**power).sum(1).cpu().numpy() for power in (1, 2, 3, 4)])
-
-    def as_dict(self) -> dict[str, list[float]]:
-        m1, m2, m3, m4 = self.sums / self.count
-        variance = np.maximum(m2 - m1**2, 1e-12)
-        fourth = m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4
-        kurtosis = fourth / variance**2 - 3
-        return {"mean": m1.tolist(), "std": np.sqrt(variance).tolist(), "excess_kurtosis": kurtosis.tolist()}
 
 
 def format_table(figures: dict) -> str:

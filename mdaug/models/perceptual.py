@@ -22,23 +22,33 @@ class PerceptualLoss(nn.Module):
 
     Args:
         net: backbone, one of BACKBONES.
+        weights: the backbone's weights as torchvision publishes them; by default the file that torch.hub keeps.
         random_backbone: untrained backbone, for tests without weights.
 
     Raises:
-        UserError: if the backbone's weights are not where torch.hub keeps them. Nothing is downloaded.
+        UserError: if the weights are not there, or are those of another network. Nothing is downloaded.
     """
 
-    def __init__(self, net: str, random_backbone: bool = False):
+    def __init__(self, net: str, weights: Path | None = None, random_backbone: bool = False):
         super().__init__()
-        path = Path(torch.hub.get_dir()) / "checkpoints" / BACKBONES[net]
+        path = weights or Path(torch.hub.get_dir()) / "checkpoints" / BACKBONES[net]
         if not random_backbone and not path.is_file():
             raise UserError(
-                f"--use_perceptual needs the weights {BACKBONES[net]} in {path.parent} and they are not there; "
-                f"'make weights' fetches them on a machine with network, then copy the file to that place"
+                f"--use_perceptual needs the weights {path.name} in {path.parent} and they are not there; "
+                "'make weights' fetches those of vgg on a machine with network, then copy the file there or name it "
+                "with --perceptual_weights"
             )
         import lpips
 
-        self.lpips = lpips.LPIPS(net=net, pnet_rand=random_backbone, verbose=False).eval().requires_grad_(False)
+        self.lpips = lpips.LPIPS(net=net, pnet_rand=True, verbose=False).eval().requires_grad_(False)
+        if not random_backbone:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            backbone = self.lpips.net
+            # lpips cuts torchvision's `features` into slices and keeps their numbers: slice2.4.bias is features.4.bias
+            names = {name: "features." + name.split(".", 1)[1] for name in backbone.state_dict()}
+            if not set(names.values()) <= state.keys():
+                raise UserError(f"{path} does not hold the weights of {net} as torchvision publishes them")
+            backbone.load_state_dict({name: state[theirs] for name, theirs in names.items()})
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """Return the distances, (B,), of (B, C, H, W) pairs, C in {1, 3}, H and W of at least 16."""

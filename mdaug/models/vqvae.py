@@ -62,6 +62,8 @@ class TrainableVQVAE(nn.Module):
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Return the latents before quantization, (B, d, h, w), of images (B, C, H, W) in [-1, 1]."""
+        if images.is_cuda:
+            images = images.contiguous(memory_format=torch.channels_last)
         return self.quant_conv(self.encoder(images))
 
     def forward(

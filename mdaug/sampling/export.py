@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mdaug.radar.colormap import levels
 from mdaug.sampling.plan import Plan
+from shards.colormap import levels_of
 from shards.dataset import decode_image
 from shards.index import read_index
 from shards.writer import finished
@@ -62,6 +62,6 @@ def write_files(plan: Plan, folder: Path) -> Path:
 def _decibels(image: bytes, dynamic_range: float) -> bytes:
     """Return the npy file of a picture whose lowest level is -dynamic_range dB and whose highest is 0 dB."""
     file = io.BytesIO()
-    share = levels(decode_image(image)).astype(np.float32) / 255
+    share = levels_of(decode_image(image)).astype(np.float32) / 255
     np.save(file, (share - 1) * np.float32(dynamic_range), allow_pickle=False)
     return file.getvalue()

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mdaug.evaluation import classifier, data
-from mdaug.radar.colormap import levels
 from shards import provenance
+from shards.colormap import levels_of
 from shards.errors import UserError
 
 FOLDER = "sifter"
@@ -123,7 +123,7 @@ def envelope(image: np.ndarray) -> np.ndarray:
     a column), the median width between them, mean and standard deviation over time of the power's centre, and the
     mean level. Power is counted above the floor of the colour scale.
     """
-    level = levels(image).astype(np.float64) / 255
+    level = levels_of(image).astype(np.float64) / 255
     power = 10 ** ((level - 1) * DYNAMIC_RANGE_DB / 10) - 10 ** (-DYNAMIC_RANGE_DB / 10)
     total = power.sum(axis=0)
     lit = total > 0.01 * total.max()

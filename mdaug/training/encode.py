@@ -14,6 +14,7 @@ import numpy as np
 
 from mdaug import augment
 from mdaug import config as configuration
+from mdaug.models.latent_statistics import LatentStatistics
 from mdaug.training import distributed
 from shards import provenance
 from shards.errors import UserError
@@ -71,10 +72,11 @@ def encode(config: EncodeConfig) -> None:
     """Encode train and val; see `encode_packed`."""
     distributed.init()
     from mdaug.models.vqvae import find_vqvae, load_geometry
-    from shards.pack import open_packed
+    from shards.cache import open_packed
+    from shards.size import written
 
     vqvae = find_vqvae(config.vqvae_path)
-    size = load_geometry(vqvae)["image_shape"][0]
+    size = written(*load_geometry(vqvae)["image_shape"][:2])
     encode_packed(open_packed(config.data_dir, size), vqvae, config.output_dir, config)
 
 
@@ -176,29 +178,10 @@ def is_finished(folder: Path, made_from: dict[str, str], augmentation: dict[str,
 
 
 def load_statistics(folder: Path) -> dict:
-    """Return {"mean": [C], "std": [C], "count": latent pixels, "shape": [C, h, w]} of the training latents."""
+    """Return {"mean": [C], "std": [C], "excess_kurtosis": [C], "count": latent pixels, "shape": [C, h, w]} of the
+    training latents, and "held_out_scaled": {"mean": [C], "std": [C]} of the others in that scale.
+    """
     return json.loads((folder / STATISTICS_FILE).read_text(encoding="utf-8"))
-
-
-class LatentStatistics:
-    """Sums over the latents of one shard, in fp64."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.sum: np.ndarray | float = 0.0
-        self.sum_squares: np.ndarray | float = 0.0
-
-    def add(self, latent: np.ndarray) -> None:
-        """Add one latent (C, h, w)."""
-        pixels = latent.reshape(len(latent), -1).astype(np.float64)
-        self.count += pixels.shape[1]
-        self.sum = self.sum + pixels.sum(1)
-        self.sum_squares = self.sum_squares + np.square(pixels).sum(1)
-
-    def as_dict(self) -> dict:
-        """Return what the sidecar stores."""
-        sums, squares = np.asarray(self.sum), np.asarray(self.sum_squares)
-        return {"count": self.count, "sum": sums.tolist(), "sum_squares": squares.tolist()}
 
 
 def _latents(
@@ -244,23 +227,21 @@ def _samples(
 
 
 def _finish(output: Path, shape: list[int], made_from: dict[str, str], config: EncodeConfig) -> None:
-    """Merge the statistics of the training shards and write the files that end the step."""
-    from shards.index import content_hash, read_index
-    from shards.writer import finished
+    """Write the statistics of the latents and the files that end the step."""
+    from shards.index import content_hash
 
-    count, total, squares = 0, np.zeros(shape[0]), np.zeros(shape[0])
-    for entry in read_index(output / "train")["shardlist"]:
-        record = finished(output / "train" / entry["url"])
-        assert record is not None
-        part = record["statistics"]
-        count += part["count"]
-        total += part["sum"]
-        squares += part["sum_squares"]
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    train, val = (_statistics(output / split) for split in ("train", "val"))
+    figures = train.figures()
+    mean, std = np.array(figures["mean"]), np.array(figures["std"])
     if not (np.isfinite(std).all() and (std > 0).all()):
         raise UserError(f"the latents' standard deviation is {std.tolist()}: a channel is constant; retrain the VQ-VAE")
-    statistics = {"mean": mean.tolist(), "std": std.tolist(), "count": count, "shape": shape}
+    statistics = {**figures, "count": train.count, "shape": shape}
+    if val.count:
+        held_out = val.figures()
+        statistics["held_out_scaled"] = {
+            "mean": ((np.array(held_out["mean"]) - mean) / std).tolist(),
+            "std": (np.array(held_out["std"]) / std).tolist(),
+        }
     provenance.write_text(output / STATISTICS_FILE, json.dumps(statistics) + "\n")
     provenance.write(
         output,
@@ -269,3 +250,16 @@ def _finish(output: Path, shape: list[int], made_from: dict[str, str], config: E
         made_from=made_from,
         config=configuration.as_dict(config),
     )
+
+
+def _statistics(folder: Path) -> LatentStatistics:
+    """Merge the sums of the shards of a split, in their order."""
+    from shards.index import read_index
+    from shards.writer import finished
+
+    merged = LatentStatistics()
+    for entry in read_index(folder)["shardlist"]:
+        record = finished(folder / entry["url"])
+        assert record is not None
+        merged.merge(record["statistics"])
+    return merged

@@ -101,16 +101,16 @@ def train_ldm(config: LDMConfig) -> None:
     from mdaug.training.loop import train
     from mdaug.training.run import open_run, packing, plan_batches
     from shards import provenance
+    from shards.cache import open_packed
     from shards.errors import UserError
-    from shards.pack import open_packed
+    from shards.size import written
 
     assert config.vqvae_path is not None
     vqvae = find_vqvae(config.vqvae_path)
     geometry = load_geometry(vqvae)
-    if geometry["image_shape"][0] != config.image_size:
-        raise UserError(
-            f"image_size={config.image_size}, but {vqvae} was trained at {geometry['image_shape'][0]} pixels"
-        )
+    trained = written(*geometry["image_shape"][:2])
+    if trained != config.image_size:
+        raise UserError(f"image_size={config.image_size}, but {vqvae} was trained at {trained} pixels")
     if geometry["latent_shape"][0] != config.latent_channels:
         raise UserError(
             f"latent_channels={config.latent_channels}, but the latents of {vqvae} have {geometry['latent_shape'][0]} "

@@ -67,7 +67,7 @@ class LDMTask(Task):
         shape = self.geometry["latent_shape"]
         try:
             network = HybridUNet2DModel(
-                sample_size=shape[1],
+                sample_size=shape[1] if shape[1] == shape[2] else tuple(shape[1:]),
                 in_channels=shape[0],
                 out_channels=shape[0],
                 block_out_channels=tuple(config.block_out_channels),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+EDGE_WINDOW = 16  # pixels; the windows overlap by half
 SIGNAL_THRESHOLD = 16 / 127.5  # distance from the floor, in a channel of [-1, 1], above which a pixel is signal
 
 
@@ -41,6 +42,24 @@ def spectrogram_distance(
     error = loss(reconstruction.float(), images.float(), reduction="none").mean(1)
     signal = ((images.float() - floor).abs().amax(1) > SIGNAL_THRESHOLD).float()
     return (error * signal).sum((1, 2)) / signal.sum((1, 2)).clamp_min(1)
+
+
+def edge_distance(reconstruction: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Return how far the strength of the edges is off, (B,), of image pairs (B, C, H, W) in [-1, 1].
+
+    The strength in a window is the root of its mean squared difference of neighbouring pixels; mean |E - E'| over the
+    windows. A distance of pixels is least for the mean of all that the codes leave open, whose edges are soft. This one
+    leaves open where in the window the edges lie, so it is least where they are as strong as those of the original.
+    """
+
+    def strength(pictures: torch.Tensor) -> torch.Tensor:
+        pictures = pictures.float()
+        down, right = (torch.diff(pictures, dim=axis).square().mean(1, keepdim=True) for axis in (2, 3))
+        energy = functional.pad(down, (0, 0, 0, 1)) + functional.pad(right, (0, 1))
+        window = min(EDGE_WINDOW, *energy.shape[2:])
+        return (functional.avg_pool2d(energy, window, max(1, window // 2)) + 1e-4).sqrt()
+
+    return (strength(reconstruction) - strength(images)).abs().flatten(1).mean(1)
 
 
 def doppler_distance(reconstruction: torch.Tensor, images: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:

@@ -13,14 +13,16 @@ from mdaug import config as configuration
 from mdaug.training import distributed
 from shards import provenance
 from shards.errors import UserError
+from shards.size import height_width, written
 
 CONFIG_FILE, FINISHED_FILE = "config.yaml", "FINISHED"
 
 # Fields that may differ when a run is resumed: they change where and how fast it computes, not what.
 OPERATIONAL = {
-    "batch_size", "data_dir", "deepspeed_config", "eval_steps", "global_batch_size", "gradient_accumulation_steps",
-    "keep_last", "latents_dir", "logging_steps", "max_skipped_steps", "mixed_precision", "num_inference_steps",
-    "num_workers", "output_dir", "save_epochs", "save_images", "save_samples", "scheduler_type", "use_wandb",
+    "batch_size", "compile", "data_dir", "deepspeed_config", "eval_steps", "global_batch_size",
+    "gradient_accumulation_steps", "keep_last", "latents_dir", "logging_steps", "max_skipped_steps",
+    "mixed_precision", "num_inference_steps", "num_workers", "output_dir", "perceptual_weights", "save_epochs",
+    "save_images", "save_samples", "scheduler_type", "use_wandb",
     "vqvae_path", "wandb_project", "zero_stage",
 }  # fmt: skip
 
@@ -33,8 +35,8 @@ class TrainingConfig:
     """Packed shards, or an image folder `root/<class>/*.png` that is packed once into a cache."""
     output_dir: Path
     """Run folder. The same command again resumes it."""
-    image_size: int = 256
-    """Height and width of the images in pixels."""
+    image_size: int | str = 256
+    """Pixels of the images: one number for squares, or height x width such as 128x256."""
     group_by: str | None = None
     """How an image folder is split when it is packed here; see `mdaug pack --help`."""
     image_mode: Literal["auto", "rgb", "gray"] = "auto"
@@ -97,11 +99,12 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         """Refuse values that cannot work; raises ValueError naming field, value and what is accepted."""
         for name in (
-            "image_size", "batch_size", "gradient_accumulation_steps", "epochs", "lr", "val_epochs", "save_epochs",
+            "batch_size", "gradient_accumulation_steps", "epochs", "lr", "val_epochs", "save_epochs",
             "keep_last", "logging_steps", "max_skipped_steps",
         ):  # fmt: skip
             if getattr(self, name) != "auto" and getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
+        self.image_size = written(*height_width(self.image_size))
         for name in ("weight_decay", "max_grad_norm", "early_stop_patience", "num_workers", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be 0 or greater")

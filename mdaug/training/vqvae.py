@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from mdaug.training.run import TrainingConfig
+from shards.size import height_width
 
 
 @dataclass
@@ -40,6 +42,10 @@ class VQVAEConfig(TrainingConfig):
     """Weight of the LPIPS distance."""
     perceptual_net: Literal["vgg", "alex", "squeeze"] = "vgg"
     """Backbone of LPIPS."""
+    perceptual_weights: Path | None = None
+    """File of its weights; default: where torch.hub keeps it."""
+    lambda_edge: float = 0.0
+    """Weight of the distance of the strength of edges, window by window: reconstructions as sharp as the originals."""
     lambda_spectrogram: float = 0.0
     """Weight of the reconstruction_loss over the pixels above the floor alone."""
     lambda_doppler: float = 0.0
@@ -58,6 +64,8 @@ class VQVAEConfig(TrainingConfig):
     """Learning rate of the discriminator's AdamW (default: lr); constant."""
     disc_channels: int = 64
     """Channels of the discriminator's first layer."""
+    compile: bool = False
+    """Compile encoder and decoder (torch.compile; needs a C compiler): slow first steps, then faster ones."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
@@ -65,22 +73,24 @@ class VQVAEConfig(TrainingConfig):
         for name in ("latent_channels", "vq_num_embed", "n_layers", "base_channels"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
-        for name in ("lambda_perceptual", "lambda_spectrogram", "lambda_doppler", "disc_start", "lambda_adversarial",
-                     "gradient_penalty"):  # fmt: skip
+        for name in ("lambda_perceptual", "lambda_edge", "lambda_spectrogram", "lambda_doppler", "disc_start",
+                     "lambda_adversarial", "gradient_penalty"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be 0 or greater")
         if self.disc_lr is not None and self.disc_lr <= 0:
             raise ValueError(f"disc_lr={self.disc_lr} must be greater than 0")
         if self.disc_channels <= 0 or self.disc_channels % 8:
             raise ValueError(f"disc_channels={self.disc_channels} must be a multiple of 8 (normalisation groups)")
-        if self.use_discriminator and self.image_size < 16:
+        if self.use_discriminator and min(height_width(self.image_size)) < 16:
             raise ValueError(f"image_size={self.image_size} must be 16 or more for --use_discriminator")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile=True and zero_stage=3 exclude each other; use --zero_stage 2 or less")
         if self.latent_channels != self.vq_embed_dim:
             raise ValueError(
                 f"latent_channels={self.latent_channels} and vq_embed_dim={self.vq_embed_dim} must be equal: a latent "
                 "pixel is replaced by a code, and the diffusion model works on the same vectors before that"
             )
-        if self.image_size % 2**self.n_layers:
+        if any(side % 2**self.n_layers for side in height_width(self.image_size)):
             raise ValueError(
                 f"image_size={self.image_size} must be a multiple of {2**self.n_layers} for n_layers={self.n_layers}"
             )
@@ -99,7 +109,7 @@ def train_vqvae(config: VQVAEConfig) -> None:
     from mdaug.training.run import open_run, packing, plan_batches
     from mdaug.training.vqvae_task import VQVAETask
     from shards import provenance
-    from shards.pack import open_packed
+    from shards.cache import open_packed
 
     packed = open_packed(config.data_dir, config.image_size, **packing(config))
     images_hash = provenance.read(packed, "images")["hash"]
@@ -110,4 +120,6 @@ def train_vqvae(config: VQVAEConfig) -> None:
         config.batch_size = choose_batch_size(task, len(task.train_set))
     if distributed.is_main():
         print(estimate(task, config.batch_size), flush=True)
+    if config.compile:
+        task.compile()
     train(task, config, plan_batches(config, len(task.train_set)))

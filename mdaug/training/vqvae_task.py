@@ -36,8 +36,8 @@ PICTURES = 8  # pairs in a picture of reconstructions
 class VQVAETask(Task):
     """Distance of the reconstruction, commitment, optionally a discriminator; the codes follow by EMA.
 
-    The distance of an image is L1 or L2 plus, weighted, LPIPS, the error above the floor and that of the
-    Doppler profiles; its mean over the validation set is the score.
+    The distance of an image is L1 or L2 plus, weighted, LPIPS, the strength of edges, the error above the floor and
+    that of the Doppler profiles; its mean over the validation set is the score.
     """
 
     score = "loss"
@@ -65,9 +65,13 @@ class VQVAETask(Task):
             gradient=config.codebook_gradient,
         )
         self.module = TrainableVQVAE(model, self.codebook)
+        if distributed.device().type == "cuda":  # what cuDNN's fastest convolutions want
+            self.module.to(memory_format=torch.channels_last)
         self.model_config = dict(model.config)
         self.dataset = PositionDataset(self.train_set, EpochOrder(len(self.train_set), config.seed), _transform)
-        self.perceptual = PerceptualLoss(config.perceptual_net) if config.use_perceptual else None
+        self.perceptual = (
+            PerceptualLoss(config.perceptual_net, config.perceptual_weights) if config.use_perceptual else None
+        )
         if self.perceptual is not None:
             self.perceptual.to(distributed.device())
         shown = range(0, len(self.train_set), max(1, len(self.train_set) // FLOOR_IMAGES))
@@ -76,6 +80,11 @@ class VQVAETask(Task):
         if config.use_discriminator:
             precision = resolve_precision(config.mixed_precision, distributed.device())
             self.adversary = Adversary(config, self.image_shape, precision)
+
+    def compile(self) -> None:
+        """Compile encoder and decoder, once for each shape they meet; names and values of the weights stay."""
+        for part in ("encoder", "decoder"):
+            self.module.get_submodule(part).compile(dynamic=False)
 
     def learning_rate(self, step: int, plan: BatchPlan) -> float:
         """Return the constant rate of the original scheme, or half a cosine from it to 0."""
@@ -114,6 +123,8 @@ class VQVAETask(Task):
         terms = {"reconstruction": (1.0, losses.pixel_distance(reconstruction, images, kind))}
         if self.perceptual is not None:
             terms["perceptual"] = (config.lambda_perceptual, self.perceptual(reconstruction, images))
+        if config.lambda_edge > 0:
+            terms["edge"] = (config.lambda_edge, losses.edge_distance(reconstruction, images))
         floor = losses.floor_in_range(self.floor, images.device)
         if config.lambda_spectrogram > 0:
             error = losses.spectrogram_distance(reconstruction, images, floor, kind)

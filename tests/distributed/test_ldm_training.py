@@ -70,6 +70,12 @@ def test_latents_have_the_measured_scale(one_rank, folders):
     latents = np.stack([dataset[i]["array"] for i in range(len(dataset))]).astype(np.float64)
     assert statistics["mean"] == pytest.approx(latents.mean((0, 2, 3)).tolist(), rel=1e-9)
     assert statistics["std"] == pytest.approx(latents.std((0, 2, 3)).tolist(), rel=1e-9)
+    scaled = (latents - latents.mean((0, 2, 3), keepdims=True)) / latents.std((0, 2, 3), keepdims=True)
+    assert statistics["excess_kurtosis"] == pytest.approx(((scaled**4).mean((0, 2, 3)) - 3).tolist(), rel=1e-6)
+    others = ShardDataset(one_rank / "latents" / "val", fields=("array",))
+    held_out = np.stack([others[i]["array"] for i in range(len(others))]).astype(np.float64)
+    expected = held_out.std((0, 2, 3)) / latents.std((0, 2, 3))
+    assert statistics["held_out_scaled"]["std"] == pytest.approx(expected.tolist(), rel=1e-9)
     images = ShardDataset(folders[0] / "train")
     assert dataset.keys == images.keys
     assert (dataset.labels == images.labels).all()

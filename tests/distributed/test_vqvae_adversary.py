@@ -14,7 +14,7 @@ from tests.toy import toy_packed
 
 SETTINGS = {
     "epochs": 1, "use_discriminator": True, "disc_start": 16, "disc_channels": 8, "gradient_penalty": 0.1,
-    "lambda_spectrogram": 0.5, "lambda_doppler": 0.5, "codebook_gradient": "rotation",
+    "lambda_edge": 0.5, "lambda_spectrogram": 0.5, "lambda_doppler": 0.5, "codebook_gradient": "rotation",
 }  # fmt: skip
 
 

@@ -12,7 +12,6 @@ from torch_fidelity.metric_kid import kernel_mmd
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from mdaug.evaluation import diversity, features, fidelity, levels, spectral
-from mdaug.radar.colormap import invert_jet
 from shards.colormap import jet
 
 
@@ -150,16 +149,6 @@ def test_inception_features_come_from_local_weights(rng, tmp_path, monkeypatch):
     )
     network = features.networks(3)["Inception-v3"]
     assert features.extract(network, rng.integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)).shape == (1, 2048)
-
-
-def test_inverse_of_jet_is_exact_on_the_map_and_measures_the_way_to_it():
-    index, distance = invert_jet(jet()[None])
-    assert np.array_equal(index[0], np.arange(256))
-    assert distance.max() == 0
-    grey = np.full((1, 1, 3), 128, dtype=np.uint8)
-    _, away = invert_jet(grey)
-    nearest = np.sqrt(((jet().astype(float) - 128) ** 2).sum(axis=1)).min()
-    assert away[0, 0] == pytest.approx(nearest, abs=1.8)
 
 
 def test_palette_is_told_from_the_training_images_and_a_colour_shift_is_measured(rng):

@@ -67,3 +67,17 @@ def test_missing_perceptual_weights_name_the_file_and_the_place(tmp_path, monkey
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(UserError, match=r"vgg16-397923af\.pth.*" + str(tmp_path)):
         PerceptualLoss("vgg")
+
+
+def test_perceptual_weights_come_from_a_file(tmp_path):
+    from torchvision.models import squeezenet1_1
+
+    network = squeezenet1_1(weights=None)
+    torch.save(network.state_dict(), tmp_path / "squeeze.pth")
+    loss = PerceptualLoss("squeeze", tmp_path / "squeeze.pth")
+    images = torch.rand(2, 3, 64, 64)
+    features = loss.lpips.net(images)
+    assert torch.equal(features[0], network.features[:2](images))
+    assert torch.allclose(features[-1], network.features.eval()(images))
+    with pytest.raises(UserError, match="does not hold the weights of alex"):
+        PerceptualLoss("alex", tmp_path / "squeeze.pth")

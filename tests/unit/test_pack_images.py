@@ -17,11 +17,12 @@ from PIL import Image
 
 from shards import convert, provenance, writer
 from shards import pack as packing
+from shards.cache import open_packed
 from shards.convert import to_png
 from shards.dataset import ShardDataset, decode_image
 from shards.errors import UserError
 from shards.index import content_hash
-from shards.pack import PackConfig, open_packed, pack
+from shards.pack import PackConfig, pack
 from shards.source import read_folder
 from shards.verify import verify
 
@@ -430,7 +431,8 @@ def test_a_full_disk_is_one_line_and_the_same_command_continues(tmp_path, source
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("image_size", 0), ("image_mode", "jet"), ("val_fraction", 0.0), ("val_fraction", 0.9), ("gap", -1),
+    [("image_size", 0), ("image_size", "8x"), ("image_size", "8x8x8"),
+     ("image_mode", "jet"), ("val_fraction", 0.0), ("val_fraction", 0.9), ("gap", -1),
      ("shard_size", 0), ("seed", -1), ("group_by", "("), ("group_by", "no_group"), ("group_by", "(a)(b)")],
 )  # fmt: skip
 def test_wrong_values_are_refused_by_name(field, value):
@@ -443,6 +445,8 @@ def test_open_packed_takes_packed_images_of_the_right_size_only(tmp_path, source
     assert open_packed(tmp_path / "out", 8) == tmp_path / "out"
     with pytest.raises(UserError, match="8x8, but image_size is 16; give --image_size 8 or pack"):
         open_packed(tmp_path / "out", 16)
+    with pytest.raises(UserError, match="8x8, but image_size is 8x16; give --image_size 8 or pack"):
+        open_packed(tmp_path / "out", "8x16")
 
 
 def test_open_packed_caches_an_image_folder_until_a_file_changes(tmp_path, source):

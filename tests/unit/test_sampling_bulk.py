@@ -16,12 +16,12 @@ import webdataset
 from PIL import Image
 from pyarrow import parquet
 
-from mdaug.radar.colormap import jet, levels
 from mdaug.sampling import counts, planning, worker
 from mdaug.sampling.generate import GenerateConfig, generate, place
 from mdaug.sampling.inspection import is_whole
 from mdaug.sampling.plan import read_plan
 from shards import provenance
+from shards.colormap import levels_of
 from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.index import content_hash, write_index
@@ -396,14 +396,7 @@ def test_the_npy_form_is_the_level_in_decibels(ldm, tmp_path):
     for i, key in enumerate(dataset.keys):
         array = np.load(folder / "arrays" / CLASSES[dataset.labels[i]] / f"{key}.npy")
         assert (array.dtype, array.shape) == (np.float32, (16, 16))
-        np.testing.assert_allclose(array, levels(dataset[i]["image"]) / 255 * 30 - 30, atol=1e-5)
-
-
-def test_levels_undo_the_colour_map():
-    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    assert np.abs(levels(jet()[ramp]).astype(int) - ramp).max() <= 1
-    assert np.array_equal(levels(ramp[:, :, None]), ramp)
-    assert np.array_equal(levels(np.repeat(ramp[:, :, None], 3, axis=2)), ramp)
+        np.testing.assert_allclose(array, levels_of(dataset[i]["image"]) / 255 * 30 - 30, atol=1e-5)
 
 
 def read_plainly(folder: Path) -> list[tuple]:

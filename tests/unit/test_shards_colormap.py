@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.colormap import COLORMAPS, colormap, detect, most_frequent, paint
+from shards.cache import open_packed
+from shards.colormap import COLORMAPS, colormap, detect, jet, levels_of, most_frequent, paint
 from shards.dataset import ShardDataset
-from shards.pack import PackConfig, open_packed, pack
+from shards.pack import PackConfig, pack
 
 
 def levels(seed: int = 0, size: int = 256) -> np.ndarray:
@@ -69,7 +70,8 @@ def test_floor_survives_jpeg_and_tells_the_map(name):
 def test_known_floors():
     """The lowest colours as MATLAB and matplotlib draw them; a real data set of jet(256) after JPEG has (0, 0, 130)."""
     floors = {(0, 0, 131): "jet-256", (0, 0, 130): "jet-256", (0, 0, 143): "jet-64", (0, 0, 127): "matplotlib-jet",
-              (53, 42, 135): "parula", (68, 1, 84): "viridis", (0, 0, 0): None, (200, 200, 200): None}  # fmt: skip
+              (62, 38, 168): "parula-2017", (53, 42, 135): "parula", (68, 1, 84): "viridis",
+              (0, 0, 0): None, (200, 200, 200): None}  # fmt: skip
     assert {floor: detect(list(floor)) for floor in floors} == floors
 
 
@@ -79,6 +81,41 @@ def test_maps_are_those_of_matplotlib(name, ours):
 
     table = matplotlib.colormaps[name](np.arange(256), bytes=True)[:, :3].astype(int)
     assert np.abs(colormap(ours).colours - table).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [("parula", {0: (0.2081, 0.1663, 0.5292), 9: (0.0060, 0.4086, 0.8828), 32: (0.2178, 0.7250, 0.6193),
+                 54: (0.9990, 0.7653, 0.2164), 63: (0.9763, 0.9831, 0.0538)}),
+     ("parula-2017", {0: (0.2422, 0.1504, 0.6603), 9: (0.2810, 0.3228, 0.9579), 32: (0.0964, 0.7500, 0.7120),
+                      54: (0.9970, 0.7659, 0.2199), 63: (0.9769, 0.9839, 0.0805)})],
+)  # fmt: skip
+def test_parula_is_that_of_matlab(name, rows):
+    """Rows of parula(64) as MATLAB prints them; they lie 255 / 63 levels apart."""
+    for row, colour in rows.items():
+        at = row * 255 / 63
+        below, above = (colormap(name).colours[int(f(at))].astype(float) for f in (np.floor, np.ceil))
+        between = below + (at % 1) * (above - below)
+        assert np.abs(between - 255 * np.array(colour)).max() <= 2
+
+
+@pytest.mark.parametrize("name", COLORMAPS)
+def test_any_colour_gets_the_level_of_the_nearest_entry(name):
+    """Exact, whatever was inverted before, in one picture or in stacks; and the distance is that to the entry."""
+    colours = np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), dtype=np.uint8)
+    entries = colormap(name).colours.astype(int)
+    squares = np.square(colours[..., None, :].astype(int) - entries).sum(-1)
+    colormap(name).invert(colours[0, :3])
+    levels = colormap(name).invert(colours)
+    nearest = np.round(squares.argmin(-1) * 255 / (len(entries) - 1))
+    assert np.array_equal(levels, nearest)
+    assert np.allclose(colormap(name).distance(colours), np.sqrt(squares.min(-1)))
+
+
+def test_levels_of_grey_and_of_jet():
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for picture in (jet()[ramp], ramp[:, :, None], np.repeat(ramp[:, :, None], 3, axis=2)):
+        assert np.array_equal(levels_of(picture), ramp)
 
 
 def coloured_folder(root: Path, name: str = "jet-256") -> Path:

@@ -14,6 +14,7 @@ from mdaug.training.adversary import Adversary
 from mdaug.training.losses import (
     adaptive_weight,
     doppler_distance,
+    edge_distance,
     floor_in_range,
     pixel_distance,
     spectrogram_distance,
@@ -57,6 +58,19 @@ def test_spectrogram_distance_looks_above_the_floor_alone():
     assert mixed.tolist() == pytest.approx([0, 0.5])
 
 
+def test_edge_distance_is_least_for_edges_as_strong_as_the_originals():
+    """Noise that the codes cannot hold: pixel by pixel its mean is the best guess, here another draw is."""
+    draws = 0.2 * torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    image, other = draws[:1], draws[1:]
+    distances = [float(edge_distance(gain * other, image)) for gain in (0.0, 0.5, 1.0, 1.5)]
+    assert distances[2] == min(distances)
+    assert distances[2] < 0.1 * distances[0]
+    assert float(pixel_distance(other, image, "l2")) > 1.5 * float(pixel_distance(0 * other, image, "l2"))
+    ramp = torch.linspace(-1, 1, 32).expand(1, 1, 32, 32)  # steps of 2 / 31 to the right, none in the last column
+    expected = (np.array([1, 1, 15 / 16]) * (2 / 31) ** 2 + 1e-4) ** 0.5 - 1e-2
+    assert float(edge_distance(ramp, torch.zeros_like(ramp))) == pytest.approx(expected.mean(), rel=1e-4)
+
+
 def test_doppler_distance_grows_with_the_shift():
     image = on_floor((slice(4, 6), slice(0, 16)))
     distances = [float(doppler_distance(on_floor((slice(4 + k, 6 + k), slice(0, 16))), image, FLOOR)) for k in range(6)]
@@ -76,7 +90,11 @@ def test_doppler_distance_is_the_earth_movers_between_unit_columns():
 
 def test_losses_have_gradients_where_the_pictures_agree():
     image = on_floor((slice(2, 4), slice(0, 4)))
-    for loss in (doppler_distance, lambda a, b, floor: spectrogram_distance(a, b, floor, "l1")):
+    for loss in (
+        lambda a, b, floor: edge_distance(a, b),
+        doppler_distance,
+        lambda a, b, floor: spectrogram_distance(a, b, floor, "l1"),
+    ):
         copy = image.clone().requires_grad_()
         loss(copy, image, FLOOR).sum().backward()
         assert copy.grad.isfinite().all()

@@ -46,6 +46,10 @@ def test_saved_configuration_reads_back(tmp_path):
     [
         ({"vq_embed_dim": 8}, "latent_channels=4 and vq_embed_dim=8 must be equal"),
         ({"image_size": 100}, "image_size=100 must be a multiple of 8"),
+        ({"image_size": "256x100"}, "image_size=256x100 must be a multiple of 8"),
+        ({"image_size": "8x64", "use_discriminator": True}, "image_size=8x64 must be 16 or more"),
+        ({"image_size": "64x"}, "image_size is 64x; a number of pixels such as 256, or height x width such as 128x256"),
+        ({"compile": True, "zero_stage": 3}, "compile=True and zero_stage=3 exclude each other"),
         ({"lr": 0}, "lr=0 must be greater than 0"),
         ({"global_batch_size": 8, "gradient_accumulation_steps": 2}, "exclude each other"),
     ],
@@ -53,6 +57,12 @@ def test_saved_configuration_reads_back(tmp_path):
 def test_impossible_values_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         options(**changes)
+
+
+@pytest.mark.parametrize(("given", "kept"), [("64", 64), ("64x64", 64), ("128x256", "128x256")])
+def test_image_size_is_one_number_or_height_x_width(given, kept):
+    arguments = ["--data_dir", "d", "--output_dir", "o", "--image_size", given]
+    assert configuration.parse(VQVAEConfig, arguments, "mdaug train-vqvae").image_size == kept
 
 
 def test_global_batch_divides_or_the_numbers_are_printed(monkeypatch):
