@@ -135,13 +135,16 @@ class MicroDopplerPipeline(DiffusionPipeline):
         self.scheduler.set_timesteps(num_inference_steps)
         low, high = (share * self.scheduler.config.num_train_timesteps for share in guidance_interval)
         shape = (len(labels), *self.config.latent_shape)
-        latents = randn_tensor(shape, generator=generator, device=device) * self.scheduler.init_noise_sigma
+        # The schedulers of flow matching start at N(0, 1) and take latents as they are, so they lack these two.
+        latents = randn_tensor(shape, generator=generator, device=device)
+        latents = latents * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        scale = getattr(self.scheduler, "scale_model_input", lambda sample, timestep: sample)
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         step_options = {"generator": generator} if takes_generator else {}
         # The scheduler reads its timesteps on the CPU, so that no step waits for the device.
         timesteps = self.scheduler.timesteps
         for timestep, on_device in zip(self.progress_bar(timesteps), timesteps.to(device), strict=True):
-            noisy = self.scheduler.scale_model_input(latents, timestep).to(self.unet.dtype)
+            noisy = scale(latents, timestep).to(self.unet.dtype)
             if guidance_scale != 1.0 and low <= timestep <= high:
                 prediction = self.unet(
                     torch.cat([noisy, noisy]), on_device, class_labels=both, **both_told
@@ -247,12 +250,16 @@ class MicroDopplerPipeline(DiffusionPipeline):
         """Return the README.md of the pipeline folder."""
         height, width, channels = self.config.image_shape
         noise = self.scheduler.config
+        predicts = noise.get("prediction_type", "flow_prediction")
+        path = "flow matching" if predicts == "flow_prediction" else f"{noise.beta_schedule} betas, predicts {predicts}"
+        if noise.get("rescale_betas_zero_snr"):
+            path += ", zero terminal SNR"
         return _CARD.format(
             height=height,
             width=width,
             mode="RGB" if channels == 3 else "grey",
             latents=" x ".join(str(side) for side in self.config.latent_shape),
-            scheduler=f"{type(self.scheduler).__name__}, {noise.beta_schedule} betas, predicts {noise.prediction_type}",
+            scheduler=f"{type(self.scheduler).__name__}, {path}",
             label=json.dumps(self.config.classes[0], ensure_ascii=False),
             conditions=self._conditions_card(),
             table="\n".join(f"| {label} | {name} |" for label, name in enumerate(self.config.classes)),

@@ -7,17 +7,23 @@ All schedulers are diffusers' own. What is the same for all of them:
   last timestep fail with the cosine schedule, where alpha_bar is 2e-9: with epsilon prediction an
   error of 2 % of the predictor gives latents of std 6 to 57 with every scheduler (PNDM: 1e8), and
   Heun fails with a perfect predictor of any kind. "leading" gives std 1 throughout (docs/sampling.md).
+  With zero terminal SNR they are "trailing": there the last timestep is pure noise, and sampling must start
+  at it (Lin et al., WACV 2024, section 3.3).
+
+A model trained by flow matching has no betas: x_t = (1 - t) x_0 + t n, and timestep t T. It is told by the
+class of its scheduler, or by prediction_type "flow_prediction" (what diffusers calls it).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from shards.errors import UserError
 
 BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2", "squaredcos_cap_v2": "squaredcos_cap_v2"}
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+FLOW = "flow_matching"
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", FLOW)
 
 # Name -> class of diffusers, its settings beside the common ones, and the fewest steps that give a usable result.
 _CLASSES: dict[str, tuple[str, dict[str, Any], int]] = {
@@ -32,30 +38,76 @@ _CLASSES: dict[str, tuple[str, dict[str, Any], int]] = {
     "heun": ("HeunDiscreteScheduler", {"clip_sample": False}, 1),
 }
 SCHEDULERS = tuple(_CLASSES)
+# Those that can start at pure noise: their classes know `rescale_betas_zero_snr`.
+_ZERO_SNR = ("ddpm", "ddim", "dpmsolver++", "unipc", "euler")
+
+# The same for flow matching. The first two hold what the model predicts in their configuration, so that `from_config`
+# of another class takes it over; of the others the class itself says it.
+_FLOW_SIGMAS = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 1.0, "thresholding": False}
+_FLOW_CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
+    "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", **_FLOW_SIGMAS}),
+    "unipc": ("UniPCMultistepScheduler", _FLOW_SIGMAS),
+    "euler": ("FlowMatchEulerDiscreteScheduler", {}),
+    "heun": ("FlowMatchHeunDiscreteScheduler", {}),
+}
 
 # What --quality stands for: sampler and steps; docs/sampling.md has the measurement.
 QUALITY = {"draft": ("dpmsolver++", 8), "standard": ("dpmsolver++", 20), "best": ("dpmsolver++", 50)}
 
 
+def default_scheduler(prediction_type: str) -> Literal["ddim", "dpmsolver++"]:
+    """Return the sampler that a pipeline holds where none was chosen."""
+    return "dpmsolver++" if prediction_type == FLOW else "ddim"
+
+
 def validate(
-    scheduler_type: str = "ddim", beta_schedule: str = "squaredcos_cap_v2", prediction_type: str = "epsilon"
+    scheduler_type: str = "ddim",
+    beta_schedule: str | None = "squaredcos_cap_v2",
+    prediction_type: str = "epsilon",
+    rescale_betas_zero_snr: bool = False,
 ) -> None:
     """Check a combination without importing anything heavy.
 
     Raises:
         ValueError: an unknown name, or two choices that contradict, with what would be accepted.
     """
+    flow = prediction_type == FLOW
     for field, value, accepted in (
         ("scheduler_type", scheduler_type, SCHEDULERS),
-        ("beta_schedule", beta_schedule, tuple(BETA_SCHEDULES)),
+        ("beta_schedule", "linear" if flow and beta_schedule is None else beta_schedule, tuple(BETA_SCHEDULES)),
         ("prediction_type", prediction_type, PREDICTION_TYPES),
     ):
         if value not in accepted:
             raise ValueError(f"{field} is '{value}'; it must be one of {', '.join(accepted)}")
+    if flow and beta_schedule is not None:
+        raise ValueError(
+            f"beta_schedule '{beta_schedule}' contradicts prediction_type '{FLOW}', whose straight path from data to "
+            "noise has no betas; leave beta_schedule out, or choose another prediction_type"
+        )
+    if flow and rescale_betas_zero_snr:
+        raise ValueError(
+            f"rescale_betas_zero_snr contradicts prediction_type '{FLOW}', which has no betas and ends in pure noise "
+            "as it is; leave rescale_betas_zero_snr out"
+        )
+    if flow and scheduler_type not in _FLOW_CLASSES:
+        raise ValueError(
+            f"scheduler_type '{scheduler_type}' cannot sample prediction_type '{FLOW}'; "
+            f"choose one of {', '.join(_FLOW_CLASSES)}"
+        )
     if scheduler_type == "pndm" and prediction_type == "sample":
         raise ValueError(
             "scheduler_type 'pndm' cannot use a model that predicts 'sample': its multistep formula combines noise "
             "predictions; choose another scheduler_type, or prediction_type epsilon or v_prediction"
+        )
+    if rescale_betas_zero_snr and prediction_type == "epsilon":
+        raise ValueError(
+            "rescale_betas_zero_snr contradicts prediction_type 'epsilon': the last timestep is pure noise, from which "
+            "a prediction of the noise tells nothing; choose prediction_type v_prediction or sample"
+        )
+    if rescale_betas_zero_snr and scheduler_type not in _ZERO_SNR:
+        raise ValueError(
+            f"scheduler_type '{scheduler_type}' cannot start at pure noise, as rescale_betas_zero_snr asks; "
+            f"choose one of {', '.join(_ZERO_SNR)}"
         )
 
 
@@ -98,32 +150,40 @@ def warnings(scheduler_type: str, num_inference_steps: int, guidance_scale: floa
 
 def build_scheduler(
     scheduler_type: str = "ddim",
-    beta_schedule: str = "squaredcos_cap_v2",
+    beta_schedule: str | None = "squaredcos_cap_v2",
     prediction_type: str = "epsilon",
     num_train_timesteps: int = 1000,
+    rescale_betas_zero_snr: bool = False,
 ) -> Any:
     """Return a diffusers scheduler.
 
     Args:
         scheduler_type: one of SCHEDULERS.
-        beta_schedule: "linear" (1e-4 to 0.02), or "cosine", which diffusers calls "squaredcos_cap_v2".
-        prediction_type: what the network predicts: "epsilon", "v_prediction" or "sample".
+        beta_schedule: "linear" (1e-4 to 0.02), or "cosine", which diffusers calls "squaredcos_cap_v2"; None for
+            flow matching.
+        prediction_type: what the network predicts: "epsilon", "v_prediction", "sample" or "flow_matching".
         num_train_timesteps: timesteps of the training.
+        rescale_betas_zero_snr: end the schedule in pure noise (Lin et al., WACV 2024, algorithm 1).
 
     Raises:
         ValueError: see `validate`.
     """
-    validate(scheduler_type, beta_schedule, prediction_type)
+    validate(scheduler_type, beta_schedule, prediction_type, rescale_betas_zero_snr)
     import diffusers
 
+    if prediction_type == FLOW or beta_schedule is None:
+        name, settings = _FLOW_CLASSES[scheduler_type]
+        return getattr(diffusers, name)(num_train_timesteps=num_train_timesteps, **settings)
     name, settings, _ = _CLASSES[scheduler_type]
+    if rescale_betas_zero_snr:
+        settings = {**settings, "rescale_betas_zero_snr": True}
     return getattr(diffusers, name)(
         num_train_timesteps=num_train_timesteps,
         beta_schedule=BETA_SCHEDULES[beta_schedule],
         beta_start=1e-4,
         beta_end=0.02,
         prediction_type=prediction_type,
-        timestep_spacing="leading",
+        timestep_spacing="trailing" if rescale_betas_zero_snr else "leading",
         steps_offset=0,
         **settings,
     )
@@ -139,34 +199,46 @@ def scheduler_type_of(scheduler: Any) -> str:
 
 
 def _type_of_class(class_name: str) -> str:
-    for scheduler_type, (name, *_) in _CLASSES.items():
+    for scheduler_type, (name, *_) in (*_CLASSES.items(), *_FLOW_CLASSES.items()):
         if class_name == name:
             return scheduler_type
     raise UserError(f"{class_name} is none of the schedulers {', '.join(SCHEDULERS)}")
 
 
+def trained_objective(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the configuration of a stored scheduler says of the training: arguments of `build_scheduler`."""
+    flow = config.get("prediction_type", "flow_prediction") == "flow_prediction"  # FlowMatch... have no such field
+    return {
+        "beta_schedule": None if flow else config["beta_schedule"],
+        "prediction_type": FLOW if flow else config["prediction_type"],
+        "num_train_timesteps": config["num_train_timesteps"],
+        "rescale_betas_zero_snr": bool(config.get("rescale_betas_zero_snr")) and not flow,
+    }
+
+
 def fitting(
-    class_name: str, trained: Mapping[str, Any], scheduler_type: str | None = None, beta_schedule: str | None = None
+    class_name: str, config: Mapping[str, Any], scheduler_type: str | None = None, beta_schedule: str | None = None
 ) -> str:
     """Return the name of the scheduler to sample with, after checking that it fits the training.
 
     Args:
         class_name: class of the scheduler stored with the model.
-        trained: its configuration.
+        config: its configuration.
         scheduler_type: another sampler, or None for that of the model.
         beta_schedule: what the user believes the schedule to be; only checked.
 
     Raises:
         UserError: `beta_schedule` is not that of the training, or the sampler cannot use the prediction type.
     """
+    trained = trained_objective(config)
     if beta_schedule is not None and BETA_SCHEDULES.get(beta_schedule) != trained["beta_schedule"]:
         raise UserError(
             f"--beta_schedule {beta_schedule} contradicts the model, which was trained with "
-            f"{trained['beta_schedule']}; leave it out, or train a model with it"
+            f"{trained['beta_schedule'] or FLOW}; leave it out, or train a model with it"
         )
     name = scheduler_type or _type_of_class(class_name)
     try:
-        validate(name, trained["beta_schedule"], trained["prediction_type"])
+        validate(name, trained["beta_schedule"], trained["prediction_type"], trained["rescale_betas_zero_snr"])
     except ValueError as error:
         raise UserError(f"this model cannot be sampled so: {error}") from None
     return name
@@ -183,6 +255,5 @@ def scheduler_like(trained: Any, scheduler_type: str | None = None, beta_schedul
     Raises:
         UserError: `beta_schedule` is not that of the training, or the sampler cannot use the prediction type.
     """
-    config = trained.config
-    name = fitting(type(trained).__name__, config, scheduler_type, beta_schedule)
-    return build_scheduler(name, config.beta_schedule, config.prediction_type, config.num_train_timesteps)
+    name = fitting(type(trained).__name__, trained.config, scheduler_type, beta_schedule)
+    return build_scheduler(name, **trained_objective(trained.config))

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from mdaug.training.ldm import LDMConfig
-from shards.order import STREAM_CONDITION_DROP, STREAM_LABEL_DROP, STREAM_NOISE, STREAM_TIMESTEP, random_at
+from mdaug.training.objective import TimestepLaw
+from shards.order import STREAM_CONDITION_DROP, STREAM_LABEL_DROP, STREAM_NOISE, random_at
 
 VALIDATION_SEED = 20_000_003  # validation noise is the same in every run, whatever its seed
 
@@ -24,7 +25,7 @@ class Diffuse:
     def __init__(self, mean: list[float], std: list[float], config: LDMConfig, num_classes: int):
         self.mean = np.asarray(mean, dtype=np.float32)[:, None, None]
         self.std = np.asarray(std, dtype=np.float32)[:, None, None]
-        self.seed, self.timesteps = config.seed, config.num_train_timesteps
+        self.seed, self.timesteps, self.law = config.seed, config.num_train_timesteps, TimestepLaw.of(config)
         self.label_dropout, self.null_label = config.label_dropout, num_classes
         self.condition_dropout = config.condition_dropout
 
@@ -32,7 +33,7 @@ class Diffuse:
         """Return {"latent": normalised, "noise", "timestep", "label"} of a training position, and "conditions" and
         "augment" where the sample has them."""
         dropped = random_at(self.seed, STREAM_LABEL_DROP, position).random() < self.label_dropout
-        timestep = int(random_at(self.seed, STREAM_TIMESTEP, position).integers(self.timesteps))
+        timestep = self.law.draw(position)
         item = self._item(sample, self.seed, position, timestep, self.null_label if dropped else sample["label"])
         if "augment" in sample:
             item["augment"] = sample["augment"]

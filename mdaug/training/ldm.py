@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from mdaug.sampling import schedulers
 from mdaug.training.run import TrainingConfig
 
 
@@ -34,12 +35,22 @@ class LDMConfig(TrainingConfig):
     """Groups of the U-Net's normalisation layers; must divide every level's channels."""
     dropout: float = 0.0
     """Dropout in the residual layers."""
-    beta_schedule: Literal["linear", "cosine", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
-    """Noise schedule; cosine is another name of squaredcos_cap_v2."""
-    scheduler_type: Literal["ddpm", "ddim", "pndm"] = "ddim"
-    """Sampler stored in the pipeline and used for the pictures during training."""
-    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "v_prediction"
-    """What the network predicts."""
+    prediction_type: Literal["epsilon", "v_prediction", "sample", "flow_matching"] = "v_prediction"
+    """What the network predicts: noise, v, the latent, or the velocity noise - latent of flow matching."""
+    beta_schedule: Literal["linear", "cosine", "squaredcos_cap_v2"] | None = None
+    """Noise schedule (default squaredcos_cap_v2, also called cosine); flow matching has none."""
+    rescale_betas_zero_snr: bool = False
+    """End the noise schedule in pure noise; sampling then starts there. For v_prediction and sample."""
+    min_snr_gamma: float | None = None
+    """Weigh a timestep by min(SNR, gamma), in terms of the latent; 5 is usual. Default: all timesteps alike."""
+    timestep_sampling: Literal["uniform", "logit_normal"] = "uniform"
+    """How often a timestep is trained; logit_normal favours the middle."""
+    logit_mean: float = 0.0
+    """Mean of log(t / (1 - t)) of logit_normal, t the share of the timesteps; above 0 means more noise."""
+    logit_std: float = 1.0
+    """Deviation of the same."""
+    scheduler_type: Literal["ddpm", "ddim", "pndm", "dpmsolver++", "unipc", "euler", "heun"] | None = None
+    """Sampler stored in the pipeline and used for pictures (default: ddim, for flow matching dpmsolver++)."""
     num_train_timesteps: int = 1000
     """Steps T of the diffusion process."""
     label_dropout: float = 0.1
@@ -73,8 +84,9 @@ class LDMConfig(TrainingConfig):
             )
         if self.vqvae_path is None:
             raise ValueError("vqvae_path is missing: give the folder of the trained VQ-VAE with --vqvae_path")
-        if self.beta_schedule == "cosine":
+        if self.beta_schedule == "cosine" or (self.beta_schedule is None and self.prediction_type != schedulers.FLOW):
             self.beta_schedule = "squaredcos_cap_v2"
+        self.scheduler_type = self.scheduler_type or schedulers.default_scheduler(self.prediction_type)
         for name in ("eval_steps", "num_inference_steps", "ema_half_life", "num_train_timesteps"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
@@ -87,6 +99,30 @@ class LDMConfig(TrainingConfig):
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps={self.warmup_steps} must be 0 or greater")
+        self._check_objective(self.scheduler_type)
+
+    def _check_objective(self, sampler: str) -> None:
+        schedulers.validate(sampler, self.beta_schedule, self.prediction_type, self.rescale_betas_zero_snr)
+        schedulers.validate_steps(sampler, self.num_inference_steps, self.num_train_timesteps)
+        if self.min_snr_gamma is not None:
+            if self.min_snr_gamma <= 0:
+                raise ValueError(f"min_snr_gamma={self.min_snr_gamma} must be greater than 0")
+            for name, given in (
+                ("rescale_betas_zero_snr", self.rescale_betas_zero_snr),
+                ("prediction_type=flow_matching", self.prediction_type == schedulers.FLOW),
+            ):
+                if given:
+                    raise ValueError(
+                        f"min_snr_gamma={self.min_snr_gamma} contradicts {name}: the last timestep is pure noise, of "
+                        "weight min(0, gamma) = 0, so the first step of sampling would not be trained; leave one out"
+                    )
+        if self.logit_std <= 0:
+            raise ValueError(f"logit_std={self.logit_std} must be greater than 0")
+        if self.timestep_sampling == "uniform" and (self.logit_mean, self.logit_std) != (0, 1):
+            raise ValueError(
+                f"logit_mean={self.logit_mean}, logit_std={self.logit_std} contradict timestep_sampling=uniform; "
+                "choose timestep_sampling=logit_normal or leave them out"
+            )
 
 
 def train_ldm(config: LDMConfig) -> None:

@@ -30,6 +30,7 @@ from mdaug.training.latents import CopyOrder, LatentSet
 from mdaug.training.ldm import LDMConfig
 from mdaug.training.loop import Task
 from mdaug.training.neighbours import Neighbours
+from mdaug.training.objective import Objective
 from mdaug.training.run import BatchPlan
 from mdaug.training.validation import validation_batches
 from shards import provenance
@@ -86,17 +87,10 @@ class LDMTask(Task):
         self.module = network
         self.ema = EMA(network, config.ema_half_life)
         self.ema.module.to(distributed.device())
-        scheduler = self._scheduler("ddpm")
-        self.alphas = scheduler.alphas_cumprod.to(distributed.device())
+        self.objective = Objective(config, distributed.device())
         self.vqvae = load_vqvae(vqvae)
         self.figures: dict[str, float] = {}  # of the last validation, for the model card
         self.flops_per_sample = 3 * _forward_flops(network, shape)
-
-    def _scheduler(self, scheduler_type: str) -> Any:
-        config = self.config
-        return build_scheduler(
-            scheduler_type, config.beta_schedule, config.prediction_type, num_train_timesteps=config.num_train_timesteps
-        )
 
     def learning_rate(self, step: int, plan: BatchPlan) -> float:
         """Return the rate of linear warm-up and cosine decay to 0."""
@@ -106,26 +100,15 @@ class LDMTask(Task):
         return self.config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, plan.steps - warmup)))
 
     def loss(self, engine: Engine, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the mean squared error of the prediction."""
-        return self._errors(engine, batch).mean(), {}
+        """Return the weighted mean squared error of the prediction."""
+        return (self._errors(engine, batch) * self.objective.weight[batch["timestep"]]).mean(), {}
 
     def _errors(self, network: Any, batch: dict[str, Any]) -> torch.Tensor:
-        """Return the squared error per sample, (B,), in fp32.
-
-        x_t = a x_0 + s n with a^2 = alpha_bar_t and s^2 = 1 - a^2 (Ho et al. 2020, eq. 4);
-        v = a n - s x_0 (Salimans and Ho 2022, appendix D).
-        """
-        alpha = self.alphas[batch["timestep"]].view(-1, 1, 1, 1)
-        signal, sigma = alpha.sqrt(), (1 - alpha).sqrt()
-        latent, noise = batch["latent"], batch["noise"]
+        """Return the squared error per sample, (B,), in fp32."""
+        noised = self.objective.noised(batch["latent"], batch["noise"], batch["timestep"])
         told = {name: batch[name] for name in ("conditions", "augment") if name in batch}
-        prediction = network(signal * latent + sigma * noise, batch["timestep"], batch["label"], **told).sample
-        target = {
-            "epsilon": noise,
-            "v_prediction": signal * noise - sigma * latent,
-            "sample": latent,
-        }[self.config.prediction_type]
-        return functional.mse_loss(prediction.float(), target, reduction="none").flatten(1).mean(1)
+        prediction = network(noised.sample, noised.time, batch["label"], **told).sample
+        return functional.mse_loss(prediction.float(), noised.target, reduction="none").flatten(1).mean(1)
 
     def after_step(self, engine: Engine, state: TrainingState) -> None:
         """Let the averaged weights follow."""
@@ -153,11 +136,18 @@ class LDMTask(Task):
 
     def pipeline(self) -> MicroDopplerPipeline:
         """Return the pipeline of the averaged weights."""
-        name = self.geometry.get("colormap")
+        name, config = self.geometry.get("colormap"), self.config
+        assert config.scheduler_type is not None  # chosen by LDMConfig
         return MicroDopplerPipeline(
             vqvae=self.vqvae,
             unet=self.ema.module,
-            scheduler=self._scheduler(self.config.scheduler_type),
+            scheduler=build_scheduler(
+                config.scheduler_type,
+                config.beta_schedule,
+                config.prediction_type,
+                config.num_train_timesteps,
+                config.rescale_betas_zero_snr,
+            ),
             classes=self.classes,
             latent_mean=self.statistics["mean"],
             latent_std=self.statistics["std"],

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from mdaug.sampling.generate import GenerateConfig, generate
 from mdaug.sampling.pipeline import MicroDopplerPipeline
 from mdaug.sampling.pipeline_folder import PARTS, find_pipeline, save_pipeline
-from mdaug.sampling.schedulers import SCHEDULERS, scheduler_like
+from mdaug.sampling.schedulers import FLOW, SCHEDULERS, build_scheduler, scheduler_like
+from shards.dataset import ShardDataset
 from shards.errors import UserError
 from tests.tiny_pipeline import CLASSES, save_tiny, tiny_pipeline
 
@@ -205,6 +207,56 @@ def test_schedulers_are_swapped_the_diffusers_way(scheduler_type):
     pipeline.scheduler = scheduler_like(pipeline.scheduler, scheduler_type)
     assert torch.equal(sample(pipeline), sample(pipeline))
     assert sample(pipeline, output_type="latent").isfinite().all()
+
+
+# (sampler stored by the training, betas, prediction type, zero terminal SNR), and other samplers that fit
+OBJECTIVES = [
+    (("dpmsolver++", None, FLOW, False), ("unipc", "heun")),
+    (("euler", None, FLOW, False), ("dpmsolver++",)),
+    (("ddim", "cosine", "v_prediction", True), ("unipc",)),
+    (("ddpm", "linear", "sample", True), ("euler",)),
+]
+
+
+@pytest.mark.parametrize(("stored", "others"), OBJECTIVES, ids=str)
+def test_the_objective_is_read_back_by_pipeline_and_generate(tmp_path, stored, others):
+    sampler, *trained = stored
+    pipeline = tiny_pipeline(build_scheduler(sampler, *trained[:2], 500, trained[2]))
+    made_from = {"images": "1" * 64, "vqvae": "2" * 64, "latents": "3" * 64}
+    save_pipeline(pipeline, tmp_path / "best", made_from=made_from, config={})
+    loaded = MicroDopplerPipeline.from_pretrained(tmp_path / "best")
+    assert torch.equal(sample(loaded), sample(pipeline))
+    for name in (None, *others):
+        fresh = build_scheduler(name or sampler, *trained[:2], 500, trained[2])
+        assert scheduler_like(loaded.scheduler, name).config == fresh.config
+        options = {"num_samples": 2, "num_inference_steps": 5, "batch_size": 2, "scheduler_type": name}
+        generate(GenerateConfig(ldm_path=tmp_path, output_dir=tmp_path / f"out-{name}", **options))
+        images = ShardDataset(tmp_path / f"out-{name}", fields=("image", "meta"))
+        pipeline.scheduler = fresh
+        noise = [torch.Generator().manual_seed(images[i]["meta"]["seed"]) for i in range(2)]
+        expected = sample(pipeline, [images[i]["label"] for i in range(2)], 1, generator=noise, output_type="np")
+        assert np.abs(np.stack([images[i]["image"] for i in range(2)]) / 255 - expected).max() < 0.51 / 255
+
+
+def test_a_sampler_that_cannot_follow_the_objective_is_refused(tmp_path):
+    save_tiny(tmp_path / "best", scheduler=build_scheduler("dpmsolver++", None, FLOW))
+    card = (tmp_path / "best" / "README.md").read_text()
+    assert "Scheduler: DPMSolverMultistepScheduler, flow matching." in card
+    for options, message in (
+        ({"scheduler_type": "ddim"}, "cannot sample prediction_type 'flow_matching'; choose one of dpmsolver"),
+        ({"beta_schedule": "linear"}, "contradicts the model, which was trained with flow_matching"),
+    ):
+        with pytest.raises(UserError, match=message):
+            generate(GenerateConfig(ldm_path=tmp_path, output_dir=tmp_path / "out", **options))
+
+
+@pytest.mark.parametrize("scheduler", ["UniPCMultistepScheduler", "DPMSolverMultistepScheduler"])
+def test_flow_matching_survives_a_scheduler_made_from_the_config(scheduler):
+    import diffusers
+
+    stored = build_scheduler("dpmsolver++", None, FLOW)
+    swapped = getattr(diffusers, scheduler).from_config(stored.config)
+    assert (swapped.config.prediction_type, swapped.config.use_flow_sigmas) == ("flow_prediction", True)
 
 
 def test_schedulers_of_diffusers_are_made_from_the_config():

@@ -1,9 +1,14 @@
+import itertools
+from collections import Counter
+
 import diffusers
 import pytest
 import torch
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
 from mdaug.sampling.schedulers import (
     BETA_SCHEDULES,
+    FLOW,
     PREDICTION_TYPES,
     QUALITY,
     SCHEDULERS,
@@ -17,34 +22,67 @@ from mdaug.sampling.schedulers import (
 from shards.errors import UserError
 
 STEPS = 50
-ALLOWED = [(s, p) for s in SCHEDULERS for p in PREDICTION_TYPES if (s, p) != ("pndm", "sample")]
 
 
-def sampled_std(scheduler_type: str, beta_schedule: str, prediction_type: str, data_std: float, error: float) -> float:
-    """Std of samples by that of the data, drawn with the best predictor for N(0, data_std^2) plus an error."""
-    scheduler = build_scheduler(scheduler_type, beta_schedule, prediction_type)
-    trained = diffusers.DDPMScheduler(beta_schedule=BETA_SCHEDULES[beta_schedule]).alphas_cumprod
+def accepted(*choice) -> bool:
+    try:
+        validate(*choice)
+    except ValueError:
+        return False
+    return True
+
+
+# (sampler, betas, prediction type, zero terminal SNR)
+CASES = [
+    choice
+    for choice in itertools.product(SCHEDULERS, ("linear", "cosine", None), PREDICTION_TYPES, (False, True))
+    if accepted(*choice)
+]
+
+
+def coefficients(timestep: float, beta_schedule: str | None, prediction_type: str, zero_snr: bool):
+    """(a, s, p, q) of x = a x_0 + s n and target = p x_0 + q n, from the definitions alone."""
+    if prediction_type == FLOW:
+        return 1 - timestep / 1000, timestep / 1000, -1, 1
+    betas = diffusers.DDPMScheduler(beta_schedule=BETA_SCHEDULES[beta_schedule]).betas
+    if zero_snr:
+        betas = rescale_zero_terminal_snr(betas)
+    alpha_bar = float((1 - betas).cumprod(0)[int(timestep)])
+    a, s = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+    return a, s, *{"epsilon": (0, 1), "sample": (1, 0), "v_prediction": (-s, a)}[prediction_type]
+
+
+def sampled(choice: tuple, mean: float, std: float, error: float) -> tuple[float, float]:
+    """Mean and std of samples drawn with the best predictor for N(mean, std^2) plus an error."""
+    scheduler = build_scheduler(choice[0], choice[1], choice[2], 1000, choice[3])
     generator = torch.Generator().manual_seed(0)
     scheduler.set_timesteps(STEPS)
-    x = torch.randn(1, 4, 48, 48, generator=generator) * scheduler.init_noise_sigma
+    x = torch.randn(1, 4, 48, 48, generator=generator) * getattr(scheduler, "init_noise_sigma", 1.0)
     for t in scheduler.timesteps:
-        noisy = scheduler.scale_model_input(x, t)
-        signal, noise = trained[int(t)].sqrt(), (1 - trained[int(t)]).sqrt()
-        variance = (signal * data_std) ** 2 + noise**2
-        epsilon, data = noise * noisy / variance, signal * data_std**2 * noisy / variance
-        best = {"epsilon": epsilon, "sample": data, "v_prediction": signal * epsilon - noise * data}[prediction_type]
+        noisy = x if choice[2] == FLOW else scheduler.scale_model_input(x, t)
+        a, s, p, q = coefficients(float(t), *choice[1:])
+        score = (noisy - a * mean) / ((a * std) ** 2 + s**2)
+        best = p * (mean + a * std**2 * score) + q * s * score
         best = best + error * torch.randn(best.shape, generator=generator)
         x = scheduler.step(best, t, x).prev_sample
-    return float(x.std()) / data_std
+    return float(x.mean()), float(x.std())
 
 
-@pytest.mark.parametrize("beta_schedule", ["linear", "cosine"])
-@pytest.mark.parametrize(("scheduler_type", "prediction_type"), ALLOWED)
-def test_a_perfect_predictor_gives_the_spread_of_the_data(scheduler_type, prediction_type, beta_schedule):
-    """Data of std 1 come out with std 1, also when the predictor errs by 2 %; data of std 3 are not clipped."""
-    for data_std, error in ((1.0, 0.0), (1.0, 0.02), (3.0, 0.0)):
-        std = sampled_std(scheduler_type, beta_schedule, prediction_type, data_std, error)
-        assert 0.9 < std < 1.1, (data_std, error)
+def test_every_objective_has_samplers():
+    found = Counter((prediction_type, zero_snr) for _, _, prediction_type, zero_snr in CASES)
+    assert found == {
+        ("epsilon", False): 14, ("v_prediction", False): 14, ("sample", False): 12, (FLOW, False): 4,
+        ("v_prediction", True): 10, ("sample", True): 10,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("choice", CASES, ids=str)
+def test_a_perfect_predictor_gives_mean_and_spread_of_the_data(choice):
+    """Also when the predictor errs by 2 %; data of std 3 are not clipped."""
+    for mean, std, error in ((0.0, 1.0, 0.0), (0.0, 1.0, 0.02), (0.5, 3.0, 0.0)):
+        found_mean, found_std = sampled(choice, mean, std, error)
+        assert found_std / std == pytest.approx(1, abs=0.1), (mean, std, error)
+        assert found_mean == pytest.approx(mean, abs=0.1 * std), (mean, std, error)
 
 
 @pytest.mark.parametrize("scheduler_type", SCHEDULERS)

@@ -1,0 +1,113 @@
+"""What the diffusion model learns: noising, target, weight, and the law of the timesteps.
+
+Every objective is linear in latent and noise. At timestep k of T
+
+    x = a x_0 + s n,    target = p x_0 + q n
+
+with coefficients that depend on k alone:
+
+    prediction type   a, s                               p, q     told to the network   source
+    epsilon           a^2 = alpha_bar_k, s^2 = 1 - a^2   0, 1     k                     Ho et al. 2020, eq. 4 and 14
+    v_prediction      the same                           -s, a    k                     Salimans and Ho 2022, app. D
+    sample            the same                           1, 0     k                     the same, section 4
+    flow_matching     s = (k + 1) / T, a = 1 - s         -1, 1    k + 1                 Liu et al. 2023, eq. 1
+
+The SNR is a^2 / s^2. Where x is given, an error of the target is (p - q a / s) times one of x_0.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from mdaug.sampling.schedulers import FLOW, build_scheduler
+from mdaug.training.ldm import LDMConfig
+from shards.order import STREAM_TIMESTEP, random_at
+
+
+@dataclass(frozen=True)
+class TimestepLaw:
+    """Position of a training sample -> its timestep, a function of (seed, position) alone."""
+
+    seed: int
+    timesteps: int
+    """T."""
+    logit_normal: tuple[float, float] | None = None
+    """Mean and deviation of log(t / (1 - t)), t = k / T in (0, 1) (Esser et al. 2024, section 3.1); None is uniform."""
+
+    @classmethod
+    def of(cls, config: LDMConfig) -> TimestepLaw:
+        """Return the law of a configuration."""
+        normal = (config.logit_mean, config.logit_std) if config.timestep_sampling == "logit_normal" else None
+        return cls(config.seed, config.num_train_timesteps, normal)
+
+    def draw(self, position: int) -> int:
+        """Return the timestep in [0, T)."""
+        random = random_at(self.seed, STREAM_TIMESTEP, position)
+        if self.logit_normal is None:
+            return int(random.integers(self.timesteps))
+        t = 1 / (1 + math.exp(-random.normal(*self.logit_normal)))
+        return min(int(t * self.timesteps), self.timesteps - 1)
+
+
+class Noised(NamedTuple):
+    """A batch as the network sees it."""
+
+    sample: torch.Tensor
+    """Noisy latents (B, C, h, w)."""
+    time: torch.Tensor
+    """What the network is told of the noise, (B,): the timestep of the samplers."""
+    target: torch.Tensor
+    """What it is to predict, (B, C, h, w)."""
+
+
+class Objective:
+    """The coefficients of every timestep, on one device.
+
+    Args:
+        config: prediction type, noise schedule and weighting.
+        device: where the batches are.
+    """
+
+    def __init__(self, config: LDMConfig, device: torch.device):
+        timesteps = torch.arange(config.num_train_timesteps)
+        if config.prediction_type == FLOW:
+            time = timesteps + 1
+            sigma = time.double() / config.num_train_timesteps
+            signal = 1 - sigma
+        else:
+            scheduler = build_scheduler(
+                "ddpm",
+                config.beta_schedule,
+                config.prediction_type,
+                config.num_train_timesteps,
+                config.rescale_betas_zero_snr,
+            )
+            alpha_bar = scheduler.alphas_cumprod.double()
+            signal, sigma, time = alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), timesteps
+        zero, one = torch.zeros_like(signal), torch.ones_like(signal)
+        of_latent, of_noise = {
+            "epsilon": (zero, one),
+            "v_prediction": (-sigma, signal),
+            "sample": (one, zero),
+            FLOW: (-one, one),
+        }[config.prediction_type]
+        weight = one
+        if config.min_snr_gamma is not None:
+            # min(SNR, gamma) on the error of x_0 (Hang et al. 2023, section 3.4), expressed in that of the target.
+            snr = (signal / sigma) ** 2
+            weight = snr.clamp(max=config.min_snr_gamma) / (of_latent - of_noise * signal / sigma) ** 2
+        self.time = time.to(device)
+        self.signal, self.sigma, self.of_latent, self.of_noise, self.weight = (
+            values.float().to(device) for values in (signal, sigma, of_latent, of_noise, weight)
+        )
+
+    def noised(self, latent: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> Noised:
+        """Return what the network sees of normalised latents, noise (both (B, C, h, w)) and timesteps (B,)."""
+        a, s, p, q = (
+            values[timestep].view(-1, 1, 1, 1) for values in (self.signal, self.sigma, self.of_latent, self.of_noise)
+        )
+        return Noised(a * latent + s * noise, self.time[timestep], p * latent + q * noise)
