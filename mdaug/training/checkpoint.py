@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -38,8 +38,10 @@ class TrainingState:
     """Lowest validation score so far."""
     best_samples: int = 0
     """Samples seen when it was reached."""
+    lowest: dict[str, float] = field(default_factory=dict)
+    """Lowest value so far of each validation figure that early stopping watches."""
     stale_validations: int = 0
-    """Validations since then."""
+    """Validations since any of these fell."""
 
 
 def save(folder: Path, engine: Engine, state: TrainingState, extra: dict[str, torch.Tensor]) -> Path:

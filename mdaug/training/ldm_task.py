@@ -38,14 +38,21 @@ from shards.colormap import colormap, paint
 from shards.errors import UserError
 from shards.order import PositionDataset
 
-VALIDATION_DRAWS = 4  # (noise, timestep) pairs per validation image
+VALIDATION_DRAWS = 5  # (noise, timestep) pairs per validation image
+BINS = 5  # equal parts of [0, T), little noise to much, whose validation loss is reported apart
 PICTURES_PER_CLASS = 4
 
 
 class LDMTask(Task):
-    """Denoising loss on normalised latents; EMA weights validate, sample and are exported."""
+    """Denoising loss on normalised latents; EMA weights validate, sample and are exported.
 
-    score = "loss"
+    The score is the geometric mean of the validation losses of the bins of t: between two validations it changes by
+    the mean factor by which they change, so that no bin decides by the size of its loss. Training goes on while the
+    loss of any bin falls.
+    """
+
+    score = "score"
+    watched = tuple(f"loss_t{i}" for i in range(BINS))
     last_folder = "pipeline"
 
     def __init__(self, config: LDMConfig, packed: Path, vqvae: Path, latents: Path, made_from: dict[str, str]):
@@ -116,18 +123,24 @@ class LDMTask(Task):
 
     @torch.no_grad()
     def validate(self, engine: Engine) -> dict[str, float]:
-        """Return the loss of the averaged weights over fixed noise and timesteps."""
+        """Return the unweighted loss of the averaged weights over fixed noise and timesteps: mean, by bin, score."""
         count = len(self.val_set)
 
         def sample(position: int) -> dict[str, Any]:
             return self.diffuse.validation(self.val_set[position % count], position)
 
-        sums = torch.zeros(2, device=engine.device, dtype=torch.float64)
+        sums = torch.zeros(2, BINS, device=engine.device, dtype=torch.float64)
         for batch, weight in validation_batches(sample, VALIDATION_DRAWS * count, self.config.batch_size):
             errors = self._errors(self.ema.module, batch)
-            sums += torch.stack([(errors * weight).sum(), weight.sum()]).double()
-        distributed.sum_over_ranks(sums)
-        self.figures = {"loss": float(sums[0] / sums[1])}
+            bins = batch["timestep"] * BINS // self.config.num_train_timesteps
+            sums.index_add_(1, bins, torch.stack([errors * weight, weight]).double())
+        losses, counts = distributed.sum_over_ranks(sums)
+        by_bin = losses / counts
+        self.figures = {
+            "loss": float(losses.sum() / counts.sum()),
+            **dict(zip(self.watched, by_bin.tolist(), strict=True)),
+            "score": float(by_bin.log().mean().exp()),
+        }
         return self.figures
 
     def image_step(self, step: int, plan: BatchPlan) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -30,6 +31,8 @@ class Task(ABC):
     """Training samples by position."""
     score: str
     """Name of the validation figure that decides which weights are best; lower is better."""
+    watched: tuple[str, ...] = ()
+    """Further validation figures: training goes on while any of them, or the score, still falls."""
     last_folder: str = "last"
     """Folder of the final weights in the run folder; the best ones go to best/."""
     flops_per_sample: float | None = None
@@ -179,13 +182,17 @@ def _validate(task: Task, engine: Engine, state: TrainingState, config: Training
     """Validate, export the best weights, and return whether it is time to stop early."""
     figures = task.validate(engine)
     metrics.write({"samples": state.samples, **{f"val/{name}": value for name, value in figures.items()}})
-    if figures[task.score] < state.best_score:
-        state.best_score, state.best_samples, state.stale_validations = figures[task.score], state.samples, 0
+    fallen = [name for name in (task.score, *task.watched) if figures[name] < state.lowest.get(name, math.inf)]
+    state.lowest |= {name: figures[name] for name in fallen}
+    state.stale_validations = 0 if fallen else state.stale_validations + 1
+    note = f"{state.stale_validations} without improvement"
+    if task.score in fallen:
+        note = "best so far"
+        state.best_score, state.best_samples = figures[task.score], state.samples
         task.export(engine, config.output_dir / "best")
-    else:
-        state.stale_validations += 1
+    elif fallen:
+        note = f"lowest so far: {', '.join(fallen)}"
     shown = " | ".join(f"{name} {value:.4g}" for name, value in figures.items())
-    note = "best so far" if state.stale_validations == 0 else f"{state.stale_validations} without improvement"
     metrics.say(f"validation at {state.samples:,} samples: {shown} ({note})")
     return 0 < config.early_stop_patience <= state.stale_validations
 

@@ -81,6 +81,25 @@ def test_latents_have_the_measured_scale(one_rank, folders):
     assert (dataset.labels == images.labels).all()
 
 
+def validations(output: Path) -> list[dict[str, float]]:
+    """The validation figures, in order; a resumed run has written none of them twice."""
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{k.removeprefix("val/"): v for k, v in r.items() if k != "samples"} for r in records if "val/loss" in r]
+
+
+def test_validation_loss_is_the_mean_over_bins_of_t_and_the_score_their_geometric_mean(one_rank):
+    found = validations(one_rank)
+    assert len(found) == 4
+    for figures in found:
+        bins = [figures[f"loss_t{i}"] for i in range(5)]
+        assert figures["loss"] == pytest.approx(np.mean(bins), rel=0.02)  # the bins hold 16 draws each, more or less
+        assert figures["score"] == pytest.approx(np.exp(np.mean(np.log(bins))), rel=1e-9)
+    state = json.loads(next((one_rank / "checkpoints").glob("*/state.json")).read_text())
+    for name in ("score", *(f"loss_t{i}" for i in range(5))):
+        assert state["lowest"][name] == min(figures[name] for figures in found)
+    assert state["best_score"] == state["lowest"]["score"]
+
+
 def train_with(folders, output, changes: dict) -> None:
     train(folders, output, **changes)
 
@@ -90,6 +109,8 @@ def test_loss_curve_latents_and_average_are_the_same_for_any_ranks(folders, one_
     run_ranks(ranks, train_with, folders, tmp_path / "run", {"zero_stage": stage})
     assert losses(tmp_path / "run")[:10] == pytest.approx(losses(one_rank)[:10], rel=1e-5)
     assert losses(tmp_path / "run") == pytest.approx(losses(one_rank), rel=1e-4)
+    for figures, expected in zip(validations(tmp_path / "run"), validations(one_rank), strict=True):
+        assert figures == pytest.approx(expected, rel=1e-4)
     for name in ("train/index.json", "val/index.json", "statistics.json"):
         assert (tmp_path / "run" / "latents" / name).read_bytes() == (one_rank / "latents" / name).read_bytes()
     expected = averaged(one_rank)

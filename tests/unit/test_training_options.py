@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from mdaug import config as configuration
+from mdaug.training import loop
+from mdaug.training.checkpoint import TrainingState
 from mdaug.training.engine import CONFIGS, deepspeed_config, resolve_precision
+from mdaug.training.metrics import Metrics
 from mdaug.training.run import FINISHED_FILE, BatchPlan, open_run, plan_batches
 from mdaug.training.vqvae import VQVAEConfig
 from shards.errors import UserError
@@ -143,3 +146,35 @@ def test_folder_with_foreign_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="not empty"):
         open_run(options(output_dir=tmp_path), images="abc")
+
+
+def test_training_goes_on_while_any_watched_figure_falls(tmp_path):
+    exported = []
+
+    class Scripted:
+        score, watched = "score", ("low", "high")
+
+        def __init__(self, *figures):
+            self.figures = iter(figures)
+
+        def validate(self, engine):
+            return dict(zip(("score", "low", "high"), next(self.figures), strict=True))
+
+        def export(self, engine, folder):
+            exported.append(folder)
+
+    config = options(output_dir=tmp_path, early_stop_patience=2)
+    metrics = Metrics(config, PLAN, None)
+    task = Scripted((3, 3, 3), (4, 4, 2), (4, 4, 4), (2, 4, 4), (3, 1, 3), (3, 3, 3), (5, 5, math.nan), (1, 1, 1))
+    state = TrainingState(global_batch=8)
+    seen = []
+    for _ in range(8):
+        stop = loop._validate(task, None, state, config, metrics)
+        seen.append((stop, state.stale_validations, len(exported)))
+    metrics.close()
+    #              first       high fell   stale       score fell  low fell    stale       stale: stop  all fell
+    assert seen == [
+        (False, 0, 1), (False, 0, 1), (False, 1, 1), (False, 0, 2), (False, 0, 2), (False, 1, 2), (True, 2, 2),
+        (False, 0, 3),
+    ]  # fmt: skip
+    assert state.lowest == {"score": 1, "low": 1, "high": 1}
