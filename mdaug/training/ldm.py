@@ -135,6 +135,7 @@ def train_ldm(config: LDMConfig) -> None:
     from mdaug.training.encode import EncodeConfig, augmentation_of, encode_packed
     from mdaug.training.ldm_task import LDMTask
     from mdaug.training.loop import train
+    from mdaug.training.memory import estimate_ldm
     from mdaug.training.run import open_run, packing, plan_batches
     from shards import provenance
     from shards.cache import open_packed
@@ -163,4 +164,6 @@ def train_ldm(config: LDMConfig) -> None:
     encoding = EncodeConfig(packed, vqvae, latents, num_workers=config.num_workers, **augmentation_of(latents))
     encode_packed(packed, vqvae, latents, encoding)
     task = LDMTask(config, packed, vqvae, latents, made_from)
+    if distributed.is_main():
+        print(estimate_ldm(task, config.batch_size), flush=True)
     train(task, config, plan_batches(config, task.train_set.num_images))

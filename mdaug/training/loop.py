@@ -100,9 +100,11 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan) -> None:
     else:
         task.prepare(engine)
     parameters = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in task.module.parameters())
+    flops = f"{task.flops_per_sample / 1e9:.3g} GFLOP per trained sample, " if task.flops_per_sample else ""
     metrics.say(
-        f"{parameters / 1e6:.1f} M parameters, {plan.num_samples} samples, {plan.steps} steps of {plan.global_batch} "
-        f"({plan.micro_batch} x {plan.ranks} rank(s) x {plan.accumulation} accumulation) on {device.type}, {precision}"
+        f"{parameters / 1e6:.1f} M parameters, {flops}{plan.num_samples} samples, {plan.steps} steps of "
+        f"{plan.global_batch} ({plan.micro_batch} x {plan.ranks} rank(s) x {plan.accumulation} accumulation) "
+        f"on {device.type}, {precision}"
     )
 
     batches = iter(_loader(task.dataset, config, plan, state.step))

@@ -1,4 +1,4 @@
-"""What a VQ-VAE training holds in memory, before it starts, and the micro batch that fits."""
+"""What a training holds in memory, before it starts, and the micro batch that fits."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import torch
 
 from mdaug.training import distributed
 from mdaug.training.engine import resolve_precision
+from mdaug.training.run import TrainingConfig
 from mdaug.training.vqvae import VQVAEConfig
 
 if TYPE_CHECKING:
+    from mdaug.training.ldm_task import LDMTask
     from mdaug.training.vqvae_task import VQVAETask
 
 BYTES_WEIGHT, BYTES_GRADIENT, BYTES_ADAM = 4, 4, 8  # fp32: one each, and two moments
@@ -25,7 +27,7 @@ class Memory:
     """Bytes on one device."""
 
     model: int
-    """Weights, gradients and optimizer states of all networks."""
+    """Weights, their average, gradients and optimizer states of all networks."""
     activations: int
     """What the backward pass needs of one micro batch, and the gradients in flight."""
 
@@ -57,16 +59,49 @@ def saved_bytes(forward: Callable[[], Any]) -> tuple[int, int]:
     return sum(kept.values()), max(kept.values(), default=0)
 
 
+def autocast_dtype(config: TrainingConfig) -> torch.dtype | None:
+    """Return what the forward pass computes in on this rank's device; None is fp32."""
+    precision = resolve_precision(config.mixed_precision, distributed.device())
+    return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def trained_bytes(module: torch.nn.Module, config: TrainingConfig) -> int:
+    """Return the bytes of this rank's share of weights, gradients and Adam's moments."""
+    parameters, ranks = sum(p.numel() for p in module.parameters()), distributed.world_size()
+    shares = ((BYTES_WEIGHT, 3), (BYTES_GRADIENT, 2), (BYTES_ADAM, 1))  # bytes, first ZeRO stage that divides them
+    return sum(size * parameters // (ranks if config.zero_stage >= first else 1) for size, first in shares)
+
+
+def estimate_ldm(task: LDMTask, batch: int) -> Memory:
+    """Return what training the diffusion model with micro batches of `batch` latents takes on this rank's device.
+
+    As `estimate`; every rank holds the averaged weights whole.
+    """
+    config, device = task.config, distributed.device()
+    dtype = autocast_dtype(config)
+    module, shape = task.module.to(device), task.geometry["latent_shape"]
+
+    def need(count: int) -> int:
+        latents = torch.zeros(count, *shape, device=device)
+        number = torch.zeros(count, dtype=torch.long, device=device)
+        # Random numbers of dropout are given back: this rank would train with others.
+        with torch.random.fork_rng(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            own, largest = saved_bytes(lambda: module(latents, number, number))
+        return own + 2 * largest + 4 * latents.nbytes  # latents, noise, noisy latents and target
+
+    one, two = need(1), need(2)
+    average = sum(p.nbytes for p in task.ema.module.parameters())
+    return Memory(trained_bytes(module, config) + average, one + (batch - 1) * (two - one))
+
+
 def estimate(task: VQVAETask, batch: int) -> Memory:
     """Return what training with micro batches of `batch` images takes on this rank's device.
 
     Two forward passes, of one and of two images, tell what grows with the batch. The engine's graph is there while
     LPIPS or the discriminator, whichever is larger, has its own.
     """
-    config, ranks = task.config, distributed.world_size()
-    device = distributed.device()
-    precision = resolve_precision(config.mixed_precision, device)
-    dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    config, device = task.config, distributed.device()
+    dtype = autocast_dtype(config)
     height, width, channels = task.image_shape
     module = task.module.to(device).eval()
 
@@ -83,10 +118,7 @@ def estimate(task: VQVAETask, batch: int) -> Memory:
 
     one, two = need(1), need(2)
     module.train()
-    parameters = sum(p.numel() for p in module.parameters())
-    stage = config.zero_stage
-    shares = ((BYTES_WEIGHT, 3), (BYTES_GRADIENT, 2), (BYTES_ADAM, 1))  # bytes, first ZeRO stage that divides them
-    model = sum(size * parameters // (ranks if stage >= first else 1) for size, first in shares)
+    model = trained_bytes(module, config)
     if task.adversary is not None:
         critic = sum(p.numel() for p in task.adversary.network.parameters())
         model += (BYTES_WEIGHT + BYTES_GRADIENT + BYTES_ADAM) * critic
@@ -139,10 +171,9 @@ def _try(task: VQVAETask, batch: int) -> None:
     room = torch.empty(estimate(task, 1).model, dtype=torch.uint8, device=device)
     height, width, channels = task.image_shape
     images = torch.zeros(batch, channels, height, width, device=device)
-    low = resolve_precision(task.config.mixed_precision, device)
-    dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[low]
+    dtype = autocast_dtype(task.config)
     try:
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32):
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             reconstruction, _, _, commitment = module.eval()(images)
         (task.distance(reconstruction, images)[0].mean() + commitment).backward()
         if task.adversary is not None:

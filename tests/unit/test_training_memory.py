@@ -8,10 +8,14 @@ import pytest
 import torch
 
 from mdaug import config as configuration
-from mdaug.training.memory import candidates, choose_batch_size, estimate, first_that_fits, saved_bytes
+from mdaug.models.hybrid_unet import HybridUNet2DModel
+from mdaug.training.ldm import LDMConfig
+from mdaug.training.ldm_task import LDMTask
+from mdaug.training.memory import candidates, choose_batch_size, estimate, estimate_ldm, first_that_fits, saved_bytes
 from mdaug.training.vqvae import VQVAEConfig
 from mdaug.training.vqvae_task import VQVAETask
 from tests.toy import toy_packed
+from tests.toy_latents import toy_latents
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +91,36 @@ def test_auto_is_a_batch_size_of_the_command_line(packed):
         config(packed, batch_size=0)
 
 
+def ldm_task(root: Path, **changes) -> LDMTask:
+    folders = toy_latents(root, train=8, val=4)
+    options = {"block_out_channels": (16, 32), "num_heads": 2, "norm_num_groups": 8, "window_size": 4, **changes}
+    vqvae, packed = folders["vqvae"], folders["packed"]
+    config = LDMConfig(data_dir=packed, output_dir=root / "run", vqvae_path=vqvae, image_size=16, **options)
+    return LDMTask(config, packed, vqvae, folders["latents"], {"images": "", "vqvae": ""})
+
+
+def test_estimate_of_the_diffusion_model_counts_the_average_and_leaves_no_trace(tmp_path):
+    task = ldm_task(tmp_path, dropout=0.1)
+    before = torch.get_rng_state()
+    one, four, eight = (estimate_ldm(task, batch) for batch in (1, 4, 8))
+    assert torch.equal(torch.get_rng_state(), before)  # the rank that estimates draws the same dropout as the others
+    assert one.model == 20 * sum(p.numel() for p in task.module.parameters())
+    assert four.activations - one.activations == pytest.approx((eight.activations - four.activations) * 3 / 4)
+    number = torch.zeros(8, dtype=torch.long)
+    kept, _ = saved_bytes(lambda: task.module(torch.zeros(8, 2, 8, 8), number, number))
+    assert kept < eight.activations < 2 * kept
+
+
+def test_the_preset_for_small_sets_has_45_million_parameters():
+    preset = Path(__file__).parents[2] / "configs" / "small" / "train-ldm.yaml"
+    argv = ["--config", str(preset), "--data_dir=d", "--output_dir=o", "--vqvae_path=v"]
+    wanted = configuration.parse(LDMConfig, argv, "x")
+    names = ("block_out_channels", "layers_per_block", "num_heads", "window_size", "attention", "norm_num_groups")
+    with torch.device("meta"):
+        network = HybridUNet2DModel(num_classes=10, **{name: getattr(wanted, name) for name in names})
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(45e6, rel=0.02)
+
+
 @pytest.mark.gpu
 def test_estimate_is_within_a_fifth_of_what_the_gpu_shows(tmp_path):
     packed = toy_packed(tmp_path / "packed", size=128)
@@ -104,4 +138,21 @@ def test_estimate_is_within_a_fifth_of_what_the_gpu_shows(tmp_path):
         optimizer.zero_grad()
     weights = sum(p.nbytes for p in vqvae.module.parameters())
     shown = torch.cuda.max_memory_allocated() - held + weights
+    assert expected.model + expected.activations == pytest.approx(shown, rel=0.2)
+
+
+@pytest.mark.gpu
+def test_estimate_of_the_diffusion_model_is_within_a_fifth_of_what_the_gpu_shows(tmp_path):
+    task = ldm_task(tmp_path, block_out_channels=(256, 512), num_heads=16, norm_num_groups=32, mixed_precision="no")
+    expected = estimate_ldm(task, 256)
+    task.module.cuda()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    optimizer = torch.optim.AdamW(task.module.parameters())
+    latents, number = torch.rand(256, 2, 8, 8, device="cuda"), torch.zeros(256, dtype=torch.long, device="cuda")
+    for _ in range(3):
+        task.module(latents, number, number).sample.square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    shown = torch.cuda.max_memory_allocated()  # the average is on the GPU too
     assert expected.model + expected.activations == pytest.approx(shown, rel=0.2)
