@@ -61,7 +61,7 @@ def test_a_tiny_model_learns_the_distribution_of_each_class(tmp_path, prediction
         "--batch_size 64 --train_samples 51200 --lr 4e-3 --warmup_steps 40 --ema_half_life 4000 "
         "--val_samples 25600 --save_samples 100000 --logging_steps 200 --num_workers 0"
     ).split()
-    assert run_ranks(1, command, argv + OBJECTIVES[prediction_type]) == [0]
+    assert run_ranks(1, command, argv + OBJECTIVES[prediction_type], timeout=540) == [0]
     found, floor, apart = run_ranks(1, distances, tmp_path / "run")[0]
     print(prediction_type, found, floor, apart)
     assert np.mean(found) < 0.2, (found, floor, apart)
