@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from mdaug.models.vqvae import build_vqvae, save_vqvae
+from mdaug.training.ldm import LDMConfig
+from mdaug.training.ldm_task import LDMTask
 from shards import provenance
 from shards.index import content_hash, write_index
 from shards.writer import write_shard
@@ -57,3 +59,12 @@ def toy_latents(root: Path, *, train: int = 1024, val: int = 64) -> dict[str, Pa
     provenance.write_text(latents / "plan.json", json.dumps(made_from))
     provenance.write(latents, kind="latents", content_hash=content_hash(latents), made_from=made_from, config={})
     return {"packed": packed, "vqvae": vqvae, "latents": latents}
+
+
+def toy_task(root: Path, **changes) -> LDMTask:
+    """Return the task of training a tiny model on such latents."""
+    folders = toy_latents(root, train=8, val=4)
+    options = {"block_out_channels": (16, 32), "num_heads": 2, "norm_num_groups": 8, "window_size": 4, **changes}
+    vqvae, packed = folders["vqvae"], folders["packed"]
+    config = LDMConfig(data_dir=packed, output_dir=root / "run", vqvae_path=vqvae, image_size=16, **options)
+    return LDMTask(config, packed, vqvae, folders["latents"], {"images": "", "vqvae": ""})

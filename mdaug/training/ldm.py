@@ -65,10 +65,14 @@ class LDMConfig(TrainingConfig):
     """Half-life of the averaged weights in samples, shortened to 5 % of the samples seen at the start."""
     warmup_steps: int = 2000
     """Optimizer steps of linear warm-up (at most a tenth of the run), before the cosine decay to 0."""
+    best_by: Literal["loss", "fd"] = "loss"
+    """What decides best/: the validation losses, or the Fréchet distance of samples to the validation images."""
+    fd_samples: int = 256
+    """Samples made for it at each validation, over all ranks."""
     eval_steps: int = 1000
     """With --save_images: optimizer steps between pictures of samples."""
     num_inference_steps: int = 50
-    """Sampling steps for those pictures."""
+    """Sampling steps for those pictures, and for best_by fd."""
 
     ALIASES: ClassVar[dict[str, str]] = {**TrainingConfig.ALIASES, "vqvae_model_path": "vqvae_path"}
 
@@ -97,6 +101,8 @@ class LDMConfig(TrainingConfig):
         for name in ("label_dropout", "condition_dropout", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
+        if self.fd_samples <= 1:
+            raise ValueError(f"fd_samples={self.fd_samples} must be 2 or greater")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps={self.warmup_steps} must be 0 or greater")
         self._check_objective(self.scheduler_type)

@@ -32,6 +32,7 @@ from mdaug.training.loop import Task
 from mdaug.training.neighbours import Neighbours
 from mdaug.training.objective import Objective
 from mdaug.training.run import BatchPlan
+from mdaug.training.sampled import SampledDistance
 from mdaug.training.validation import validation_batches
 from shards import provenance
 from shards.colormap import colormap, paint
@@ -47,11 +48,10 @@ class LDMTask(Task):
     """Denoising loss on normalised latents; EMA weights validate, sample and are exported.
 
     The score is the geometric mean of the validation losses of the bins of t: between two validations it changes by
-    the mean factor by which they change, so that no bin decides by the size of its loss. Training goes on while the
-    loss of any bin falls.
+    the mean factor by which they change, so that no bin decides by the size of its loss. With `best_by` fd the score is
+    the Fréchet distance of samples. Training goes on while the loss of any bin falls.
     """
 
-    score = "score"
     watched = tuple(f"loss_t{i}" for i in range(BINS))
     last_folder = "pipeline"
 
@@ -96,6 +96,10 @@ class LDMTask(Task):
         self.ema.module.to(distributed.device())
         self.objective = Objective(config, distributed.device())
         self.vqvae = load_vqvae(vqvae)
+        self.score, self.sampled = "score", None
+        if config.best_by == "fd":
+            images = ShardDataset(packed / "val")
+            self.score, self.sampled = "fd", SampledDistance(images, config.fd_samples, VALIDATION_SEED)
         self.figures: dict[str, float] = {}  # of the last validation, for the model card
         self.flops_per_sample = 3 * _forward_flops(network, shape)
 
@@ -141,6 +145,12 @@ class LDMTask(Task):
             **dict(zip(self.watched, by_bin.tolist(), strict=True)),
             "score": float(by_bin.log().mean().exp()),
         }
+        if self.sampled is not None:
+            pipeline = self.pipeline().to(engine.device)
+            pipeline.set_progress_bar_config(disable=True)
+            steps, batch_size = self.config.num_inference_steps, self.config.batch_size
+            self.figures["fd"] = self.sampled.measure(pipeline, steps, batch_size)
+            self.vqvae.to("cpu")
         return self.figures
 
     def image_step(self, step: int, plan: BatchPlan) -> bool:

@@ -10,12 +10,11 @@ import torch
 from mdaug import config as configuration
 from mdaug.models.hybrid_unet import HybridUNet2DModel
 from mdaug.training.ldm import LDMConfig
-from mdaug.training.ldm_task import LDMTask
 from mdaug.training.memory import candidates, choose_batch_size, estimate, estimate_ldm, first_that_fits, saved_bytes
 from mdaug.training.vqvae import VQVAEConfig
 from mdaug.training.vqvae_task import VQVAETask
 from tests.toy import toy_packed
-from tests.toy_latents import toy_latents
+from tests.toy_latents import toy_task
 
 
 @pytest.fixture(scope="module")
@@ -91,16 +90,8 @@ def test_auto_is_a_batch_size_of_the_command_line(packed):
         config(packed, batch_size=0)
 
 
-def ldm_task(root: Path, **changes) -> LDMTask:
-    folders = toy_latents(root, train=8, val=4)
-    options = {"block_out_channels": (16, 32), "num_heads": 2, "norm_num_groups": 8, "window_size": 4, **changes}
-    vqvae, packed = folders["vqvae"], folders["packed"]
-    config = LDMConfig(data_dir=packed, output_dir=root / "run", vqvae_path=vqvae, image_size=16, **options)
-    return LDMTask(config, packed, vqvae, folders["latents"], {"images": "", "vqvae": ""})
-
-
 def test_estimate_of_the_diffusion_model_counts_the_average_and_leaves_no_trace(tmp_path):
-    task = ldm_task(tmp_path, dropout=0.1)
+    task = toy_task(tmp_path, dropout=0.1)
     before = torch.get_rng_state()
     one, four, eight = (estimate_ldm(task, batch) for batch in (1, 4, 8))
     assert torch.equal(torch.get_rng_state(), before)  # the rank that estimates draws the same dropout as the others
@@ -143,7 +134,7 @@ def test_estimate_is_within_a_fifth_of_what_the_gpu_shows(tmp_path):
 
 @pytest.mark.gpu
 def test_estimate_of_the_diffusion_model_is_within_a_fifth_of_what_the_gpu_shows(tmp_path):
-    task = ldm_task(tmp_path, block_out_channels=(256, 512), num_heads=16, norm_num_groups=32, mixed_precision="no")
+    task = toy_task(tmp_path, block_out_channels=(256, 512), num_heads=16, norm_num_groups=32, mixed_precision="no")
     expected = estimate_ldm(task, 256)
     task.module.cuda()
     torch.cuda.empty_cache()
