@@ -17,14 +17,14 @@ from shards.index import content_hash, write_index
 from shards.writer import write_shard
 from tests.toy import CLASSES, toy_packed
 
-SHAPE = (2, 8, 8)
+SHAPE = (2, 4, 4)
 OFFSET, SCALE = np.array([3.0, -1.0]), np.array([2.0, 0.5])  # of the channels, so that a wrong normalisation shows
 AMPLITUDE, NOISE = 0.4, 0.3  # deviations
 
 
 def draw(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return latents (n, 2, 8, 8) = OFFSET + SCALE (pattern of the class x amplitude N(1, 0.4^2) + N(0, 0.3^2))."""
-    rows, columns = np.mgrid[:8, :8] * np.pi / 4
+    """Return latents (n, 2, 4, 4) = OFFSET + SCALE (pattern of the class x amplitude N(1, 0.4^2) + N(0, 0.3^2))."""
+    rows, columns = np.mgrid[:4, :4] * np.pi / 2 + 0.5
     patterns = np.stack([np.sin(rows), np.sin(columns), np.sin(rows + columns), np.sin(rows) * np.cos(columns)])
     patterns = np.stack([patterns, patterns[:, ::-1, ::-1].transpose(0, 2, 1)], axis=1)
     amplitude = 1 + AMPLITUDE * rng.standard_normal((len(labels), 1, 1, 1))
@@ -38,7 +38,7 @@ def toy_latents(root: Path, *, train: int = 1024, val: int = 64) -> dict[str, Pa
     toy_packed(packed, train=4, val=4)
     images = provenance.read(packed, "images")["hash"]
     torch.manual_seed(0)
-    model = build_vqvae(image_channels=1, latent_channels=2, num_codes=16, n_layers=1, base_channels=8).eval()
+    model = build_vqvae(image_channels=1, latent_channels=2, num_codes=16, n_layers=2, base_channels=8).eval()
     save_vqvae(model, vqvae, image_shape=[16, 16, 1], made_from={"images": images}, config={})
     made_from = {"images": images, "vqvae": provenance.read(vqvae, "vqvae")["hash"]}
     for split, count, seed in (("train", train, 0), ("val", val, 1)):

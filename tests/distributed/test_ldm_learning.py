@@ -14,7 +14,7 @@ from tests.toy_latents import SHAPE, draw, toy_latents
 
 SAMPLES = 128  # of each class
 OBJECTIVES = {
-    "v_prediction": ["--min_snr_gamma", "5"],
+    "v_prediction": ["--scheduler_type", "dpmsolver++"],
     "flow_matching": ["--timestep_sampling", "logit_normal"],
 }
 
@@ -26,7 +26,7 @@ def command(argv: list[str]) -> int:
 
 
 def features(latents: np.ndarray) -> np.ndarray:
-    """Return (n, 12): fixed random projections of latents (n, 2, 8, 8), of which the FD stays a closed form."""
+    """Return (n, 12): fixed random projections of latents (n, 2, 4, 4), of which the FD stays a closed form."""
     directions = np.random.default_rng(7).standard_normal((int(np.prod(SHAPE)), 12))
     return latents.reshape(len(latents), -1) @ (directions / np.linalg.norm(directions, axis=0))
 

@@ -98,7 +98,7 @@ def test_estimate_of_the_diffusion_model_counts_the_average_and_leaves_no_trace(
     assert one.model == 20 * sum(p.numel() for p in task.module.parameters())
     assert four.activations - one.activations == pytest.approx((eight.activations - four.activations) * 3 / 4)
     number = torch.zeros(8, dtype=torch.long)
-    kept, _ = saved_bytes(lambda: task.module(torch.zeros(8, 2, 8, 8), number, number))
+    kept, _ = saved_bytes(lambda: task.module(torch.zeros(8, 2, 4, 4), number, number))
     assert kept < eight.activations < 2 * kept
 
 
@@ -140,7 +140,7 @@ def test_estimate_of_the_diffusion_model_is_within_a_fifth_of_what_the_gpu_shows
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     optimizer = torch.optim.AdamW(task.module.parameters())
-    latents, number = torch.rand(256, 2, 8, 8, device="cuda"), torch.zeros(256, dtype=torch.long, device="cuda")
+    latents, number = torch.rand(256, 2, 4, 4, device="cuda"), torch.zeros(256, dtype=torch.long, device="cuda")
     for _ in range(3):
         task.module(latents, number, number).sample.square().mean().backward()
         optimizer.step()
