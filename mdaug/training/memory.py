@@ -10,6 +10,7 @@ import torch
 
 from mdaug.training import distributed
 from mdaug.training.engine import resolve_precision
+from mdaug.training.scaling import Sharding, buffer_bytes, network_bytes
 from mdaug.training.vqvae import VQVAEConfig
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def saved_bytes(forward: Callable[[], Any]) -> tuple[int, int]:
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         if not isinstance(tensor, torch.nn.Parameter):
             storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
+            kept[storage._cdata] = storage.nbytes()  # tensors without data have no address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -84,15 +85,14 @@ def estimate(task: VQVAETask, batch: int) -> Memory:
     one, two = need(1), need(2)
     module.train()
     parameters = sum(p.numel() for p in module.parameters())
-    stage = config.zero_stage
-    shares = ((BYTES_WEIGHT, 3), (BYTES_GRADIENT, 2), (BYTES_ADAM, 1))  # bytes, first ZeRO stage that divides them
-    model = sum(size * parameters // (ranks if stage >= first else 1) for size, first in shares)
+    how = Sharding(config.zero_stage, ranks, precision=precision)
+    model = network_bytes(parameters, how)
     if task.adversary is not None:
         critic = sum(p.numel() for p in task.adversary.network.parameters())
         model += (BYTES_WEIGHT + BYTES_GRADIENT + BYTES_ADAM) * critic
     if task.perceptual is not None:
         model += BYTES_WEIGHT * sum(p.numel() for p in task.perceptual.parameters())
-    return Memory(model, one + (batch - 1) * (two - one))
+    return Memory(model, one + (batch - 1) * (two - one) + buffer_bytes(parameters, how))
 
 
 def candidates(config: VQVAEConfig, num_samples: int, largest: int) -> list[int]:
