@@ -120,8 +120,8 @@ def estimate(asked: PlanConfig, training: Any) -> list[str]:
         f"memory     {total:.1f} GB of {gpu.memory_gb} GB per GPU, {fits}: networks and optimizer "
         f"{networks / 1e9:.1f}, activations {load.activations / 1e9:.1f}, communication {buffers / 1e9:.1f}; "
         "libraries take 1 to 2 more",
-        f"step       {1e3 * time.longest:.0f} ms: {1e3 * time.computing:.0f} ms computing "
-        f"({flops / 1e12:.2f} TFLOP per GPU), {1e3 * time.moving:.0f} ms moving {traffic.sent(ranks) / 1e9:.2f} GB if "
+        f"step       {1e3 * time.longest:.1f} ms: {1e3 * time.computing:.1f} ms computing "
+        f"({flops / 1e12:.2f} TFLOP per GPU), {1e3 * time.moving:.1f} ms moving {traffic.sent(ranks) / 1e9:.2f} GB if "
         "nothing of it is hidden",
         f"speed      {global_batch / time.longest:,.0f} img/s, {100 * time.efficiency:.0f} % of {ranks} single GPUs",
         f"time       {hours:.1f} hours, {hours * ranks:.1f} GPU-hours, without validation, pictures and waits for data",

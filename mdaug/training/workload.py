@@ -49,8 +49,9 @@ def count(config: TrainingConfig, precision: str, channels: int, latent_shape: l
         latent_shape: (c, h, w), for the diffusion model.
         classes: number of classes, for the diffusion model.
     """
+    batch = config.batch_size
     if isinstance(config, VQVAEConfig):
-        return _vqvae(config, precision, channels)
+        return _vqvae(config, precision, channels, batch)
     assert isinstance(config, LDMConfig)
     from mdaug.training.ldm_task import build_unet
 
@@ -61,11 +62,11 @@ def count(config: TrainingConfig, precision: str, channels: int, latent_shape: l
         return network(torch.zeros(batch, *latent_shape), label, label).sample
 
     parameters = _numbers(unet)
-    own = _count(unet, forward, precision, config.batch_size)
+    own = _count(unet, forward, precision, batch)
     return Workload(sum(parameters), _persistent(parameters), 4 * sum(parameters), own[0], 3 * own[1], True)
 
 
-def _vqvae(config: VQVAEConfig, precision: str, channels: int) -> Workload:
+def _vqvae(config: VQVAEConfig, precision: str, channels: int, micro_batch: int) -> Workload:
     from mdaug.models.discriminator import PatchDiscriminator
     from mdaug.models.perceptual import PerceptualLoss
     from mdaug.training.vqvae_task import build_module
@@ -77,7 +78,7 @@ def _vqvae(config: VQVAEConfig, precision: str, channels: int) -> Workload:
     def single(network: Callable, batch: int) -> Any:
         return network(torch.zeros(batch, *shape))
 
-    saved, flops = _count(module, single, precision, config.batch_size)
+    saved, flops = _count(module, single, precision, micro_batch)
     beside, flops, around = 0, 3 * flops, [0]
 
     def pair(network: Callable, batch: int) -> Any:
@@ -87,13 +88,13 @@ def _vqvae(config: VQVAEConfig, precision: str, channels: int) -> Workload:
         with warnings.catch_warnings():  # lpips calls torchvision in an old way
             warnings.simplefilter("ignore")
             lpips = PerceptualLoss(config.perceptual_net, random_backbone=True)
-        more, twice = _count(lpips, pair, "no", config.batch_size)
+        more, twice = _count(lpips, pair, "no", micro_batch)
         around.append(more)
         beside += 4 * sum(p.numel() for p in lpips.parameters())
         flops += 1.5 * twice  # both images forward, one of them backward
     if config.use_discriminator:
         critic = PatchDiscriminator(channels, (config.image_size,) * 2, config.disc_channels)
-        more, once = _count(critic, single, precision, config.batch_size)
+        more, once = _count(critic, single, precision, micro_batch)
         around.append(2 * more)
         beside += (4 + 4 + 8) * sum(p.numel() for p in critic.parameters())
         flops += (2 + 6) * once  # its judgement of the reconstruction, and its own step on both images
