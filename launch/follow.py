@@ -67,11 +67,10 @@ def _status(folder: Path, state: str) -> int:
     told = attempt.read_outcome(folder)
     if told is not None and told[0] != attempt.REQUEUE:
         status, text = told
-    elif state == "COMPLETED":
-        return 0
-    else:  # the batch script had no time to say anything
+    else:  # the batch script had no time to say anything; of an array, that of a task which squeue has forgotten
         status = BY_SIGNAL if state == "CANCELLED" else 1
-        text = f"the job ended as {state.lower()}; the same command continues from the last checkpoint"
+        how = "without a word of some of its tasks" if state == "COMPLETED" else f"as {state.lower()}"
+        text = f"the job ended {how}; the same command continues from the last checkpoint"
     if status != 0:
         print(f"launch: {text}", file=sys.stderr, flush=True)
     return status
@@ -83,8 +82,8 @@ def status(run_dir: Path) -> int:
     job = attempt.read_job(folder)
     state = queue.state(job.job_id)
     told = attempt.read_outcome(folder)
-    if state in (queue.GONE, "COMPLETED") and told is not None:  # squeue forgets, tasks of an array one by one
-        state = "COMPLETED" if told[0] == 0 else "FAILED"
+    if state == "COMPLETED" or (state == queue.GONE and told is not None):  # squeue forgets, an array task by task
+        state = "COMPLETED" if told is not None and told[0] == 0 else "FAILED"
     waiting = f" ({queue.reason(job.job_id)})" if state == "PENDING" else ""
     workers = len(attempt.parts(folder))
     array = f" in each of {workers} workers" if workers > 1 else ""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import attempt, profile, queue
+from launch import attempt, follow, profile, queue
 from launch.__main__ import LaunchConfig, main
 from launch.attempt import REQUEUE, Job
 from launch.rank import Report, local_device, master_port, report_path
@@ -164,6 +164,16 @@ def test_a_controller_that_does_not_answer_has_not_ended_the_job(slurm_says):
 def test_an_array_is_as_its_tasks_are(slurm_says, tasks, whole):
     slurm_says("squeue", tasks.replace(" ", "\n"))
     assert queue.state("7") == whole
+
+
+def test_an_array_of_which_a_task_was_forgotten_without_an_outcome_is_not_done(folder, slurm_says, capsys):
+    slurm_says("squeue", "COMPLETED")
+    for worker in (0, 1):
+        attempt.of_worker(folder, worker).mkdir(parents=True)
+        assert follow.wait(folder) == 1
+        assert "without a word of some of its tasks" in capsys.readouterr().err
+        (attempt.of_worker(folder, worker) / "outcome.json").write_text('{"status": 0, "text": "done"}')
+    assert follow.wait(folder) == 0
 
 
 def test_gpus_of_every_kind_are_counted(slurm_says):
