@@ -14,6 +14,7 @@ import yaml
 
 from mdaug import cli, config
 from shards.errors import UserError
+from shards.size import height_width
 
 FP32_SHARE = 1 / 16  # of the bf16 peak: fp32 runs outside of the tensor cores
 COMMANDS = {"LDMConfig": "train-ldm", "VQVAEConfig": "train-vqvae"}
@@ -152,8 +153,7 @@ def _latent_shape(asked: PlanConfig, training: Any) -> list[int]:
             return json.loads((folder / GEOMETRY_FILE).read_text(encoding="utf-8"))["latent_shape"]
     beside = asked.training.with_name("train-vqvae.yaml")
     halvings = training_config(beside, []).n_layers if beside.is_file() else 3
-    side = training.image_size >> halvings
-    return [training.latent_channels, side, side]
+    return [training.latent_channels, *(side >> halvings for side in height_width(training.image_size))]
 
 
 def _plain(value: Any) -> str:

@@ -19,6 +19,7 @@ from mdaug.training.ldm import LDMConfig
 from mdaug.training.memory import saved_bytes
 from mdaug.training.run import TrainingConfig
 from mdaug.training.vqvae import VQVAEConfig
+from shards.size import height_width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,8 @@ def _vqvae(config: VQVAEConfig, precision: str, channels: int, micro_batch: int)
     from mdaug.models.perceptual import PerceptualLoss
     from mdaug.training.vqvae_task import build_module
 
-    shape = (channels, config.image_size, config.image_size)
+    size = height_width(config.image_size)
+    shape = (channels, *size)
     module, _ = build_module(config, channels)
     parameters = _numbers(module)
 
@@ -93,7 +95,7 @@ def _vqvae(config: VQVAEConfig, precision: str, channels: int, micro_batch: int)
         beside += 4 * sum(p.numel() for p in lpips.parameters())
         flops += 1.5 * twice  # both images forward, one of them backward
     if config.use_discriminator:
-        critic = PatchDiscriminator(channels, (config.image_size,) * 2, config.disc_channels)
+        critic = PatchDiscriminator(channels, size, config.disc_channels)
         more, once = _count(critic, single, precision, micro_batch)
         around.append(2 * more)
         beside += (4 + 4 + 8) * sum(p.numel() for p in critic.parameters())
