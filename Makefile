@@ -12,6 +12,8 @@ CLUSTER ?= auto
 GROUP_BY ?=
 PROFILE ?=
 WAIT ?=
+SAMPLES ?=
+WORKERS ?=
 ARGS ?=
 
 BIN := .venv/bin
@@ -26,7 +28,7 @@ IMAGES = $(or $(DATA),$(OUT)/images)
 PRESET = $(if $(wildcard configs/$(CONFIG)/.),$(if $(wildcard configs/$(CONFIG)/$@.yaml),--config configs/$(CONFIG)/$@.yaml),$(error CONFIG=$(CONFIG): there is no configs/$(CONFIG); choose one of $(filter-out launch,$(patsubst configs/%/.,%,$(wildcard configs/*/.)))))
 # Given only where asked for: without SLURM they are mistakes.
 SLURM = $(if $(PROFILE),--profile '$(PROFILE)') $(if $(WAIT),--wait)
-LAUNCH = $(BIN)/python -m launch $@ --gpus_per_node $(GPUS) --nodes $(NODES) --cluster $(CLUSTER) $(SLURM) -- $(PRESET)
+LAUNCH = $(BIN)/python -m launch $@ --gpus_per_node $(GPUS) --nodes $(NODES) --cluster $(CLUSTER) $(SLURM) $(if $(WORKERS),--workers $(WORKERS)) -- $(PRESET)
 
 .PHONY: help install demo pipeline slurm-up slurm-down test check fix weights constraints clean $(STAGES) $(BENCHMARKS)
 
@@ -43,7 +45,7 @@ help:
 	@echo 'make reconstruct      what the VQ-VAE keeps of held-out images: table, JSON, picture strip'
 	@echo 'make encode           packed images -> latent shards with their mean and std'
 	@echo 'make train-ldm        latent diffusion model'
-	@echo 'make generate         labelled synthetic tar shards'
+	@echo 'make generate         labelled synthetic tar shards (SAMPLES=1000000 WORKERS=64: a job array)'
 	@echo 'make evaluate         fidelity and usefulness, with a report'
 	@echo ''
 	@echo 'make weights          fetch the VGG16 weights of the perceptual loss (needs a network)'
@@ -60,6 +62,8 @@ help:
 	@echo 'NODES      machines                                     ($(NODES))'
 	@echo 'CLUSTER    auto (slurm where sbatch is), slurm, local (ranks here) or inline (1 rank)  ($(CLUSTER))'
 	@echo 'PROFILE    what the SLURM cluster wants to know, such as configs/launch/gpu-cluster.yaml  ($(PROFILE))'
+	@echo 'SAMPLES    number of images to generate                 ($(SAMPLES); else that of the preset)'
+	@echo 'WORKERS    generate as an array of so many SLURM jobs   ($(WORKERS))'
 	@echo 'WAIT       1: stay until the SLURM job has ended        ($(WAIT))'
 	@echo 'GROUP_BY   what pack must not tear between train and val (for make demo; see mdaug pack --help)'
 	@echo 'ARGS       further flags of the stage, such as ARGS="--epochs 3"'
@@ -117,7 +121,7 @@ encode: $(READY)
 train-ldm: $(READY)
 	$(LAUNCH) --data_dir '$(OUT)/packed' --vqvae_path '$(OUT)/vqvae' --latents_dir '$(OUT)/latents' --output_dir '$(OUT)/ldm' $(ARGS)
 generate: $(READY)
-	$(LAUNCH) --ldm_path '$(OUT)/ldm' --output_dir '$(OUT)/synthetic' $(ARGS)
+	$(LAUNCH) --ldm_path '$(OUT)/ldm' --output_dir '$(OUT)/synthetic' $(if $(SAMPLES),--num_samples $(SAMPLES)) $(ARGS)
 evaluate: $(READY)
 	$(LAUNCH) --data_dir '$(OUT)/packed' --synthetic_dir '$(OUT)/synthetic' --vqvae_path '$(OUT)/vqvae' --output_dir '$(OUT)/evaluation' $(ARGS)
 

@@ -16,11 +16,12 @@ from launch import caches, queue
 from mdaug import cli, config
 from shards.errors import UserError
 
-PARALLEL = {"train-vqvae", "encode", "train-ldm", "generate"}  # the other commands run in one process
-ON_GPU = {*PARALLEL, "evaluate"}
+PARALLEL = {"train-vqvae", "encode", "train-ldm", "generate", "evaluate"}  # the other commands run in one process
+ARRAYS = {"generate"}  # whose ranks need not run at the same time, nor know of each other
 USAGE = """usage: python -m launch <command> [--nodes N] [--gpus_per_node N] [--cluster auto|slurm|local|inline]
                                  [--profile FILE] [--wait] [--dry_run] -- <flags of the command>
        python -m launch status|logs|cancel RUN_DIR         of a job that was submitted to SLURM
+       python -m launch plan --config FILE --nodes N       memory, hours and GPU-hours of a training, estimated
 
 'python -m launch <command> --help' lists the launcher's flags, 'python -m launch <command> -- --help' the command's.
 The commands:"""
@@ -42,6 +43,8 @@ class LaunchConfig:
     """What the SLURM cluster wants to know: a YAML file such as configs/launch/gpu-cluster.yaml."""
     wait: bool = False
     """Stay, show the log of rank 0 of the SLURM job and end with the job's status."""
+    workers: int = 1
+    """generate only: a job array of so many SLURM jobs, each of nodes x gpus_per_node ranks."""
     after: str | None = None
     """Id of the SLURM job that must succeed before this one starts."""
     snapshot: bool = True
@@ -51,8 +54,9 @@ class LaunchConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be launched; raises ValueError naming field, value and what is accepted."""
-        if self.nodes < 1:
-            raise ValueError(f"nodes={self.nodes} must be 1 or more")
+        for name in ("nodes", "workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
         if self.cluster == "auto":
             inside_a_job = "SLURM_JOB_ID" in os.environ
             if queue.available() and not inside_a_job:
@@ -64,6 +68,7 @@ class LaunchConfig:
             )
         if self.cluster != "slurm":
             given = [name for name in ("profile", "wait", "after") if getattr(self, name)]
+            given += ["workers"] if self.workers > 1 else []
             if given:
                 raise ValueError(f"{' and '.join(given)}: only jobs of SLURM have that; without it leave them out")
         if self.gpus_per_node != "auto" and self.gpus_per_node < 1:
@@ -78,6 +83,10 @@ def main(argv: list[str]) -> int:
         print(USAGE, ", ".join(cli.COMMANDS))
         return 0
     try:
+        if argv[0] == "plan":
+            from launch import plan
+
+            return plan.plan(*_split(argv[1:]))
         if argv[0] in ON_JOBS:
             return _on_job(*argv)
         return launch(argv[0], *_split(argv[1:]))
@@ -90,6 +99,8 @@ def launch(command: str, launcher_flags: list[str], flags: list[str]) -> int:
     """Check both sets of flags, then run the command; raises UserError for a mistake in either."""
     config_class, _ = cli.load(command)
     where = config.parse(LaunchConfig, launcher_flags, prog=f"python -m launch {command}")
+    if where.workers > 1 and command not in ARRAYS:
+        raise UserError(f"workers={where.workers}: only {', '.join(ARRAYS)} runs as a job array; use nodes")
     resolved = config.parse(config_class, flags, prog=f"mdaug {command}")
     if where.cluster == "slurm":
         return _submit(command, where, resolved)
@@ -133,29 +144,19 @@ def _submit(command: str, where: LaunchConfig, resolved: Any) -> int:
     if command not in PARALLEL:
         if nodes * per_node > 1:
             print(f"launch: {command} runs in one process; one task of one node is enough", flush=True)
-        nodes, per_node = 1, 1
-        gpus = gpus and command in ON_GPU
+        nodes, per_node, gpus = 1, 1, False
     resolved = checks.absolute(resolved)
     checks.check(command, resolved, nodes * per_node, inputs_later=where.after is not None)
     place = slurm.place(resolved.output_dir, command in PARALLEL)
+    size = slurm.Size(nodes, per_node, gpus, where.workers)
     if where.dry_run:
-        print(slurm.script(command, place, nodes, per_node, gpus, chosen, where.after, where.snapshot))
-        print(f"# mdaug {command}: {nodes} node(s) x {per_node} rank(s)\n{config.dump(resolved)}", end="")
+        print(slurm.script(command, place, size, chosen, where.after, where.snapshot))
+        print(f"# mdaug {command}: {size}\n{config.dump(resolved)}", end="")
         return 0
     for warning in checks.unshared(resolved):
         print(f"launch: warning: {warning}", file=sys.stderr)
-    job = slurm.submit(
-        command,
-        resolved,
-        place,
-        nodes=nodes,
-        ranks_per_node=per_node,
-        gpus=gpus,
-        profile=chosen,
-        after=where.after,
-        snapshot=where.snapshot,
-    )
-    print(follow.describe(job, resolved.output_dir), flush=True)
+    job = slurm.submit(command, resolved, place, size, profile=chosen, after=where.after, snapshot=where.snapshot)
+    print(follow.describe(job, resolved.output_dir, size), flush=True)
     return follow.wait(place.folder) if where.wait else 0
 
 

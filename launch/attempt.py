@@ -23,6 +23,7 @@ REQUEUE = 75  # EX_TEMPFAIL: the batch script requeues the job
 STUCK_AFTER = 3  # restarts in a row that began where the one before them did
 STOPPED = {128 + signal.SIGUSR2, 128 + signal.SIGTERM}
 JOB_FILE, ATTEMPTS_FILE, OUTCOME_FILE = "job.json", "attempts.jsonl", "outcome.json"
+WORKERS = "workers"  # folder of the tasks of a job array, each with the same files again
 
 
 @dataclass
@@ -48,6 +49,16 @@ def read_job(folder: Path) -> Job:
     return Job(**json.loads((folder / JOB_FILE).read_text(encoding="utf-8")))
 
 
+def of_worker(folder: Path, worker: int | str) -> Path:
+    """Return what the folder of a job is to one task of a job array."""
+    return folder / WORKERS / str(worker)
+
+
+def parts(folder: Path) -> list[Path]:
+    """Return the folders of the tasks of a job array in their order, or that of the job alone."""
+    return sorted((folder / WORKERS).glob("*"), key=lambda part: int(part.name)) or [folder]
+
+
 def number() -> int:
     """Return the number of this attempt, from 0, inside a job."""
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
@@ -67,9 +78,10 @@ def progress(output_dir: Path) -> str:
 
 
 def attempts(folder: Path) -> list[dict]:
-    """Return what every attempt so far found when it began: {"attempt", "time", "progress"}."""
-    path = folder / ATTEMPTS_FILE
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    """Return what every attempt so far found when it began: {"attempt", "time", "progress"}, in the order of time."""
+    files = [part / ATTEMPTS_FILE for part in parts(folder)]
+    lines = [line for file in files if file.is_file() for line in file.read_text(encoding="utf-8").splitlines()]
+    return sorted(map(json.loads, lines), key=lambda each: each["time"])
 
 
 def begin(folder: Path) -> int:
@@ -123,12 +135,20 @@ def read_reports(folder: Path) -> list[Report]:
 
 
 def read_outcome(folder: Path) -> tuple[int, str] | None:
-    """Return (status, text) of the last attempt, or None while it runs or if it was killed before it could say."""
-    path = folder / OUTCOME_FILE
-    if not path.is_file():
-        return None
-    record = json.loads(path.read_text(encoding="utf-8"))
-    return record["status"], record["text"]
+    """Return (status, text) of the last attempt, or None while it runs or if it was killed before it could say.
+
+    Of a job array: the first failure of a task, else None while any task has no outcome.
+    """
+    told: list[tuple[int, str]] = []
+    for part in parts(folder):
+        path, where = part / OUTCOME_FILE, "" if part == folder else f"worker {part.name}: "
+        if path.is_file():
+            record = json.loads(path.read_text(encoding="utf-8"))
+            told.append((record["status"], where + record["text"]))
+    failed = [each for each in told if each[0] not in (0, REQUEUE)]
+    if failed or len(told) < len(parts(folder)):
+        return failed[0] if failed else None
+    return max(told)  # one that is to be continued before those that are done
 
 
 def _finish(folder: Path, status: int, text: str) -> int:

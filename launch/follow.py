@@ -11,7 +11,7 @@ from launch import attempt, queue
 from launch.attempt import Job
 from launch.local import LogStream
 from launch.rank import log_path
-from launch.slurm import find
+from launch.slurm import Size, find
 from shards.errors import UserError
 
 POLL = 2.0
@@ -19,22 +19,17 @@ PATIENCE = 300.0  # seconds that a controller which restarts may leave us withou
 BY_SIGNAL = 143  # status of a job that was cancelled
 
 
-def describe(job: Job, run_dir: Path) -> str:
+def describe(job: Job, run_dir: Path, size: Size) -> str:
     """Return what to tell about a job that was just submitted."""
-    rank_0, batch = log_path(Path(job.logs), 0), batch_log(job)
+    others = "and the other ranks" if size.workers == 1 else "and the other ranks and workers"
     return (
-        f"launch: job {job.job_id} runs mdaug {job.command} on {job.ranks} rank(s)\n"
-        f"launch: logs    {rank_0} (and the other ranks beside it)\n"
-        f"launch:         {batch} (the batch script)\n"
+        f"launch: job {job.job_id} runs mdaug {job.command}: {size}\n"
+        f"launch: logs    {log_path(Path(job.logs), 0)} ({others} beside it)\n"
+        f"launch:         {find(run_dir)}/*_0_log.out (the batch script)\n"
         f"launch: state   python -m launch status {run_dir}\n"
         f"launch: follow  python -m launch logs {run_dir}\n"
         f"launch: cancel  python -m launch cancel {run_dir}"
     )
-
-
-def batch_log(job: Job) -> Path:
-    """Return the file with what the batch script and srun say."""
-    return Path(job.logs) / "slurm" / f"{job.job_id}_0_log.out"
 
 
 def wait(folder: Path) -> int:
@@ -72,11 +67,10 @@ def _status(folder: Path, state: str) -> int:
     told = attempt.read_outcome(folder)
     if told is not None and told[0] != attempt.REQUEUE:
         status, text = told
-    elif state == "COMPLETED":
-        return 0
-    else:  # the batch script had no time to say anything
+    else:  # the batch script had no time to say anything; of an array, that of a task which squeue has forgotten
         status = BY_SIGNAL if state == "CANCELLED" else 1
-        text = f"the job ended as {state.lower()}; the same command continues from the last checkpoint"
+        how = "without a word of some of its tasks" if state == "COMPLETED" else f"as {state.lower()}"
+        text = f"the job ended {how}; the same command continues from the last checkpoint"
     if status != 0:
         print(f"launch: {text}", file=sys.stderr, flush=True)
     return status
@@ -88,10 +82,12 @@ def status(run_dir: Path) -> int:
     job = attempt.read_job(folder)
     state = queue.state(job.job_id)
     told = attempt.read_outcome(folder)
-    if state == queue.GONE and told is not None:
-        state = "COMPLETED" if told[0] == 0 else "FAILED"
+    if state == "COMPLETED" or (state == queue.GONE and told is not None):  # squeue forgets, an array task by task
+        state = "COMPLETED" if told is not None and told[0] == 0 else "FAILED"
     waiting = f" ({queue.reason(job.job_id)})" if state == "PENDING" else ""
-    print(f"job       {job.job_id}: mdaug {job.command} on {job.ranks} rank(s)")
+    workers = len(attempt.parts(folder))
+    array = f" in each of {workers} workers" if workers > 1 else ""
+    print(f"job       {job.job_id}: mdaug {job.command} on {job.ranks} rank(s){array}")
     print(f"state     {state.lower()}{waiting}")
     begun = attempt.attempts(folder)
     print(f"attempts  {len(begun)}" + (f", the last from {begun[-1]['progress']}" if begun else ""))
@@ -114,7 +110,7 @@ def logs(run_dir: Path) -> int:
     path = log_path(Path(job.logs), 0)
     ended = queue.state(job.job_id) in queue.ENDED | {queue.GONE}
     if not path.is_file() and ended:
-        path = batch_log(job)
+        path = min(folder.glob("*_0_log.out"), default=path)
     if path.is_file():
         sys.stdout.write(path.read_text(encoding="utf-8", errors="replace"))
         sys.stdout.flush()

@@ -22,12 +22,13 @@ def available() -> bool:
 def state(job_id: str) -> str:
     """Return the state of a job as squeue names it, or GONE once Slurm has forgotten it (default: after 5 minutes).
 
+    A job array runs while any of its tasks does, and has completed when all have of which Slurm knows.
     Raises UserError when Slurm does not answer: nothing is known then, least of all that the job has ended.
     """
-    asked = _ask(["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T"])
+    asked = _ask(["squeue", "--noheader", "--states=all", "--array", f"--jobs={job_id}", "--format=%T"])
     if asked.returncode == 0:
-        lines = asked.stdout.split()
-        return lines[0] if lines else GONE
+        states = asked.stdout.split() or [GONE]
+        return min(states, key=lambda each: (each == "COMPLETED", each in ENDED, each != "RUNNING"))
     if "Invalid job id" in asked.stderr:
         return GONE
     raise UserError(f"squeue does not answer: {asked.stderr.strip()}")

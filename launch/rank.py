@@ -89,7 +89,7 @@ def run_rank(entry: str, argv: list[str], logs: str, reports: str, visible_devic
 
 
 def run_slurm_rank(entry: str, argv: list[str], logs: str, folder: str) -> int:
-    """Run one rank of a SLURM job; submitit calls it in every task that srun starts.
+    """Run one rank of a SLURM job, or of one task of a job array; submitit calls it in every task that srun starts.
 
     Args:
         entry: "module:function", as in `run_rank`.
@@ -100,6 +100,10 @@ def run_slurm_rank(entry: str, argv: list[str], logs: str, folder: str) -> int:
     from launch import attempt
 
     job = submitit.JobEnvironment()
+    mine = Path(folder)
+    if (worker := os.environ.get("SLURM_ARRAY_TASK_ID")) is not None:
+        mine, logs = attempt.of_worker(mine, worker), f"{logs}/worker-{worker}"
+        Path(logs).mkdir(exist_ok=True)
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, _stop)  # submitit would requeue the job before anything was saved
     cores = os.environ.get("SLURM_CPUS_PER_TASK", "1")
@@ -114,7 +118,7 @@ def run_slurm_rank(entry: str, argv: list[str], logs: str, folder: str) -> int:
     )
     logging.getLogger("submitit").setLevel(logging.WARNING)
     _redirect(log_path(Path(logs), job.global_rank))
-    return _run(entry, argv, attempt.reports_folder(Path(folder), attempt.number()), job.global_rank)
+    return _run(entry, argv, attempt.reports_folder(mine, attempt.number()), job.global_rank)
 
 
 def local_device(local_rank: int) -> int:

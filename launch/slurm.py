@@ -7,6 +7,7 @@ srun, lets `launch.attempt` judge how they ended, and requeues the job where it 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import shutil
@@ -42,6 +43,23 @@ class Place:
         return self.logs / "slurm"
 
 
+@dataclass(frozen=True)
+class Size:
+    """How much of a cluster a job takes."""
+
+    nodes: int
+    ranks_per_node: int
+    gpus: bool
+    """Whether each rank gets a GPU."""
+    workers: int = 1
+    """Tasks of a job array, each of nodes x ranks_per_node ranks; 1: no array."""
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        ranks = f"{self.nodes} node(s) x {self.ranks_per_node} rank(s)"
+        return ranks if self.workers == 1 else f"job array of {self.workers} x {ranks}"
+
+
 def place(output_dir: Path, in_run_folder: bool) -> Place:
     """Return where a job keeps its files: in the run folder, or beside a folder that holds nothing but data."""
     output_dir = output_dir.absolute()
@@ -61,10 +79,8 @@ def submit(
     command: str,
     config: object,
     where: Place,
+    size: Size,
     *,
-    nodes: int,
-    ranks_per_node: int,
-    gpus: bool,
     profile: Profile,
     after: str | None,
     snapshot: bool,
@@ -75,9 +91,7 @@ def submit(
         command: a command of mdaug.
         config: its configuration, all paths absolute; the job reads it back from a file.
         where: the folders of the job, on a file system that the nodes share.
-        nodes: number of machines.
-        ranks_per_node: tasks on each.
-        gpus: whether each task needs a GPU.
+        size: nodes, ranks and array tasks.
         profile: what this cluster wants to know.
         after: id of a job that must succeed first.
         snapshot: whether the job runs a copy of the packages as they are now.
@@ -100,13 +114,13 @@ def submit(
     job = Job(
         command=command,
         output_dir=str(getattr(config, "output_dir")),  # noqa: B009 - every configuration has one
-        ranks=nodes * ranks_per_node,
+        ranks=size.nodes * size.ranks_per_node,
         max_restarts=profile.max_restarts,
         logs=str(where.logs),
         submitted=time.time(),
     )
-    job.write(folder)  # before the job can start
-    executor = _executor(command, folder, code, nodes, ranks_per_node, gpus, profile, after)
+    _write(job, folder, size.workers)  # before the job can start
+    executor = _executor(command, folder, code, size, profile, after)
     argv = [command, "--config", str(folder / "config.yaml")]
     slurm_conf = os.environ.get("SLURM_CONF")
     try:
@@ -118,23 +132,35 @@ def submit(
         shutil.rmtree(folder)
         raise UserError(f"Slurm refuses the job: {_slurm_words(error)}") from None
     job.job_id = submitted.job_id
-    job.write(folder)
+    if size.workers > 1:  # under the names by which the tasks look for it; they wait up to a minute
+        for worker in range(size.workers):
+            shutil.copyfile(submitted.paths.submitted_pickle, folder / f"{job.job_id}_{worker}_submitted.pkl")
+    _write(job, folder, size.workers)
     return job
+
+
+def _write(job: Job, folder: Path, workers: int) -> None:
+    """Write `job.json`: of an array for each of its tasks, which are started, counted and judged one by one."""
+    if workers > 1:
+        for worker in range(workers):
+            part, logs = attempt.of_worker(folder, worker), Path(job.logs) / f"worker-{worker}"
+            part.mkdir(parents=True, exist_ok=True)
+            dataclasses.replace(job, logs=str(logs)).write(part)
+        job = dataclasses.replace(job, logs=str(Path(job.logs) / "worker-0"))  # the one that is shown
+    job.write(folder)
 
 
 def script(
     command: str,
     where: Place,
-    nodes: int,
-    ranks_per_node: int,
-    gpus: bool,
+    size: Size,
     profile: Profile,
     after: str | None,
     snapshot: bool,
 ) -> str:
     """Return the batch script that `submit` would hand to sbatch; touches nothing."""
     code = where.folder / "code" if snapshot else CODE
-    executor = _executor(command, where.folder, code, nodes, ranks_per_node, gpus, profile, after)
+    executor = _executor(command, where.folder, code, size, profile, after)
     return executor._make_submission_file_text(executor._submitit_command_str, "0")
 
 
@@ -155,13 +181,15 @@ def _executor(
     command: str,
     folder: Path,
     code: Path,
-    nodes: int,
-    ranks_per_node: int,
-    gpus: bool,
+    size: Size,
     profile: Profile,
     after: str | None,
 ) -> _Executor:
     python = f"{profile.container} {shlex.quote(profile.python or sys.executable)}".strip()
+    # A task of an array is a job of its own to squeue and scontrol, but SLURM_JOB_ID of one of them names them all.
+    array = size.workers > 1
+    its_folder = shlex.quote(str(folder)) + (f"/{attempt.WORKERS}/$SLURM_ARRAY_TASK_ID" if array else "")
+    its_job = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" if array else "$SLURM_JOB_ID"
     judge = f"{python} -m launch.attempt"
     exports = [f"export {name}={shlex.quote(str(value))}" for name, value in profile.environment.items()]
     srun_args = ["--kill-on-bad-exit=1"]
@@ -170,9 +198,9 @@ def _executor(
     executor = _Executor(folder=folder, python=python)
     executor.update_parameters(
         job_name=f"mdaug-{command}",
-        nodes=nodes,
-        ntasks_per_node=ranks_per_node,
-        gpus_per_node=ranks_per_node if gpus else None,
+        nodes=size.nodes,
+        ntasks_per_node=size.ranks_per_node,
+        gpus_per_node=size.ranks_per_node if size.gpus else None,
         time=profile.time_minutes,
         mem=None if profile.memory_gb is None else f"{profile.memory_gb}GB",
         cpus_per_task=profile.cpus_per_task,
@@ -189,14 +217,14 @@ def _executor(
             "unset PYTHONPATH PYTHONHOME PYTHONSTARTUP  # the copy of the packages is the working folder",
             *exports,
             *profile.setup,
-            f"{judge} begin {shlex.quote(str(folder))} || exit $?",
+            f"{judge} begin {its_folder} || exit $?",
         ],
         teardown=[
-            f"{judge} end {shlex.quote(str(folder))} $?",
+            f"{judge} end {its_folder} $?",
             "status=$?",
             # A job that was cancelled or has reached its limit is not RUNNING any more, and stays ended.
-            f'if [ $status = {attempt.REQUEUE} ] && [ "$(squeue -h -j $SLURM_JOB_ID -o %T)" = RUNNING ]; then',
-            "  scontrol requeue $SLURM_JOB_ID && sleep 60",
+            f'if [ $status = {attempt.REQUEUE} ] && [ "$(squeue -h -j {its_job} -o %T)" = RUNNING ]; then',
+            f"  scontrol requeue {its_job} && sleep 60",
             "fi",
             "exit $status",
         ],
@@ -204,6 +232,7 @@ def _executor(
             "chdir": str(code),
             "requeue": True,
             **({} if after is None else {"kill-on-invalid-dep": "yes"}),
+            **({"array": f"0-{size.workers - 1}"} if array else {}),
             **profile.additional_parameters,
         },
     )

@@ -73,24 +73,7 @@ class LDMTask(Task):
         self.dataset = PositionDataset(self.train_set, order, self.diffuse)
         torch.manual_seed(config.seed)
         shape = self.geometry["latent_shape"]
-        try:
-            network = HybridUNet2DModel(
-                sample_size=shape[1] if shape[1] == shape[2] else tuple(shape[1:]),
-                in_channels=shape[0],
-                out_channels=shape[0],
-                block_out_channels=tuple(config.block_out_channels),
-                layers_per_block=config.layers_per_block,
-                num_heads=config.num_heads,
-                window_size=config.window_size,
-                num_classes=len(self.classes),
-                attention=config.attention,
-                dropout=config.dropout,
-                norm_num_groups=config.norm_num_groups,
-                num_conditions=len(config.condition_on),
-                augment_size=augment.SIZE if copies else 0,
-            )
-        except ValueError as error:
-            raise UserError(f"the U-Net cannot be built: {error}") from None
+        network = build_unet(config, shape, len(self.classes), augmented=copies > 0)
         self.module = network
         self.ema = EMA(network, config.ema_half_life)
         self.ema.module.to(distributed.device())
@@ -249,6 +232,30 @@ class LDMTask(Task):
     def load_extra_state(self, tensors: dict[str, torch.Tensor]) -> None:
         """Restore them."""
         self.ema.module.load_state_dict(tensors)
+
+
+def build_unet(
+    config: LDMConfig, latent_shape: list[int], num_classes: int, augmented: bool = False
+) -> HybridUNet2DModel:
+    """Return the untrained U-Net of a configuration; raises UserError where its sizes do not fit."""
+    try:
+        return HybridUNet2DModel(
+            sample_size=latent_shape[1] if latent_shape[1] == latent_shape[2] else tuple(latent_shape[1:]),
+            in_channels=latent_shape[0],
+            out_channels=latent_shape[0],
+            block_out_channels=tuple(config.block_out_channels),
+            layers_per_block=config.layers_per_block,
+            num_heads=config.num_heads,
+            window_size=config.window_size,
+            num_classes=num_classes,
+            attention=config.attention,
+            dropout=config.dropout,
+            norm_num_groups=config.norm_num_groups,
+            num_conditions=len(config.condition_on),
+            augment_size=augment.SIZE if augmented else 0,
+        )
+    except ValueError as error:
+        raise UserError(f"the U-Net cannot be built: {error}") from None
 
 
 def _forward_flops(network: HybridUNet2DModel, shape: list[int]) -> int:

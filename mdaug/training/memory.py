@@ -11,6 +11,7 @@ import torch
 from mdaug.training import distributed
 from mdaug.training.engine import resolve_precision
 from mdaug.training.run import TrainingConfig
+from mdaug.training.scaling import Sharding, buffer_bytes, network_bytes
 from mdaug.training.vqvae import VQVAEConfig
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def saved_bytes(forward: Callable[[], Any]) -> tuple[int, int]:
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         if not isinstance(tensor, torch.nn.Parameter):
             storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
+            kept[storage._cdata] = storage.nbytes()  # tensors without data have no address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -59,17 +60,15 @@ def saved_bytes(forward: Callable[[], Any]) -> tuple[int, int]:
     return sum(kept.values()), max(kept.values(), default=0)
 
 
+def sharding(config: TrainingConfig) -> Sharding:
+    """Return how this run's engine divides a network over the ranks."""
+    precision = resolve_precision(config.mixed_precision, distributed.device())
+    return Sharding(config.zero_stage, distributed.world_size(), precision=precision)
+
+
 def autocast_dtype(config: TrainingConfig) -> torch.dtype | None:
     """Return what the forward pass computes in on this rank's device; None is fp32."""
-    precision = resolve_precision(config.mixed_precision, distributed.device())
-    return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-
-def trained_bytes(module: torch.nn.Module, config: TrainingConfig) -> int:
-    """Return the bytes of this rank's share of weights, gradients and Adam's moments."""
-    parameters, ranks = sum(p.numel() for p in module.parameters()), distributed.world_size()
-    shares = ((BYTES_WEIGHT, 3), (BYTES_GRADIENT, 2), (BYTES_ADAM, 1))  # bytes, first ZeRO stage that divides them
-    return sum(size * parameters // (ranks if config.zero_stage >= first else 1) for size, first in shares)
+    return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[sharding(config).precision]
 
 
 def estimate_ldm(task: LDMTask, batch: int) -> Memory:
@@ -91,7 +90,9 @@ def estimate_ldm(task: LDMTask, batch: int) -> Memory:
 
     one, two = need(1), need(2)
     average = sum(p.nbytes for p in task.ema.module.parameters())
-    return Memory(trained_bytes(module, config) + average, one + (batch - 1) * (two - one))
+    parameters, how = sum(p.numel() for p in module.parameters()), sharding(config)
+    activations = one + (batch - 1) * (two - one) + buffer_bytes(parameters, how)
+    return Memory(network_bytes(parameters, how) + average, activations)
 
 
 def estimate(task: VQVAETask, batch: int) -> Memory:
@@ -118,13 +119,14 @@ def estimate(task: VQVAETask, batch: int) -> Memory:
 
     one, two = need(1), need(2)
     module.train()
-    model = trained_bytes(module, config)
+    parameters, how = sum(p.numel() for p in module.parameters()), sharding(config)
+    model = network_bytes(parameters, how)
     if task.adversary is not None:
         critic = sum(p.numel() for p in task.adversary.network.parameters())
         model += (BYTES_WEIGHT + BYTES_GRADIENT + BYTES_ADAM) * critic
     if task.perceptual is not None:
         model += BYTES_WEIGHT * sum(p.numel() for p in task.perceptual.parameters())
-    return Memory(model, one + (batch - 1) * (two - one))
+    return Memory(model, one + (batch - 1) * (two - one) + buffer_bytes(parameters, how))
 
 
 def candidates(config: VQVAEConfig, num_samples: int, largest: int) -> list[int]:

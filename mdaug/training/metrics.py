@@ -13,9 +13,7 @@ import torch
 
 from mdaug.training import distributed
 from mdaug.training.run import BatchPlan, TrainingConfig
-
-# Dense bf16/fp16 peak of one device, FLOP/s (vendors' data sheets, without sparsity).
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40": 181e12, "A10": 125e12, "V100": 125e12, "T4": 65e12}
+from mdaug.training.scaling import GPUS
 
 
 class Metrics:
@@ -131,7 +129,7 @@ class Metrics:
         if self.flops_per_sample is None or self.device.type != "cuda":
             return None
         name = torch.cuda.get_device_name(self.device)
-        peak = next((flops for key, flops in PEAK_FLOPS.items() if key in name), None)
+        peak = next((gpu.flops for key, gpu in GPUS.items() if key in name), None)
         return None if peak is None else rate / self.plan.ranks * self.flops_per_sample / peak
 
 

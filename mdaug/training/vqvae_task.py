@@ -33,6 +33,25 @@ FLOOR_IMAGES = 64  # training images in which the floor is looked for
 PICTURES = 8  # pairs in a picture of reconstructions
 
 
+def build_module(config: VQVAEConfig, image_channels: int) -> tuple[TrainableVQVAE, dict[str, Any]]:
+    """Return the untrained network of a configuration and the configuration of its VQModel."""
+    model = build_vqvae(
+        image_channels=image_channels,
+        latent_channels=config.latent_channels,
+        num_codes=config.vq_num_embed,
+        n_layers=config.n_layers,
+        base_channels=config.base_channels,
+    )
+    codebook = Codebook(
+        config.vq_num_embed,
+        config.vq_embed_dim,
+        commitment=config.commitment,
+        decay=config.codebook_decay,
+        gradient=config.codebook_gradient,
+    )
+    return TrainableVQVAE(model, codebook), dict(model.config)
+
+
 class VQVAETask(Task):
     """Distance of the reconstruction, commitment, optionally a discriminator; the codes follow by EMA.
 
@@ -50,24 +69,10 @@ class VQVAETask(Task):
         self.image_shape: list[int] = self.train_set.index["image_shape"]
         self.colormap: str | None = self.train_set.index.get("colormap")
         torch.manual_seed(config.seed)
-        model = build_vqvae(
-            image_channels=self.image_shape[2],
-            latent_channels=config.latent_channels,
-            num_codes=config.vq_num_embed,
-            n_layers=config.n_layers,
-            base_channels=config.base_channels,
-        )
-        self.codebook = Codebook(
-            config.vq_num_embed,
-            config.vq_embed_dim,
-            commitment=config.commitment,
-            decay=config.codebook_decay,
-            gradient=config.codebook_gradient,
-        )
-        self.module = TrainableVQVAE(model, self.codebook)
+        self.module, self.model_config = build_module(config, self.image_shape[2])
+        self.codebook = self.module.codebook
         if distributed.device().type == "cuda":  # what cuDNN's fastest convolutions want
             self.module.to(memory_format=torch.channels_last)
-        self.model_config = dict(model.config)
         self.dataset = PositionDataset(self.train_set, EpochOrder(len(self.train_set), config.seed), _transform)
         self.perceptual = (
             PerceptualLoss(config.perceptual_net, config.perceptual_weights) if config.use_perceptual else None

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.slurm.jobs import shell, wait_for
+
 CLUSTER = Path(__file__).with_name("cluster.sh")
 
 
@@ -37,3 +39,10 @@ def slurm() -> Iterator[None]:
     assert started.returncode == 0, started.stdout + started.stderr
     yield
     subprocess.run([str(CLUSTER), "down"], check=True, capture_output=True)
+
+
+@pytest.fixture(autouse=True)
+def _end_all_jobs(slurm: None) -> Iterator[None]:
+    yield
+    subprocess.run(["scancel", "--user=root"], check=True)
+    wait_for(lambda: not shell("squeue", "--noheader"), 60)

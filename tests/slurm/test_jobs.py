@@ -9,17 +9,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
 
 from launch import attempt, queue
+from tests.slurm.jobs import ROOT, batch_log, job_id, launch, profile, shell, wait_for, wait_for_end
 from tests.toy import toy_packed
-
-ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.usefixtures("slurm")
 
 # Two ranks with a batch each of 8: the steps are the same on one rank with a batch of 16.
 TINY = (
@@ -33,32 +30,6 @@ WEIGHTS = "last/diffusion_pytorch_model.safetensors"
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory) -> Path:
     return toy_packed(tmp_path_factory.mktemp("slurm") / "packed")
-
-
-@pytest.fixture(autouse=True)
-def _end_all_jobs():
-    yield
-    subprocess.run(["scancel", "--user=root"], check=True)
-    wait_for(lambda: not shell("squeue", "--noheader"), 60)
-
-
-def shell(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def profile(folder: Path, **fields: object) -> Path:
-    path = folder / "profile.yaml"
-    path.write_text(json.dumps({"time_minutes": 30, "signal_delay_seconds": 20, **fields}))
-    return path
-
-
-def launch(*argv: object, wait: bool = False) -> subprocess.CompletedProcess[str]:
-    """Run the launcher from the checkout, as a user would."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "launch", *map(str, argv)]
-    if wait:
-        command.insert(4, "--wait")
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def train(packed: Path, run: Path, *, flags=EPOCHS, nodes: int = 2, ranks: int = 1, wait: bool = False, **fields):
@@ -76,24 +47,8 @@ def train(packed: Path, run: Path, *, flags=EPOCHS, nodes: int = 2, ranks: int =
     return launch("train-vqvae", *where, "--", "--data_dir", packed, "--output_dir", run, *TINY, *flags, wait=wait)
 
 
-def job_id(run: Path) -> str:
-    return attempt.read_job(run / "logs/slurm").job_id
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.5)
-
-
 def wait_for_checkpoint(run: Path) -> None:
     wait_for((run / "latest").is_file)
-
-
-def wait_for_end(run: Path) -> str:
-    wait_for(lambda: queue.state(job_id(run)) in queue.ENDED | {queue.GONE}, 120)
-    return queue.state(job_id(run))
 
 
 def assert_same_weights(first: Path, second: Path) -> None:
@@ -110,10 +65,6 @@ def undisturbed(slurm, packed, tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr + batch_log(run)
     assert "epoch   40.00" in done.stdout  # the log of rank 0 was shown up to its end
     return run
-
-
-def batch_log(run: Path) -> str:
-    return "".join(path.read_text() for path in run.glob("logs/slurm/*_0_log.out"))
 
 
 def test_two_nodes_of_two_ranks_train_from_a_copy_of_the_code(packed, tmp_path):
@@ -157,8 +108,8 @@ def test_at_its_time_limit_the_run_saves_and_goes_on(packed, tmp_path):
     # that training has not begun by then, that attempt ends without a save and the next one does it.
     assert train(packed, run, flags=flags, time_minutes=1, signal_delay_seconds=5).returncode == 0
     wait_for((run / "logs/rank-00000.log").is_file)
-    wait_for(lambda: "told to stop: saved at" in (run / "logs/rank-00000.log").read_text(), 240)
-    wait_for(lambda: len(attempt.attempts(run / "logs/slurm")) >= 2, 120)
+    wait_for(lambda: "told to stop: saved at" in (run / "logs/rank-00000.log").read_text())
+    wait_for(lambda: len(attempt.attempts(run / "logs/slurm")) >= 2)
     wait_for(lambda: "resumed from samples-" in (run / "logs/rank-00000.log").read_text())
 
 

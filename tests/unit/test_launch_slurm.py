@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import attempt, profile, queue
+from launch import attempt, follow, profile, queue
 from launch.__main__ import LaunchConfig, main
 from launch.attempt import REQUEUE, Job
 from launch.rank import Report, local_device, master_port, report_path
@@ -109,6 +109,26 @@ def test_jobs_on_one_node_and_attempts_of_one_job_meet_at_ports_of_their_own():
     assert all(20000 <= port < 32000 for port in ports)
 
 
+def test_an_array_has_failed_when_one_of_its_tasks_has_and_is_done_when_all_are(folder):
+    def tell(worker: int, status: int, text: str) -> None:
+        part = attempt.of_worker(folder, worker)
+        part.mkdir(parents=True, exist_ok=True)
+        (part / "outcome.json").write_text(json.dumps({"status": status, "text": text}))
+
+    for worker in (0, 2, 10):
+        attempt.of_worker(folder, worker).mkdir(parents=True)
+    assert [part.name for part in attempt.parts(folder)] == ["0", "2", "10"]
+    tell(2, 0, "done")
+    assert attempt.read_outcome(folder) is None
+    tell(0, 0, "done")
+    tell(10, 137, "rank 0 was killed")
+    assert attempt.read_outcome(folder) == (137, "worker 10: rank 0 was killed")
+    tell(10, REQUEUE, "told to stop")
+    assert attempt.read_outcome(folder) == (REQUEUE, "worker 10: told to stop")
+    tell(10, 0, "done")
+    assert attempt.read_outcome(folder)[0] == 0
+
+
 @pytest.fixture
 def slurm_says(tmp_path, monkeypatch):
     """Put commands on the PATH that print a text and end with a status."""
@@ -130,6 +150,30 @@ def test_a_controller_that_does_not_answer_has_not_ended_the_job(slurm_says):
     slurm_says("squeue", "slurm_load_jobs error: Unable to contact slurm controller", 1)
     with pytest.raises(UserError, match="Unable to contact"):
         queue.state("7")
+
+
+@pytest.mark.parametrize(
+    ("tasks", "whole"),
+    [
+        ("COMPLETED PENDING RUNNING FAILED", "RUNNING"),
+        ("COMPLETED PENDING FAILED", "PENDING"),
+        ("COMPLETED FAILED COMPLETED", "FAILED"),
+        ("COMPLETED COMPLETED", "COMPLETED"),
+    ],
+)
+def test_an_array_is_as_its_tasks_are(slurm_says, tasks, whole):
+    slurm_says("squeue", tasks.replace(" ", "\n"))
+    assert queue.state("7") == whole
+
+
+def test_an_array_of_which_a_task_was_forgotten_without_an_outcome_is_not_done(folder, slurm_says, capsys):
+    slurm_says("squeue", "COMPLETED")
+    for worker in (0, 1):
+        attempt.of_worker(folder, worker).mkdir(parents=True)
+        assert follow.wait(folder) == 1
+        assert "without a word of some of its tasks" in capsys.readouterr().err
+        (attempt.of_worker(folder, worker) / "outcome.json").write_text('{"status": 0, "text": "done"}')
+    assert follow.wait(folder) == 0
 
 
 def test_gpus_of_every_kind_are_counted(slurm_says):
@@ -182,6 +226,30 @@ def test_a_profile_is_all_in_the_batch_script_which_is_shown_without_a_slurm(tmp
     assert """export NCCL_DEBUG='it'"'"'s on'\n""" in shown
     assert f"output_dir: {tmp_path}/run" in shown
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_batch_script_is_that_of_an_array_only_where_asked_for(tmp_path, monkeypatch, capsys, workers):
+    monkeypatch.setattr(queue, "available", lambda: False)
+    (tmp_path / "ldm").mkdir()
+    flags = ["--ldm_path", str(tmp_path / "ldm"), "--output_dir", str(tmp_path / "out")]
+    assert main(["generate", "--cluster", "slurm", "--workers", str(workers), "--dry_run", "--", *flags]) == 0
+    shown = capsys.readouterr().out
+    for line in (
+        "#SBATCH --array=0-2\n",
+        f"begin {tmp_path}/out/logs/slurm/workers/$SLURM_ARRAY_TASK_ID ",
+        "scontrol requeue ${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID ",
+    ):
+        assert (line in shown) == (workers == 3)
+
+
+def test_only_generate_is_an_array_and_only_under_slurm(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(queue, "available", lambda: False)
+    flags = ["--", "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    assert main(["train-vqvae", "--cluster", "slurm", "--workers", "2", *flags]) == 2
+    assert "only generate runs as a job array" in capsys.readouterr().err
+    assert main(["generate", "--workers", "2", "--", "--ldm_path", "x", "--output_dir", "y"]) == 2
+    assert "workers: only jobs of SLURM have that" in capsys.readouterr().err
 
 
 def test_a_path_that_begins_elsewhere_is_the_same_in_the_job(tmp_path, monkeypatch, capsys):

@@ -58,7 +58,8 @@ def test_zero_stages_divide_the_model_over_the_ranks(packed, monkeypatch):
     whole = estimate(task(packed), 1).model
     monkeypatch.setenv("WORLD_SIZE", "4")
     shares = [estimate(task(packed, zero_stage=stage), 1).model / whole for stage in range(4)]
-    assert shares == pytest.approx([1, (8 + 8 / 4) / 16, (4 + 12 / 4) / 16, 1 / 4], rel=1e-3)
+    # From stage 1 on DeepSpeed holds fp32 master weights beside the weights: tests/distributed/test_scaling.py.
+    assert shares == pytest.approx([1, (8 + 12 / 4) / 16, (4 + 16 / 4) / 16, 20 / 4 / 16], rel=1e-3)
 
 
 def test_candidates_divide_the_global_batch(packed, monkeypatch):

@@ -1,0 +1,54 @@
+"""What the tests here say to Slurm and to the launcher."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from launch import attempt, queue
+
+ROOT = Path(__file__).parents[2]
+
+
+def shell(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def profile(folder: Path, **fields: object) -> Path:
+    path = folder / "profile.yaml"
+    path.write_text(json.dumps({"time_minutes": 30, "signal_delay_seconds": 20, **fields}))
+    return path
+
+
+def launch(*argv: object, wait: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run the launcher from the checkout, as a user would."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "launch", *map(str, argv)]
+    if wait:
+        command.insert(4, "--wait")
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def job_id(run: Path) -> str:
+    return attempt.read_job(run / "logs/slurm").job_id
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.5)
+
+
+def wait_for_end(run: Path) -> str:
+    wait_for(lambda: queue.state(job_id(run)) in queue.ENDED | {queue.GONE})
+    return queue.state(job_id(run))
+
+
+def batch_log(run: Path) -> str:
+    return "".join(path.read_text() for path in run.glob("logs/slurm/*_0_log.out"))
