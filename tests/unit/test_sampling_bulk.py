@@ -320,7 +320,7 @@ def test_a_sample_that_is_not_a_number_stops_the_work_by_name(ldm, tmp_path, mon
     original = worker.sample_images
 
     def broken(*arguments):
-        images = original(*arguments)
+        images = original(*arguments).clone()
         images[1] = float("nan")
         return images
 
