@@ -47,8 +47,9 @@ def load(folder: Path, plan: Plan) -> Any:
     pipeline = MicroDopplerPipeline.from_pretrained(folder)
     pipeline.scheduler = scheduler_like(pipeline.scheduler, plan.scheduler_type)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.to(plan.device).unet.to(PRECISIONS[plan.mixed_precision])
-    return pipeline
+    if plan.mixed_precision != "no":
+        pipeline.unet.to(PRECISIONS[plan.mixed_precision])
+    return pipeline.to(plan.device)
 
 
 def plain(pipeline: Any, plan: Plan, folder: Path) -> None:

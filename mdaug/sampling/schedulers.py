@@ -6,9 +6,9 @@ All schedulers are diffusers' own. What is the same for all of them:
 - where the network predicts v or the sample, the timesteps are "trailing" (for 50 of 1000 steps: 999, 979, ..., 19).
   They begin where the data are gone, and few steps are worth three times as many of the "leading" ones, which for
   8 steps begin at 875 with noise where a fifth of the signal should be (docs/sampling.md has the distances);
-- with epsilon prediction they are "leading" (980, 960, ..., 0): with the cosine schedule alpha_bar ends at 2e-9, where an
-  error of 2 % of the predictor gives latents of std 6 to 57 with every sampler. So are those of PNDM and Heun, which
-  fail when they begin at the last timestep (std 1e8, and with a perfect predictor of any kind).
+- with epsilon prediction they are "leading" (980, 960, ..., 0): with the cosine schedule alpha_bar ends at 2e-9, where
+  an error of 2 % of the predictor gives latents of std 6 to 57 with every sampler. So are those of PNDM and Heun,
+  which fail when they begin at the last timestep (std 1e8, and with a perfect predictor of any kind).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CLASSES: dict[str, tuple[str, dict[str, Any], int]] = {
 SCHEDULERS = tuple(_CLASSES)
 
 # What --quality stands for: sampler and steps; docs/sampling.md has the measurement.
-QUALITY = {"draft": ("dpmsolver++", 8), "standard": ("dpmsolver++", 20), "best": ("dpmsolver++", 50)}
+QUALITY = {"draft": ("unipc", 8), "standard": ("dpmsolver++", 20), "best": ("dpmsolver++", 50)}
 
 
 def validate(
