@@ -1,57 +1,58 @@
-"""Images per second of `mdaug generate` against a plain diffusers loop, with the same weights, steps and precision.
+"""Images per second of `mdaug generate` beside a plain diffusers loop with the same weights, steps and precision.
 
-The plain loop is what the diffusers examples do: call the pipeline with a batch of 4, save each
-image as a PNG file. Both run in turns in this process; the median of the turns counts.
+The plain loop is what the diffusers examples do: one process, with a thread for each core, calls the pipeline with
+batches of 4 and saves each image as a PNG file. Ours are the workers of `mdaug generate`: on a CPU one per core with
+one thread each, on a GPU one. All is loaded and warm before the clock starts; ours and theirs take turns, and the
+medians count. Lists of values make a sweep.
 
-    python benchmarks/generate.py [--pipeline runs/demo/ldm/pipeline] [--images 64] [--steps 20]
+    python benchmarks/generate.py --pipeline runs/demo/ldm/best
+    python benchmarks/generate.py --pipeline runs/demo/ldm/best --steps 10,20 --batch_size 8,32
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import json
+import multiprocessing
+import os
 import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from mdaug.sampling.counts import even
 from mdaug.sampling.pipeline import MicroDopplerPipeline
+from mdaug.sampling.pipeline_folder import find_pipeline
 from mdaug.sampling.plan import Plan
-from mdaug.sampling.schedulers import build_scheduler, scheduler_like, scheduler_type_of
-from mdaug.sampling.worker import PRECISIONS, work
+from mdaug.sampling.schedulers import scheduler_like
+from mdaug.sampling.worker import PRECISIONS, Done, work
+from mdaug.training.metrics import PEAK_FLOPS
 from shards.provenance import code_version
 
 PLAIN_BATCH = 4
+SETTINGS = ("scheduler_type", "num_inference_steps", "mixed_precision", "batch_size")
 
 
-def demo_pipeline() -> MicroDopplerPipeline:
-    """Random weights in about the demo's sizes: 64 x 64 RGB images, 16 x 16 x 4 latents."""
-    from diffusers import VQModel
-
-    from mdaug.models.hybrid_unet import HybridUNet2DModel
-
-    vqvae = VQModel(
-        block_out_channels=(32, 64, 128),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        latent_channels=4,
-        num_vq_embeddings=128,
-        vq_embed_dim=4,
-    )
-    unet = HybridUNet2DModel(
-        block_out_channels=(32, 64, 96), layers_per_block=1, num_heads=4, norm_num_groups=16, num_classes=5
-    )
-    classes = ["walk", "drone", "bird", "arm", "fall"]
-    statistics_ = {"latent_mean": [0.0] * 4, "latent_std": [1.0] * 4}
-    shapes = {"latent_shape": [4, 16, 16], "image_shape": [64, 64, 3]}
-    return MicroDopplerPipeline(vqvae.eval(), unet.eval(), build_scheduler(), classes=classes, **statistics_, **shapes)
+def load(folder: Path, plan: Plan) -> Any:
+    """Return the pipeline of a plan on its device."""
+    pipeline = MicroDopplerPipeline.from_pretrained(folder)
+    pipeline.scheduler = scheduler_like(pipeline.scheduler, plan.scheduler_type)
+    pipeline.set_progress_bar_config(disable=True)
+    if plan.mixed_precision != "no":
+        pipeline.unet.to(PRECISIONS[plan.mixed_precision])
+    return pipeline.to(plan.device)
 
 
-def plain(pipeline: MicroDopplerPipeline, plan: Plan, folder: Path) -> None:
+def plain(pipeline: Any, plan: Plan, folder: Path) -> None:
     """Sample as the diffusers examples do."""
     precision = PRECISIONS[plan.mixed_precision]
     classes = list(plan.counts)
@@ -66,66 +67,173 @@ def plain(pipeline: MicroDopplerPipeline, plan: Plan, folder: Path) -> None:
             image.save(folder / f"{start + i:06d}.png")
 
 
-def seconds(function, *arguments) -> float:
+def serve(connection: Connection, source: Path, worker: int, workers: int) -> None:
+    """Be a worker: make its shards of each plan that comes, until None does."""
+    loaded: dict[str, Any] = {}
+    while (message := connection.recv()) is not None:
+        plan, folder = message
+        name = f"{plan.scheduler_type} {plan.mixed_precision}"
+        if name not in loaded:
+            loaded = {name: load(source, plan)}
+        connection.send(work(plan, loaded[name], folder, worker, workers))
+
+
+class Workers:
+    """Processes that wait for plans; a context manager."""
+
+    def __init__(self, source: Path, count: int):
+        context = multiprocessing.get_context("spawn")
+        self.ends, self.processes = [], []
+        for worker in range(count):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=serve, args=(theirs, source, worker, count), daemon=True)
+            process.start()
+            self.ends.append(ours)
+            self.processes.append(process)
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for end in self.ends:
+            end.send(None)
+        for process in self.processes:
+            process.join()
+
+    def run(self, plan: Plan, folder: Path) -> list[Done]:
+        """Have a plan made by all workers; return what each says of it."""
+        for end in self.ends:
+            end.send((plan, folder))
+        return [end.recv() for end in self.ends]
+
+
+def timed(function: Callable[[Path], Any]) -> tuple[float, Any]:
+    """Return the seconds that a function takes with an empty folder, and what it returns."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        function(*arguments, Path(folder))
-        return time.perf_counter() - start
+        result = function(Path(folder))
+        return time.perf_counter() - start, result
+
+
+@torch.no_grad()
+def flops_per_image(pipeline: Any, plan: Plan) -> float:
+    """Return the floating-point operations of an image: calls of the network, twice with guidance, and decoding."""
+    latents = torch.randn(1, *pipeline.config.latent_shape, device=plan.device)
+    pipeline.scheduler.set_timesteps(plan.num_inference_steps)
+    calls = len(pipeline.scheduler.timesteps) * (1 if plan.guidance_scale == 1 else 2)
+    counts = []
+    for part in (
+        lambda: pipeline.unet(
+            latents.to(pipeline.unet.dtype), 0, class_labels=torch.zeros(1, dtype=torch.long, device=plan.device)
+        ),
+        lambda: pipeline.decode(latents),
+    ):
+        with FlopCounterMode(display=False) as counter:
+            part()
+        counts.append(counter.get_total_flops())
+    return calls * counts[0] + counts[1]
+
+
+def measure(source: Path, workers: Workers, plan: Plan, turns: int) -> dict:
+    """Return the row of one setting."""
+    pipeline = load(source, plan)
+
+    def ours(plan: Plan) -> tuple[float, list[Done]]:
+        return timed(lambda folder: workers.run(plan, folder))
+
+    def theirs(plan: Plan) -> float:
+        return timed(lambda folder: plain(pipeline, plan, folder))[0]
+
+    warm = dataclasses.replace(plan, num_inference_steps=4)
+    ours(warm)
+    theirs(warm)
+    rates, plain_rates, idle = [], [], []
+    for _ in range(turns):
+        seconds, done = ours(plan)
+        rates.append(plan.total / seconds)
+        idle.append(statistics.mean(part.idle for part in done))
+        plain_rates.append(plan.total / theirs(plan))
+    ratios = [a / b for a, b in zip(rates, plain_rates, strict=True)]
+    row = {name: getattr(plan, name) for name in SETTINGS}
+    row |= {"img_per_s": statistics.median(rates), "idle": statistics.median(idle)}
+    row |= {"plain_img_per_s": statistics.median(plain_rates), "ratio": statistics.median(ratios)}
+    row |= {"ratio_range": [min(ratios), max(ratios)], "gflop_per_image": flops_per_image(pipeline, plan) / 1e9}
+    if plan.device == "cuda":
+        name = torch.cuda.get_device_name()
+        if peak := next((flops for key, flops in PEAK_FLOPS.items() if key in name), None):
+            row["img_per_s_at_peak"] = peak / row["gflop_per_image"] / 1e9
+            row["mfu"] = row["img_per_s"] / row["img_per_s_at_peak"]
+    return row
+
+
+def show(row: dict) -> str:
+    """Return a row of the table."""
+    low, high = row["ratio_range"]
+    text = (
+        f"{row['scheduler_type']:12s}{row['num_inference_steps']:5d}{row['mixed_precision']:>6s}{row['batch_size']:6d}"
+    )
+    text += f"{row['img_per_s']:8.2f}{100 * row['idle']:7.1f}{row['plain_img_per_s']:8.2f}"
+    text += f"{row['ratio']:7.2f}  ({low:.2f}-{high:.2f})"
+    if "mfu" in row:
+        text += f"  MFU {100 * row['mfu']:.1f} %, at 100 %: {row['img_per_s_at_peak']:.0f} img/s"
+    return text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pipeline", type=Path, help="pipeline folder (default: random weights in the demo's sizes)")
-    parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--scheduler_type", default="ddim")
+    parser.add_argument("--pipeline", type=Path, required=True, help="pipeline folder or run of train-ldm")
+    parser.add_argument("--images", type=int, default=128, help="images of a turn, divided among the workers")
+    parser.add_argument("--steps", default="20", help="one or several, 10,20")
+    parser.add_argument("--batch_size", default="32", help="of ours; one or several")
+    parser.add_argument("--scheduler_type", default="ddim", help="one or several")
+    parser.add_argument("--mixed_precision", default="no", help="no, bf16, fp16; one or several")
     parser.add_argument("--guidance_scale", type=float, default=1.0)
-    parser.add_argument("--mixed_precision", choices=list(PRECISIONS), default="no")
+    parser.add_argument("--compile", action="store_true", help="ours with torch.compile (a GPU)")
+    parser.add_argument("--workers", type=int, help="of ours (default: one per core, one on a GPU)")
     parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()
 
+    source, made = find_pipeline(options.pipeline)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipeline = MicroDopplerPipeline.from_pretrained(options.pipeline) if options.pipeline else demo_pipeline()
-    pipeline.scheduler = scheduler_like(pipeline.scheduler, options.scheduler_type)
-    pipeline.to(device).unet.to(PRECISIONS[options.mixed_precision])
-    pipeline.set_progress_bar_config(disable=True)
-    plan = Plan(
-        counts=even(options.images, pipeline.config.classes, pipeline.config.classes),
-        seed=0,
-        pipeline="",
-        images="",
-        image_shape=list(pipeline.config.image_shape),
-        scheduler_type=scheduler_type_of(pipeline.scheduler),
-        num_inference_steps=options.steps,
-        guidance_scale=options.guidance_scale,
-        mixed_precision=options.mixed_precision,
-        batch_size=options.batch_size,
-        samples_per_shard=max(options.images // 2, 1),
-        device=device,
-        cpu_threads=torch.get_num_threads(),
+    cores = len(os.sched_getaffinity(0))
+    count = options.workers or (1 if device == "cuda" else cores)
+    torch.set_num_threads(cores)
+    about = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU, {cores} cores"
+    print(f"{options.images} images a turn, {options.turns} turns; {name}")
+    print(
+        f"ours: workers {count} with threads {max(1, cores // count)}; plain: one process, "
+        f"batch {PLAIN_BATCH}, threads {cores}"
     )
-
-    def ours(folder: Path) -> None:
-        work(plan, pipeline, folder)
-
-    def theirs(folder: Path) -> None:
-        plain(pipeline, plan, folder)
-
-    seconds(ours)  # warm
-    seconds(theirs)
-    turns = [(seconds(ours), seconds(theirs)) for _ in range(options.turns)]
-    rates = [options.images / statistics.median(column) for column in zip(*turns, strict=True)]
-    name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU, {plan.cpu_threads} threads"
-    print(f"{options.images} images, {plan.scheduler_type}, {options.steps} steps, {options.mixed_precision}; {name}")
-    print(f"{'':32s}{'img/s':>8s}")
-    print(f"{f'mdaug generate, batch {options.batch_size}':32s}{rates[0]:8.2f}")
-    print(f"{f'plain diffusers loop, batch {PLAIN_BATCH}':32s}{rates[1]:8.2f}")
-    print(f"{'ratio':32s}{rates[0] / rates[1]:8.2f}")
-    record = {"benchmark": "generate", "img_per_s": rates[0], "plain_img_per_s": rates[1], "ratio": rates[0] / rates[1]}
-    settings = {"device": name, "steps": options.steps, "batch": options.batch_size, "scheduler": plan.scheduler_type}
-    precision = {"precision": options.mixed_precision, "images": options.images, "version": code_version()}
-    print(json.dumps({**record, **settings, **precision}))
+    print(
+        f"{'sampler':12s}{'steps':>5s}{'prec.':>6s}{'batch':>6s}{'img/s':>8s}{'idle %':>7s}{'plain':>8s}{'ratio':>7s}"
+    )
+    lists = (options.scheduler_type, options.steps, options.mixed_precision, options.batch_size)
+    rows = []
+    with Workers(source, count) as workers:
+        for scheduler_type, steps, precision, batch_size in itertools.product(*(text.split(",") for text in lists)):
+            plan = Plan(
+                counts=even(options.images, about["classes"], about["classes"]),
+                seed=0,
+                pipeline=made["hash"],
+                images="",
+                image_shape=about["image_shape"],
+                colormap=(about.get("colormap") or {}).get("name"),
+                scheduler_type=scheduler_type,
+                num_inference_steps=int(steps),
+                guidance_scale=options.guidance_scale,
+                mixed_precision=precision,
+                batch_size=int(batch_size),
+                samples_per_shard=-(-options.images // count),
+                device=device,
+                cpu_threads=max(1, cores // count),
+                compile=options.compile,
+            )
+            rows.append(measure(source, workers, plan, options.turns))
+            print(show(rows[-1]), flush=True)
+    print(f"{rows[-1]['gflop_per_image']:.1f} GFLOP an image in the last row")
+    record = {"benchmark": "generate", "device": name, "workers": count, "images": options.images, "rows": rows}
+    print(json.dumps({**record, "torch": torch.__version__, "version": code_version()}))
 
 
 if __name__ == "__main__":

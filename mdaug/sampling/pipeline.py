@@ -11,6 +11,7 @@ import json
 import math
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import HfApi
 
 # Read now: diffusers keeps remote code under its file name, where the code of another pipeline may replace it later.
 _SOURCE = Path(__file__).read_text(encoding="utf-8")
@@ -44,6 +46,7 @@ class MicroDopplerPipeline(DiffusionPipeline):
             ("pil") are painted with it, arrays and tensors hold the levels.
         conditions: {"names", "mean", "std", "values"} of the continuous conditions, or None; "values" are joint values
             of training images by class, in the units of the metadata, None where an image had none.
+        training: {"made_from": {role: content hash}, "metrics": {name: number}} for the model card, or None.
     """
 
     model_cpu_offload_seq = "unet->vqvae"
@@ -61,6 +64,7 @@ class MicroDopplerPipeline(DiffusionPipeline):
         image_shape: list[int] | None = None,
         colormap: dict[str, str] | None = None,
         conditions: dict[str, Any] | None = None,
+        training: dict[str, dict] | None = None,
     ):
         super().__init__()
         if not (classes and latent_mean and latent_std and latent_shape and image_shape):
@@ -79,6 +83,7 @@ class MicroDopplerPipeline(DiffusionPipeline):
             image_shape=list(image_shape),
             colormap=colormap,
             conditions=conditions,
+            training=training,
         )
 
     @torch.no_grad()
@@ -232,7 +237,12 @@ class MicroDopplerPipeline(DiffusionPipeline):
         """Write a folder that diffusers alone loads: safetensors, the code of pipeline and U-Net, and a README.md.
 
         Arguments are those of `diffusers.DiffusionPipeline.save_pretrained`.
+
+        Raises:
+            ValueError: asked to upload (see `push_to_hub`), or to pickle the weights.
         """
+        if not kwargs.get("safe_serialization", True):
+            raise ValueError("safe_serialization is False; weights are written as safetensors only, leave it out")
         if kwargs.get("push_to_hub"):  # diffusers would upload the folder before it is complete
             raise ValueError("save_pretrained cannot upload; use push_to_hub(repo_id), which uploads the whole folder")
         folder = Path(save_directory)
@@ -246,8 +256,29 @@ class MicroDopplerPipeline(DiffusionPipeline):
         shutil.copyfile(inspect.getfile(type(self.unet)), folder / "unet" / "hybrid_unet.py")
         (folder / "README.md").write_text(self.model_card(), encoding="utf-8")
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str = "Upload MicroDopplerPipeline",
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Upload the folder of `save_pretrained`, its model card included, and return the address of the commit.
+
+        diffusers' own method would put a generic card in the place of ours. Arguments and errors are those of
+        `diffusers.DiffusionPipeline.push_to_hub` and of huggingface_hub.
+        """
+        hub = HfApi(token=token)
+        name = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return str(
+                hub.upload_folder(repo_id=name, folder_path=folder, commit_message=commit_message, create_pr=create_pr)
+            )
+
     def model_card(self) -> str:
-        """Return the README.md of the pipeline folder."""
+        """Return the README.md of the pipeline folder: how to load it, its classes, and what it was trained on."""
         height, width, channels = self.config.image_shape
         noise = self.scheduler.config
         predicts = noise.get("prediction_type", "flow_prediction")
@@ -263,6 +294,7 @@ class MicroDopplerPipeline(DiffusionPipeline):
             label=json.dumps(self.config.classes[0], ensure_ascii=False),
             conditions=self._conditions_card(),
             table="\n".join(f"| {label} | {name} |" for label, name in enumerate(self.config.classes)),
+            origin=self._origin(),
         )
 
     def _conditions_card(self) -> str:
@@ -279,6 +311,14 @@ the model chooses.
 |---|---|---|
 {rows}
 """
+
+    def _origin(self) -> str:
+        training = self.config.training
+        if training is None:
+            return ""
+        rows = [f"| {role} | sha256 `{content_hash}` |" for role, content_hash in sorted(training["made_from"].items())]
+        rows += [f"| validation {name} | {value:.4g} |" for name, value in sorted(training["metrics"].items())]
+        return "\n".join(["", "## Training", "", "| what | value |", "|---|---|", *rows, ""])
 
 
 _CARD = """---
@@ -315,4 +355,4 @@ pipe = MicroDopplerPipeline.from_pretrained(".")
 | label | class |
 |---|---|
 {table}
-{conditions}"""
+{conditions}{origin}"""

@@ -39,9 +39,8 @@ def save_pipeline(
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    pipeline.register_to_config(training={"made_from": dict(made_from), "metrics": dict(metrics or {})})
     pipeline.save_pretrained(temporary)
-    with open(temporary / "README.md", "a", encoding="utf-8") as card:
-        card.write(_origin(made_from, metrics or {}))
     files = [*temporary.rglob("*.safetensors"), *temporary.rglob("*.json")]
     content_hash = provenance.hash_files(sorted(files))
     provenance.write(temporary, kind="pipeline", content_hash=content_hash, made_from=made_from, config=config)
@@ -52,13 +51,6 @@ def save_pipeline(
     os.rename(temporary, folder)
     shutil.rmtree(replaced, ignore_errors=True)
     return content_hash
-
-
-def _origin(made_from: dict[str, str], metrics: dict[str, float]) -> str:
-    """Return the part of the model card that says what it was trained on and how well it does."""
-    rows = [f"| {role} | sha256 `{content_hash}` |" for role, content_hash in made_from.items()]
-    rows += [f"| validation {name} | {value:.4g} |" for name, value in metrics.items()]
-    return "\n".join(["", "## Training", "", "| what | value |", "|---|---|", *rows, ""])
 
 
 def find_pipeline(path: Path) -> tuple[Path, dict]:

@@ -3,12 +3,13 @@
 All schedulers are diffusers' own. What is the same for all of them:
 
 - latents are never clipped: `clip_sample` (on by default in DDPM and DDIM) and thresholding are off;
-- the timesteps are "leading" (for 50 of 1000 steps: 980, 960, ..., 0). Spacings that start at the
-  last timestep fail with the cosine schedule, where alpha_bar is 2e-9: with epsilon prediction an
-  error of 2 % of the predictor gives latents of std 6 to 57 with every scheduler (PNDM: 1e8), and
-  Heun fails with a perfect predictor of any kind. "leading" gives std 1 throughout (docs/sampling.md).
-  With zero terminal SNR they are "trailing": there the last timestep is pure noise, and sampling must start
-  at it (Lin et al., WACV 2024, section 3.3).
+- where the network predicts v or the sample, the timesteps are "trailing" (for 50 of 1000 steps: 999, 979, ..., 19).
+  They begin where the data are gone, and few steps are worth three times as many of the "leading" ones, which for
+  8 steps begin at 875 with noise where a fifth of the signal should be (docs/sampling.md has the distances). With
+  zero terminal SNR sampling must start there (Lin et al., WACV 2024, section 3.3);
+- with epsilon prediction they are "leading" (980, 960, ..., 0): with the cosine schedule alpha_bar ends at 2e-9, where
+  an error of 2 % of the predictor gives latents of std 6 to 57 with every sampler. So are those of PNDM and Heun,
+  which fail when they begin at the last timestep (std 1e8, and with a perfect predictor of any kind).
 
 A model trained by flow matching has no betas: x_t = (1 - t) x_0 + t n, and timestep t T. It is told by the
 class of its scheduler, or by prediction_type "flow_prediction" (what diffusers calls it).
@@ -52,7 +53,7 @@ _FLOW_CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 # What --quality stands for: sampler and steps; docs/sampling.md has the measurement.
-QUALITY = {"draft": ("dpmsolver++", 8), "standard": ("dpmsolver++", 20), "best": ("dpmsolver++", 50)}
+QUALITY = {"draft": ("unipc", 8), "standard": ("dpmsolver++", 20), "best": ("dpmsolver++", 50)}
 
 
 def default_scheduler(prediction_type: str) -> Literal["ddim", "dpmsolver++"]:
@@ -148,6 +149,11 @@ def warnings(scheduler_type: str, num_inference_steps: int, guidance_scale: floa
     return found
 
 
+def _spacing(scheduler_type: str, prediction_type: str) -> str:
+    """Return how the timesteps are spread; the module's docstring says why."""
+    return "leading" if prediction_type == "epsilon" or scheduler_type in ("pndm", "heun") else "trailing"
+
+
 def build_scheduler(
     scheduler_type: str = "ddim",
     beta_schedule: str | None = "squaredcos_cap_v2",
@@ -183,7 +189,7 @@ def build_scheduler(
         beta_start=1e-4,
         beta_end=0.02,
         prediction_type=prediction_type,
-        timestep_spacing="trailing" if rescale_betas_zero_snr else "leading",
+        timestep_spacing=_spacing(scheduler_type, prediction_type),
         steps_offset=0,
         **settings,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,21 @@ from shards.writer import finished, write_shard
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ENCODERS = 2
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a worker did.
+
+    Attributes:
+        samples: how many it made.
+        seconds: the time that took.
+        idle: share of that time in which the device did nothing.
+    """
+
+    samples: int
+    seconds: float
+    idle: float
 
 
 def shards_of(plan: Plan, worker: int, workers: int) -> list[int]:
@@ -62,8 +78,8 @@ def work(
     *,
     sifter: Any = None,
     repair: bool = False,
-) -> int:
-    """Make what a worker is to make and return how many samples that were.
+) -> Done:
+    """Make what a worker is to make and return how that went.
 
     Sifting, PNG encoding and writing run in threads while the device denoises the next batch; at most two
     shards are held in memory.
@@ -101,9 +117,11 @@ def work(
             _wait(written)
             written = writer.submit(write_shard, path, samples, statistics)
         _wait(written)
+    done = busy.done(made)
     if made:
-        print(f"worker {worker} of {workers}: {made} samples, {busy.summary(made)}", flush=True)
-    return made
+        rate = f"{made / done.seconds:.2f} img/s, device idle {100 * done.idle:.1f} %"
+        print(f"worker {worker} of {workers}: {made} samples, {rate}", flush=True)
+    return done
 
 
 def prepare(plan: Plan, pipeline: Any) -> None:
@@ -126,7 +144,8 @@ def sample_images(plan: Plan, pipeline: Any, busy: Busy, samples: np.ndarray, ca
     rows = [plan.conditions_of(sample) for sample in samples.tolist()]
     precision = PRECISIONS[plan.mixed_precision]
     # float32 weights of the VQ-VAE keep its code vectors exact; autocast runs its convolutions in low precision.
-    with busy, torch.autocast(plan.device, precision, enabled=precision is not torch.float32):
+    low = torch.autocast(plan.device, precision, enabled=precision is not torch.float32)
+    with busy, torch.inference_mode(), low:
         return pipeline(
             plan.labels(samples).tolist(),
             generator=generators,
@@ -162,17 +181,13 @@ class Busy:
         else:
             self.seconds += time.perf_counter() - self.start
 
-    def idle(self) -> float:
-        """Return the share of the time since the start in which the device did nothing."""
+    def done(self, samples: int) -> Done:
+        """Return what was done since the start."""
         if self.device == "cuda":
             torch.cuda.synchronize()
             self.seconds = sum(first.elapsed_time(last) for first, last in self.events) / 1000
-        return max(0.0, 1 - self.seconds / (time.perf_counter() - self.begun))
-
-    def summary(self, images: int) -> str:
-        """Return images per second and idle time as a phrase."""
-        idle = self.idle()
-        return f"{images / (time.perf_counter() - self.begun):.2f} img/s, device idle {100 * idle:.1f} %"
+        seconds = time.perf_counter() - self.begun
+        return Done(samples, seconds, max(0.0, 1 - self.seconds / seconds))
 
 
 def _wait(written: Future | None) -> None:

@@ -36,6 +36,7 @@ from mdaug.training.sampled import SampledDistance
 from mdaug.training.validation import validation_batches
 from shards import provenance
 from shards.colormap import colormap, paint
+from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.order import PositionDataset
 

@@ -1,10 +1,14 @@
+import os
 import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests import ranks
 from tests.tiny_pipeline import save_tiny
+
+SHARDS = 8
 
 
 def make(ldm: str, folder: str) -> None:
@@ -23,31 +27,54 @@ def make(ldm: str, folder: str) -> None:
     )
 
 
+def work(ldm: str, folder: str, worker: int, workers: int) -> None:
+    os.environ.update(RANK=str(worker), WORLD_SIZE=str(workers))
+    make(ldm, folder)
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {
         path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != "provenance.json"
     }
 
 
-def test_two_workers_and_killed_workers_write_the_bytes_of_one(tmp_path):
-    ldm = str(save_tiny(tmp_path / "ldm"))
-    ranks.run_ranks(1, make, ldm, str(tmp_path / "one"))
-    whole = files(tmp_path / "one")
-    assert sum(name.endswith(".tar") for name in whole) == 8
-    ranks.run_ranks(2, make, ldm, str(tmp_path / "two"))
-    assert files(tmp_path / "two") == whole
+@pytest.fixture(scope="module")
+def ldm(tmp_path_factory) -> str:
+    return str(save_tiny(tmp_path_factory.mktemp("ldm")))
 
-    killed = tmp_path / "killed"
-    random = np.random.default_rng(0)
-    for _ in range(3):
-        process = ranks._CONTEXT.Process(target=make, args=(ldm, str(killed)))
-        process.start()
-        shards = len(list(killed.glob("*.json")))
-        deadline = time.monotonic() + 60
-        while len(list(killed.glob("*.json"))) <= shards and process.is_alive() and time.monotonic() < deadline:
+
+@pytest.fixture(scope="module")
+def whole(ldm, tmp_path_factory) -> dict[str, bytes]:
+    """What one worker writes that nobody interrupts."""
+    folder = tmp_path_factory.mktemp("one")
+    ranks.run_ranks(1, make, ldm, str(folder))
+    found = files(folder)
+    assert sum(name.endswith(".tar") for name in found) == SHARDS
+    return found
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_killed_workers_of_any_number_write_the_bytes_of_one(ldm, whole, workers, tmp_path):
+    """SIGKILL at seeded random moments after a new shard, one worker or all of them; then the same command again."""
+    random = np.random.default_rng(workers)
+    kills = 0
+    for _ in range(2):
+        processes = [
+            ranks._CONTEXT.Process(target=work, args=(ldm, str(tmp_path), worker, workers)) for worker in range(workers)
+        ]
+        for process in random.permutation(processes):
+            process.start()
+        before, deadline = len(list(tmp_path.glob("*.json"))), time.monotonic() + 60
+        alive = True
+        while len(list(tmp_path.glob("*.json"))) <= before and alive and time.monotonic() < deadline:
+            alive = any(process.is_alive() for process in processes)
             time.sleep(0.01)
         time.sleep(random.uniform(0, 0.1))
-        process.kill()
-        process.join()
-    ranks.run_ranks(2, make, ldm, str(killed))
-    assert files(killed) == whole
+        for process in random.permutation(processes)[: random.integers(1, workers + 1)]:
+            kills += process.is_alive()
+            process.kill()
+        for process in processes:
+            process.join()
+    assert kills
+    ranks.run_ranks(workers, make, ldm, str(tmp_path))
+    assert files(tmp_path) == whole

@@ -16,6 +16,7 @@ import webdataset
 from PIL import Image
 from pyarrow import parquet
 
+from mdaug import cli
 from mdaug.sampling import counts, planning, worker
 from mdaug.sampling.generate import GenerateConfig, generate, place
 from mdaug.sampling.inspection import is_whole
@@ -90,12 +91,20 @@ def test_plan_work_and_finalize_apart_make_what_they_make_together(ldm, tmp_path
     ) as error:
         step(ldm, apart, "finalize")
     assert str(error.value).endswith(command)
+    assert cli.main(["generate", "--step", "finalize", "--ldm_path", str(ldm), "--output_dir", str(apart)]) == 2
     assert not (apart / provenance.FILE_NAME).exists()
     capsys.readouterr()
     step(ldm, apart, "work")
     assert "5 samples" not in capsys.readouterr().out.split("worker 0 of 1: ")[1][:2]  # a shard of 8
     step(ldm, apart, "finalize")
     assert files(apart) == whole
+
+
+def test_what_is_known_to_go_badly_is_said_before_the_work(ldm, tmp_path, capsys):
+    make(ldm, tmp_path / "out", step="plan", scheduler_type="pndm", num_inference_steps=5, guidance_scale=8.0)
+    output = capsys.readouterr().out
+    assert "warning: pndm with 5 steps extrapolates from few points; take 10 or more" in output
+    assert "warning: guidance 8 makes the samples of a class alike" in output
 
 
 def test_steps_without_a_plan_say_how_to_start(ldm, tmp_path):
@@ -320,7 +329,7 @@ def test_a_sample_that_is_not_a_number_stops_the_work_by_name(ldm, tmp_path, mon
     original = worker.sample_images
 
     def broken(*arguments):
-        images = original(*arguments)
+        images = original(*arguments).clone()
         images[1] = float("nan")
         return images
 

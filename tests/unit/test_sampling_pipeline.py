@@ -3,6 +3,7 @@ import subprocess
 import sysconfig
 import venv
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -294,12 +295,36 @@ def test_the_model_card_says_what_it_was_trained_on(tmp_path):
     assert "| images | sha256 `" + "a" * 64 in card
     assert "| validation loss | 0.3388 |" in card
     assert "| 1 | fall |" in card
+    MicroDopplerPipeline.from_pretrained(tmp_path / "pipe").save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "README.md").read_text() == card
 
 
-def test_saving_does_not_upload_half_a_folder(tmp_path):
-    with pytest.raises(ValueError, match="use push_to_hub"):
-        tiny_pipeline().save_pretrained(tmp_path / "pipe", push_to_hub=True)
+@pytest.mark.parametrize("option", [{"push_to_hub": True}, {"safe_serialization": False}])
+def test_saving_neither_uploads_half_a_folder_nor_pickles(tmp_path, option):
+    with pytest.raises(ValueError, match=r"use push_to_hub|safetensors only"):
+        tiny_pipeline().save_pretrained(tmp_path / "pipe", **option)
     assert not (tmp_path / "pipe").exists()
+
+
+def test_the_whole_folder_is_uploaded_with_its_card(folder, monkeypatch):
+    """Up to the calls of huggingface_hub: none of our tests has a network."""
+    sent = {}
+
+    def create_repo(self, repo_id, **options):
+        sent.update(options, token=self.token)
+        return SimpleNamespace(repo_id=f"lab/{repo_id}")
+
+    def upload_folder(self, *, repo_id, folder_path, **_):
+        sent.update({str(f.relative_to(folder_path)): f.read_bytes() for f in Path(folder_path).rglob("*.*")})
+        return f"https://hub/{repo_id}"
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", create_repo)
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload_folder)
+    pipeline = MicroDopplerPipeline.from_pretrained(folder)
+    assert pipeline.push_to_hub("radar", private=True, token="secret") == "https://hub/lab/radar"
+    assert (sent.pop("private"), sent.pop("token"), sent.pop("exist_ok")) == (True, "secret", True)
+    there = {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*.*")}
+    assert sent == {name: data for name, data in there.items() if name != "provenance.json"}
 
 
 def test_a_folder_without_a_part_is_refused_by_name(tmp_path):

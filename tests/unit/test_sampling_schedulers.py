@@ -85,6 +85,25 @@ def test_a_perfect_predictor_gives_mean_and_spread_of_the_data(choice):
         assert found_mean == pytest.approx(mean, abs=0.1 * std), (mean, std, error)
 
 
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+@pytest.mark.parametrize("scheduler_type", ["ddim", "dpmsolver++", "unipc", "euler"])
+def test_eight_steps_find_where_the_data_lie(scheduler_type, prediction_type):
+    """Data N(2, 0.5): a sampler that begins where their signal should still be there ends beside them."""
+    scheduler = build_scheduler(scheduler_type, "cosine", prediction_type)
+    trained = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2").alphas_cumprod
+    scheduler.set_timesteps(8)
+    x = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0)) * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        noisy = scheduler.scale_model_input(x, t)
+        signal, noise = trained[int(t)].sqrt(), (1 - trained[int(t)]).sqrt()
+        data = 2 + signal * 0.5**2 * (noisy - signal * 2) / ((signal * 0.5) ** 2 + noise**2)
+        epsilon = (noisy - signal * data) / noise
+        best = data if prediction_type == "sample" else signal * epsilon - noise * data
+        x = scheduler.step(best, t, x).prev_sample
+    assert float(x.mean()) == pytest.approx(2, abs=0.1)
+    assert 0.8 < float(x.std()) / 0.5 < 1.1
+
+
 @pytest.mark.parametrize("scheduler_type", SCHEDULERS)
 def test_nothing_clips_latents(scheduler_type):
     config = build_scheduler(scheduler_type).config
