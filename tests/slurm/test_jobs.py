@@ -228,7 +228,7 @@ def test_all_stages_as_one_chain(tmp_path):
         submitted = subprocess.run(
             [sys.executable, "-m", "launch.pipeline", "--preset", preset.name, "--out", out, "--nodes", "2",
              "--gpus_per_node", "1", "--profile", profile(tmp_path), "--wait"],
-            cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
+            cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=900,
         )  # fmt: skip
     finally:
         shutil.rmtree(preset)
