@@ -19,7 +19,7 @@ ARGS ?=
 BIN := .venv/bin
 READY := .venv/ready
 REQUIREMENTS := requirements.txt requirements-dev.txt constraints.txt pyproject.toml
-STAGES := simulate pack train-vqvae reconstruct encode train-ldm generate evaluate
+STAGES := simulate pack train-vqvae reconstruct encode train-ldm ema generate evaluate
 BENCHMARKS := $(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/*.py))
 
 # The image folder: the user's, or the one that `make simulate` writes.
@@ -45,6 +45,7 @@ help:
 	@echo 'make reconstruct      what the VQ-VAE keeps of held-out images: table, JSON, picture strip'
 	@echo 'make encode           packed images -> latent shards with their mean and std'
 	@echo 'make train-ldm        latent diffusion model'
+	@echo 'make ema ARGS="--reconstruct 0.075"     averaged diffusion model of another length, after the training'
 	@echo 'make generate         labelled synthetic tar shards (SAMPLES=1000000 WORKERS=64: a job array)'
 	@echo 'make evaluate         fidelity and usefulness, with a report'
 	@echo ''
@@ -120,6 +121,8 @@ encode: $(READY)
 	$(LAUNCH) --data_dir '$(OUT)/packed' --vqvae_path '$(OUT)/vqvae' --output_dir '$(OUT)/latents' $(ARGS)
 train-ldm: $(READY)
 	$(LAUNCH) --data_dir '$(OUT)/packed' --vqvae_path '$(OUT)/vqvae' --latents_dir '$(OUT)/latents' --output_dir '$(OUT)/ldm' $(ARGS)
+ema: $(READY)
+	$(LAUNCH) --run_dir '$(OUT)/ldm' $(ARGS)
 generate: $(READY)
 	$(LAUNCH) --ldm_path '$(OUT)/ldm' --output_dir '$(OUT)/synthetic' $(if $(SAMPLES),--num_samples $(SAMPLES)) $(ARGS)
 evaluate: $(READY)

@@ -97,7 +97,8 @@ def plain_optimizer(task: LDMTask, config: LDMConfig) -> torch.optim.Optimizer:
 
 def plain_latents(task: LDMTask, config: LDMConfig, plan: BatchPlan, precision: str) -> Callable[[], float]:
     optimizer, stream = plain_optimizer(task, config), batches(task, plan, config.num_workers)
-    device, dtype, average = distributed.device(), DTYPES[precision], list(task.ema.module.parameters())
+    device, dtype = distributed.device(), DTYPES[precision]
+    average = [parameter.detach().clone() for parameter in task.module.parameters()]
 
     def step() -> float:
         waiting = time.perf_counter()

@@ -24,6 +24,7 @@ COMMANDS = {
     ),
     "encode": ("mdaug.training.encode", "EncodeConfig", "encode", "packed images -> latent shards + mean/std"),
     "train-ldm": ("mdaug.training.ldm", "LDMConfig", "train_ldm", "train the latent diffusion model"),
+    "ema": ("mdaug.training.reconstruct_ema", "EmaConfig", "reconstruct_ema", "averaged model of another length"),
     "generate": ("mdaug.sampling.generate", "GenerateConfig", "generate", "write labelled synthetic tar shards"),
     "evaluate": ("mdaug.evaluation.evaluate", "EvaluateConfig", "evaluate", "fidelity and usefulness, with a report"),
 }
@@ -34,6 +35,7 @@ INPUTS = {
     "train-vqvae": ("data_dir", "deepspeed_config", "perceptual_weights"),
     "encode": ("data_dir", "vqvae_path"),
     "train-ldm": ("data_dir", "vqvae_path", "deepspeed_config"),
+    "ema": ("run_dir",),
     "generate": ("ldm_path", "vqvae_path"),
     "evaluate": ("data_dir", "synthetic_dir", "vqvae_path"),
 }

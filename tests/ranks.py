@@ -16,22 +16,22 @@ import pytest
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["torch", "deepspeed", "diffusers", "mdaug.training.vqvae_task", "mdaug.training.ldm_task"]
+    [
+        "torch",
+        "deepspeed",
+        "deepspeed.runtime.zero.muon.muon_optimizer",  # deepspeed.initialize imports it: torch.compile, over a second
+        "diffusers",
+        "jsonargparse",
+        "mdaug.training.vqvae_task",
+        "mdaug.training.ldm_task",
+    ]
 )
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 180) -> list[Any]:
     """Call `function(*arguments)` on every rank and return the results in rank order; a failure fails the test."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     queue = _CONTEXT.Queue()
-    processes = [
-        _CONTEXT.Process(target=_rank, args=(rank, world_size, port, queue, function, arguments))
-        for rank in range(world_size)
-    ]
-    for process in processes:
-        process.start()
+    processes = start_ranks(world_size, _report, queue, function, arguments)
     results: dict[int, Any] = {}
     try:
         for _ in processes:
@@ -46,13 +46,31 @@ def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, ti
     return [results[rank] for rank in range(world_size)]
 
 
-def _rank(rank: int, world_size: int, port: int, queue: Any, function: Callable[..., Any], arguments: tuple) -> None:
+def start_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Start processes that call `function(*arguments)` as ranks, and return them in rank order."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        _CONTEXT.Process(target=_rank, args=(rank, world_size, port, function, arguments)) for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def _rank(rank: int, world_size: int, port: int, function: Callable[..., Any], arguments: tuple) -> None:
     import torch
 
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     torch.set_num_threads(1)
+    function(*arguments)
+
+
+def _report(queue: Any, function: Callable[..., Any], arguments: tuple) -> None:
+    rank = int(os.environ["RANK"])
     try:
         queue.put((rank, None, function(*arguments)))
     except BaseException:

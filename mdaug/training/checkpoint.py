@@ -1,27 +1,29 @@
 """Checkpoints: a folder per sample count, complete only when its marker is there.
 
     checkpoints/samples-000012800/engine/…          DeepSpeed's state, one share per rank
-                                  extra.safetensors  EMA weights and what else the task keeps
+                                  pieces/…           the averages of the weights, one file per rank
+                                  extra.safetensors  what else the task keeps
                                   state.json         counters, best score, number of ranks, ZeRO stage
-                                  COMPLETE           written last
+                                  COMPLETE           written last, when all ranks have written the rest
 """  # fmt: skip
 
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from mdaug.training import distributed
-from mdaug.training.engine import Engine
+from mdaug.training import distributed, pieces
+from mdaug.training.background import Bundle, complete, keep_only, prepare
+from mdaug.training.engine import Engine, to_host
 from shards import provenance
 from shards.errors import UserError
 
-MARKER, STATE_FILE, EXTRA_FILE = "COMPLETE", "state.json", "extra.safetensors"
+STATE_FILE, EXTRA_FILE, PIECES = "state.json", "extra.safetensors", "pieces"
 
 
 @dataclass
@@ -44,34 +46,55 @@ class TrainingState:
     """Validations since any of these fell."""
 
 
-def save(folder: Path, engine: Engine, state: TrainingState, extra: dict[str, torch.Tensor]) -> Path:
-    """Write a checkpoint; every rank calls it. Returns its folder.
+def collect(
+    parent: Path,
+    engine: Engine,
+    state: TrainingState,
+    extra: dict[str, torch.Tensor],
+    own: dict[str, torch.Tensor],
+    keep: int,
+) -> Bundle:
+    """Copy all that a checkpoint holds to CPU memory; every rank calls it.
 
-    Without the marker the folder does not exist for `latest`, so a kill at any moment leaves the
-    checkpoint before it in force.
+    Args:
+        parent: `checkpoints/` of the run.
+        engine: its weights and optimizer state.
+        state: counters.
+        extra: tensors equal on all ranks; rank 0 writes them.
+        own: this rank's pieces of tensors that are cut over the ranks.
+        keep: complete checkpoints that stay when this one is.
     """
-    target = folder / f"samples-{state.samples:012d}"
+    folder = parent / f"samples-{state.samples:012d}"
+    prepare(folder)
+    files = engine.snapshot(folder)
+    if own:
+        (folder / PIECES).mkdir(exist_ok=True)
+        files[folder / PIECES / pieces.file_name()] = partial(save_file, to_host(own))
     if distributed.is_main():
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-    distributed.barrier()
-    engine.save(target)
-    if distributed.is_main():
-        save_file({name: tensor.contiguous() for name, tensor in extra.items()}, target / EXTRA_FILE)
+        whole = {name: tensor.contiguous() for name, tensor in to_host(extra).items()}
         record = {**asdict(state), "ranks": distributed.world_size(), "zero_stage": engine.stage}
-        provenance.write_text(target / STATE_FILE, json.dumps(record, indent=2) + "\n")
-    distributed.barrier()  # every rank's share is on disk
-    if distributed.is_main():
-        provenance.write_text(target / MARKER, "")
-        provenance.write_text(folder.parent / "latest", target.name + "\n")
-    distributed.barrier()
-    return target
+        text = json.dumps(record, indent=2) + "\n"
+        files |= {
+            folder / EXTRA_FILE: partial(save_file, whole),
+            folder / STATE_FILE: lambda path: path.write_text(text),
+        }
+
+    def committed() -> None:
+        if distributed.is_main():
+            provenance.write_text(parent.parent / "latest", folder.name + "\n")
+        prune(parent, keep)
+
+    return Bundle(folder, files, committed)
 
 
-def latest(folder: Path) -> Path | None:
+def latest(parent: Path) -> Path | None:
     """Return the newest complete checkpoint, or None."""
-    complete = [path for path in folder.glob("samples-*") if (path / MARKER).is_file()]
-    return max(complete, key=lambda path: path.name, default=None)
+    return next(reversed(complete(parent)), None)
+
+
+def prune(parent: Path, keep: int) -> None:
+    """Delete all but the newest `keep` complete checkpoints, and every incomplete one."""
+    keep_only(parent, complete(parent)[-keep:])
 
 
 def needs_conversion(path: Path | None, stage: int) -> bool:
@@ -97,15 +120,3 @@ def load(path: Path, engine: Engine, state: TrainingState) -> dict[str, torch.Te
     for name in vars(state):
         setattr(state, name, record[name])
     return load_file(path / EXTRA_FILE)
-
-
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` complete checkpoints, and every incomplete one."""
-    if not distributed.is_main():
-        return
-    complete = sorted(path for path in folder.glob("samples-*") if (path / MARKER).is_file())
-    kept = set(complete[-keep:])
-    for path in folder.glob("samples-*"):
-        if path not in kept:
-            (path / MARKER).unlink(missing_ok=True)  # first the marker: a half-deleted folder is never chosen
-            shutil.rmtree(path)

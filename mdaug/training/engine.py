@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from mdaug.training import distributed, elastic
+from mdaug.training import distributed, elastic, pieces
 from mdaug.training.run import BatchPlan, TrainingConfig
 from shards.errors import UserError
 
@@ -145,13 +147,27 @@ class Engine:
 
     def full_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield (name, whole fp32 value) of every parameter, from the optimizer's fp32 master weights."""
+        for name, parameter in self.module.named_parameters():
+            yield name, self._whole(parameter)
+
+    def master_pieces(self) -> Iterator[torch.Tensor]:
+        """Yield this rank's piece (see `pieces`) of every parameter's fp32 master weights."""
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        parameter: Any  # DeepSpeed adds attributes
+        for parameter in self.module.parameters():
+            if self.stage == 3:  # cut in the same way, but padded
+                start, stop = pieces.bounds(parameter.ds_numel, distributed.rank(), distributed.world_size())
+                yield safe_get_local_fp32_param(parameter)[: stop - start]
+            else:
+                yield pieces.cut(self._whole(parameter))
+
+    def _whole(self, parameter: nn.Parameter) -> torch.Tensor:
         from deepspeed.utils import safe_get_full_fp32_param
 
-        for name, parameter in self.module.named_parameters():
-            if self.stage == 3 or parameter.dtype != torch.float32:
-                yield name, safe_get_full_fp32_param(parameter)
-            else:
-                yield name, parameter.detach()
+        if self.stage == 3 or parameter.dtype != torch.float32:
+            return safe_get_full_fp32_param(parameter)
+        return parameter.detach()
 
     def full_state_dict(self) -> dict[str, torch.Tensor]:
         """Return all parameters (fp32, whole) and buffers on the CPU; the names are the module's own."""
@@ -159,12 +175,24 @@ class Engine:
         state.update({name: buffer.detach().cpu().clone() for name, buffer in self.module.named_buffers()})
         return state
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's share of weights and optimizer state under `folder`/engine."""
+    def snapshot(self, folder: Path) -> dict[Path, Callable[[Path], object]]:
+        """Copy this rank's share of weights and optimizer state to CPU memory; every rank calls it.
+
+        Returns the files below `folder`/engine and what writes each, on any thread.
+        """
+        taken: dict[Path, Callable[[Path], object]] = {}
+
+        def take(state_dict: Any, path: str) -> None:
+            taken[Path(path)] = partial(torch.save, to_host(state_dict))
+
+        # DeepSpeed hands every file to its checkpoint engine. Its own engine for writing in the background wants a
+        # compiled op (libaio) and CUDA; here the state is only kept.
+        self.deepspeed.checkpoint_engine.save = take
         self.deepspeed.save_checkpoint(str(folder), tag="engine", save_latest=False)
+        return taken
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote; an engine built with `universal` may have other ranks or another stage.
+        """Read what `snapshot` wrote; an engine built with `universal` may have other ranks or another stage.
 
         Raises UserError if DeepSpeed finds nothing there.
         """
@@ -175,3 +203,14 @@ class Engine:
         path, _ = self.deepspeed.load_checkpoint(str(folder), tag=tag)
         if path is None:
             raise UserError(f"{folder} holds no DeepSpeed state; delete that folder to resume from the one before")
+
+
+def to_host(state: Any) -> Any:
+    """Copy nested containers, their tensors to CPU memory, so that the training cannot change them any more."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: to_host(value) for key, value in state.items()}
+    if isinstance(state, list | tuple) and not hasattr(state, "_fields"):
+        return type(state)(to_host(value) for value in state)
+    return copy.deepcopy(state)

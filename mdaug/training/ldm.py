@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from mdaug.sampling import schedulers
+from mdaug.training.power import WIDEST
 from mdaug.training.run import TrainingConfig
 
 
@@ -63,6 +64,11 @@ class LDMConfig(TrainingConfig):
     """Share of samples shown as one of their augmented copies, where the latents hold any (encode --augment_copies)."""
     ema_half_life: float = 100_000
     """Half-life of the averaged weights in samples, shortened to 5 % of the samples seen at the start."""
+    ema_profiles: tuple[float, ...] = (0.05, 0.10)
+    """Relative widths of the averages kept for `mdaug ema`; [] tracks none. Each takes 4 bytes per parameter, divided
+    over the ranks, and on disk 2 bytes per parameter and snapshot."""
+    ema_snapshots: int = 16
+    """Snapshots of those averages that stay, evenly over the run; at least 4."""
     warmup_steps: int = 2000
     """Optimizer steps of linear warm-up (at most a tenth of the run), before the cosine decay to 0."""
     best_by: Literal["loss", "fd"] = "loss"
@@ -94,6 +100,11 @@ class LDMConfig(TrainingConfig):
         for name in ("eval_steps", "num_inference_steps", "ema_half_life", "num_train_timesteps"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
+        for width in self.ema_profiles:
+            if not 0 < width <= WIDEST:
+                raise ValueError(f"ema_profiles={list(self.ema_profiles)}: {width} is not above 0 and at most {WIDEST}")
+        if self.ema_snapshots < 4:
+            raise ValueError(f"ema_snapshots={self.ema_snapshots} must be 4 or greater")
         if isinstance(self.condition_on, str):
             self.condition_on = [name.strip() for name in self.condition_on.split(",")]
         if not 0 <= self.augment_probability <= 1:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from mdaug.models.vqvae import load_geometry, load_vqvae
 from mdaug.sampling.pipeline import MicroDopplerPipeline
 from mdaug.sampling.pipeline_folder import save_pipeline
 from mdaug.sampling.schedulers import build_scheduler
-from mdaug.training import conditions, distributed
+from mdaug.training import conditions, distributed, snapshots
+from mdaug.training.background import Bundle
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.diffuse import VALIDATION_SEED, Diffuse
 from mdaug.training.ema import EMA
@@ -31,6 +34,7 @@ from mdaug.training.ldm import LDMConfig
 from mdaug.training.loop import Task
 from mdaug.training.neighbours import Neighbours
 from mdaug.training.objective import Objective
+from mdaug.training.pieces import Reader
 from mdaug.training.run import BatchPlan
 from mdaug.training.sampled import SampledDistance
 from mdaug.training.validation import validation_batches
@@ -76,8 +80,14 @@ class LDMTask(Task):
         shape = self.geometry["latent_shape"]
         network = build_unet(config, shape, len(self.classes), augmented=copies > 0)
         self.module = network
-        self.ema = EMA(network, config.ema_half_life)
-        self.ema.module.to(distributed.device())
+        self.ema = EMA(network, config.ema_half_life, config.ema_profiles)
+        if config.ema_profiles and distributed.is_main():
+            size = len(config.ema_profiles) * sum(parameter.numel() for parameter in network.parameters()) / 1e9
+            print(
+                f"averages sigma_rel {', '.join(self.ema.profiles)} for mdaug ema: "
+                f"{4 * size / distributed.world_size():.2f} GB per device, and up to "
+                f"{2 * size * (config.ema_snapshots + 1):.2f} GB on disk in {snapshots.FOLDER}/"
+            )
         self.objective = Objective(config, distributed.device())
         self.vqvae = load_vqvae(vqvae)
         self.score, self.sampled = "score", None
@@ -118,10 +128,11 @@ class LDMTask(Task):
             return self.diffuse.validation(self.val_set[position % count], position)
 
         sums = torch.zeros(2, BINS, device=engine.device, dtype=torch.float64)
-        for batch, weight in validation_batches(sample, VALIDATION_DRAWS * count, self.config.batch_size):
-            errors = self._errors(self.ema.module, batch)
-            bins = batch["timestep"] * BINS // self.config.num_train_timesteps
-            sums.index_add_(1, bins, torch.stack([errors * weight, weight]).double())
+        with self.ema.network() as network:
+            for batch, weight in validation_batches(sample, VALIDATION_DRAWS * count, self.config.batch_size):
+                errors = self._errors(network, batch)
+                bins = batch["timestep"] * BINS // self.config.num_train_timesteps
+                sums.index_add_(1, bins, torch.stack([errors * weight, weight]).double())
         losses, counts = distributed.sum_over_ranks(sums)
         by_bin = losses / counts
         self.figures = {
@@ -130,10 +141,11 @@ class LDMTask(Task):
             "score": float(by_bin.log().mean().exp()),
         }
         if self.sampled is not None:
-            pipeline = self.pipeline().to(engine.device)
-            pipeline.set_progress_bar_config(disable=True)
             steps, batch_size = self.config.num_inference_steps, self.config.batch_size
-            self.figures["fd"] = self.sampled.measure(pipeline, steps, batch_size)
+            with self.ema.network() as network:
+                pipeline = self.pipeline(network).to(engine.device)
+                pipeline.set_progress_bar_config(disable=True)
+                self.figures["fd"] = self.sampled.measure(pipeline, steps, batch_size)
             self.vqvae.to("cpu")
         return self.figures
 
@@ -141,13 +153,13 @@ class LDMTask(Task):
         """Return whether `eval_steps` are over."""
         return step % self.config.eval_steps == 0
 
-    def pipeline(self) -> MicroDopplerPipeline:
-        """Return the pipeline of the averaged weights."""
+    def pipeline(self, network: torch.nn.Module) -> MicroDopplerPipeline:
+        """Return the pipeline of a network with the averaged weights."""
         name, config = self.geometry.get("colormap"), self.config
         assert config.scheduler_type is not None  # chosen by LDMConfig
         return MicroDopplerPipeline(
             vqvae=self.vqvae,
-            unet=self.ema.module,
+            unet=network,
             scheduler=build_scheduler(
                 config.scheduler_type,
                 config.beta_schedule,
@@ -165,12 +177,13 @@ class LDMTask(Task):
         )
 
     def save_images(self, engine: Engine, state: TrainingState) -> dict[str, float]:
-        """Write samples to generated_images/, a row per class and beneath it the nearest training images with their
-        distances; return the medians. Rank 0 does it alone, its EMA copy is whole.
+        """Write samples of the averaged weights to generated_images/, a row per class and beneath it the nearest
+        training images with their distances; return the medians on rank 0, which samples alone.
         """
-        if not distributed.is_main():
-            return {}
-        pipeline = self.pipeline().to(engine.device)
+        with self.ema.network() as network:
+            return self._save_grid(self.pipeline(network).to(engine.device), state) if distributed.is_main() else {}
+
+    def _save_grid(self, pipeline: Any, state: TrainingState) -> dict[str, float]:
         pipeline.set_progress_bar_config(disable=True)
         labels = [label for label in range(len(self.classes)) for _ in range(PICTURES_PER_CLASS)]
         generators = [torch.Generator().manual_seed(VALIDATION_SEED + i) for i in range(len(labels))]
@@ -216,23 +229,39 @@ class LDMTask(Task):
 
     def export(self, engine: Engine, folder: Path) -> None:
         """Write the pipeline of the averaged weights."""
-        if distributed.is_main():
-            save_pipeline(
-                self.pipeline(),
-                folder,
-                made_from=self.made_from,
-                config=configuration.as_dict(self.config),
-                metrics=self.figures,
-            )
+        with self.ema.network() as network:
+            if distributed.is_main():
+                save_pipeline(
+                    self.pipeline(network),
+                    folder,
+                    made_from=self.made_from,
+                    config=configuration.as_dict(self.config),
+                    metrics=self.figures,
+                )
         distributed.barrier()
 
     def extra_state(self) -> dict[str, torch.Tensor]:
-        """Return the averaged weights."""
-        return {name: value.cpu() for name, value in self.ema.module.state_dict().items()}
+        """Return nothing: the averages are cut over the ranks."""
+        return {}
 
     def load_extra_state(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Do nothing."""
+
+    def own_state(self) -> dict[str, torch.Tensor]:
+        """Return this rank's pieces of the averages."""
+        return self.ema.state()
+
+    def load_own_state(self, reader: Reader) -> None:
         """Restore them."""
-        self.ema.module.load_state_dict(tensors)
+        self.ema.load(reader)
+
+    def snapshots(self, state: TrainingState, plan: BatchPlan, last: bool) -> list[Callable[[], Bundle]]:
+        """Return what copies the power-function averages, where a snapshot is due."""
+        keep = self.config.ema_snapshots
+        if not self.ema.profiles or not (last or snapshots.due(state.samples, plan, keep)):
+            return []
+        parent = self.config.output_dir / snapshots.FOLDER
+        return [partial(snapshots.collect, parent, self.ema, state, plan, keep)]
 
 
 def build_unet(

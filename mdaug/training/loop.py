@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from mdaug.training import checkpoint, distributed
+from mdaug.training import checkpoint, distributed, pieces
+from mdaug.training.background import Background, Bundle
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.engine import Engine, deepspeed_config, resolve_precision, zero_stage
 from mdaug.training.metrics import Metrics
@@ -73,6 +76,17 @@ class Task(ABC):
     def load_extra_state(self, tensors: dict[str, torch.Tensor]) -> None:
         """Restore them on every rank."""
 
+    def own_state(self) -> dict[str, torch.Tensor]:
+        """Return this rank's pieces of the tensors that a checkpoint keeps cut over the ranks."""
+        return {}
+
+    def load_own_state(self, reader: pieces.Reader) -> None:  # noqa: B027 - not every task has such tensors
+        """Restore them, whatever number of ranks has written them."""
+
+    def snapshots(self, state: TrainingState, plan: BatchPlan, last: bool) -> list[Callable[[], Bundle]]:
+        """Return what copies a state to be kept beside the checkpoints, where one is due after this step."""
+        return []
+
     def image_step(self, step: int, plan: BatchPlan) -> bool:
         """Return whether pictures are due after this optimizer step (beside those at each validation)."""
         return False
@@ -93,12 +107,15 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan) -> None:
     engine = Engine(task.module, config, settings, universal=elastic)
     distributed.barrier()
     checkpoint.prune(folder, config.keep_last)
-    metrics = Metrics(config, plan, task.flops_per_sample)
     if resume_from is not None:
         task.load_extra_state(checkpoint.load(resume_from, engine, state))
-        metrics.say(f"resumed from {resume_from.name}")
+        if (resume_from / checkpoint.PIECES).is_dir():
+            task.load_own_state(pieces.Reader(resume_from / checkpoint.PIECES))
     else:
         task.prepare(engine)
+    metrics = Metrics(config, plan, task.flops_per_sample, state.samples)
+    if resume_from is not None:
+        metrics.say(f"resumed from {resume_from.name}")
     parameters = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in task.module.parameters())
     flops = f"{task.flops_per_sample / 1e9:.3g} GFLOP per trained sample, " if task.flops_per_sample else ""
     metrics.say(
@@ -111,17 +128,10 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan) -> None:
     metrics.resume(state.step)
     stop = StopFlag()
     stopping = False
-    reason = "trained to the end"
-    saved_step = state.step
+    background = Background()
+    begun = time.perf_counter()
 
-    def save_checkpoint() -> None:
-        nonlocal saved_step
-        if saved_step != state.step:
-            checkpoint.save(folder, engine, state, task.extra_state())
-            checkpoint.prune(folder, config.keep_last)
-            saved_step = state.step
-
-    while state.step < plan.steps:
+    while state.step < plan.steps and not _stale(state, config):
         # One optimizer step: accumulate the gradients of the micro batches, then apply them.
         lr = task.learning_rate(state.step, plan)
         for _ in range(plan.accumulation):
@@ -142,6 +152,7 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan) -> None:
         stopping = stop.agreed(state.step, device)
         validate = last or plan.due(plan.val_every, state.step)
         save = last or stopping or plan.due(plan.save_every, state.step)
+        metrics.say(background.poll(state.step, device))
         if validate or save or state.step % config.logging_steps == 0:
             metrics.report(state.step, lr, engine.grad_norm, float(engine.skipped))
             if int(engine.skipped_in_a_row) >= config.max_skipped_steps:
@@ -151,26 +162,39 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan) -> None:
                     "try a lower --lr or --mixed_precision no"
                 )
         pausing = time.perf_counter()
-        stale = False
         if validate and not stopping:
-            stale = _validate(task, engine, state, config, metrics)
+            _validate(task, engine, state, config, metrics)
         if config.save_images and not stopping and (validate or task.image_step(state.step, plan)):
             about = task.save_images(engine, state)
             if about:
                 metrics.write({"samples": state.samples, **{f"images/{name}": value for name, value in about.items()}})
                 metrics.say("pictures: " + " | ".join(f"{name} {value:.4g}" for name, value in about.items()))
-        if save or stale:
-            save_checkpoint()
+        last = last or _stale(state, config)
+        due = task.snapshots(state, plan, last)
+        if save or last:
+            due.append(partial(_checkpoint, folder, task, engine, state, config))
+        if due:
+            metrics.say(background.write(due))
         metrics.paused(time.perf_counter() - pausing)
         if stopping:
-            metrics.say(f"told to stop: saved at {state.samples} samples; the same command resumes")
-            break
-        if stale:
-            reason = f"no improvement over {state.stale_validations} validations"
             break
 
+    trained = time.perf_counter() - begun
+    waited = background.stalled
     if not stopping:
         task.export(engine, config.output_dir / task.last_folder)
+    metrics.say(background.finish())
+    if background.written:
+        metrics.say(
+            f"checkpoints: {background.written} written; training waited {waited:.2f} s of {trained:.1f} s for them "
+            f"({100 * waited / trained:.2f} %), the end another {background.stalled - waited:.2f} s"
+        )
+    if stopping:
+        metrics.say(f"told to stop: saved at {state.samples} samples; the same command resumes")
+    else:
+        reason = "trained to the end"
+        if _stale(state, config):
+            reason = f"no improvement over {state.stale_validations} validations"
         message = f"{reason} after {state.samples} samples; best {task.score} {state.best_score:.5g}"
         metrics.say(f"{message} at {state.best_samples} samples")
         finish_run(config, message)
@@ -180,8 +204,17 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan) -> None:
         raise SystemExit(128 + stop.number)  # as a shell reports it: the step after this one must not start
 
 
-def _validate(task: Task, engine: Engine, state: TrainingState, config: TrainingConfig, metrics: Metrics) -> bool:
-    """Validate, export the best weights, and return whether it is time to stop early."""
+def _checkpoint(folder: Path, task: Task, engine: Engine, state: TrainingState, config: TrainingConfig) -> Bundle:
+    return checkpoint.collect(folder, engine, state, task.extra_state(), task.own_state(), config.keep_last)
+
+
+def _stale(state: TrainingState, config: TrainingConfig) -> bool:
+    """Return whether validation has not improved for so long that the training ends early."""
+    return 0 < config.early_stop_patience <= state.stale_validations
+
+
+def _validate(task: Task, engine: Engine, state: TrainingState, config: TrainingConfig, metrics: Metrics) -> None:
+    """Validate, and export the weights if they are the best so far."""
     figures = task.validate(engine)
     metrics.write({"samples": state.samples, **{f"val/{name}": value for name, value in figures.items()}})
     fallen = [name for name in (task.score, *task.watched) if figures[name] < state.lowest.get(name, math.inf)]
@@ -196,7 +229,6 @@ def _validate(task: Task, engine: Engine, state: TrainingState, config: Training
         note = f"lowest so far: {', '.join(fallen)}"
     shown = " | ".join(f"{name} {value:.4g}" for name, value in figures.items())
     metrics.say(f"validation at {state.samples:,} samples: {shown} ({note})")
-    return 0 < config.early_stop_patience <= state.stale_validations
 
 
 def _loader(dataset: Dataset, config: TrainingConfig, plan: BatchPlan, first_step: int) -> DataLoader:

@@ -89,7 +89,7 @@ def estimate_ldm(task: LDMTask, batch: int) -> Memory:
         return own + 2 * largest + 4 * latents.nbytes  # latents, noise, noisy latents and target
 
     one, two = need(1), need(2)
-    average = sum(p.nbytes for p in task.ema.module.parameters())
+    average = sum(piece.nbytes for piece in task.ema.state().values())
     parameters, how = sum(p.numel() for p in module.parameters()), sharding(config)
     activations = one + (batch - 1) * (two - one) + buffer_bytes(parameters, how)
     return Memory(network_bytes(parameters, how) + average, activations)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -14,15 +15,17 @@ import torch
 from mdaug.training import distributed
 from mdaug.training.run import BatchPlan, TrainingConfig
 from mdaug.training.scaling import GPUS
+from shards import provenance
 
 
 class Metrics:
     """Collects what happens between two reports and writes it on rank 0.
 
-    Losses stay on the device until a report, so that no step waits for the device.
+    Losses stay on the device until a report, so that no step waits for the device. Records of `metrics.jsonl` that
+    lie beyond `samples`, where a killed run goes on, are taken back: their steps come again.
     """
 
-    def __init__(self, config: TrainingConfig, plan: BatchPlan, flops_per_sample: float | None):
+    def __init__(self, config: TrainingConfig, plan: BatchPlan, flops_per_sample: float | None, samples: int = 0):
         self.config, self.plan, self.flops_per_sample = config, plan, flops_per_sample
         self.device = distributed.device()
         self._sums: dict[str, torch.Tensor] = {}  # name -> (sum, count) of the finite values
@@ -33,6 +36,7 @@ class Metrics:
         self._rate = 0.0  # smoothed samples/s
         self._file = self._wandb = self._bar = None
         if distributed.is_main():
+            _take_back(config.output_dir / "metrics.jsonl", samples)
             self._file = open(config.output_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - until close()
             self._wandb = _start_wandb(config) if config.use_wandb else None
             if sys.stderr.isatty():
@@ -106,11 +110,12 @@ class Metrics:
         if self._file is not None:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
-        if self._wandb is not None:
-            self._wandb.log({name: value for name, value in record.items() if value is not None})
+        self._on_wandb("log", {name: value for name, value in record.items() if value is not None})
 
     def say(self, text: str) -> None:
-        """Print a line on rank 0 without tearing the progress bar."""
+        """Print a line on rank 0 without tearing the progress bar; nothing for no text."""
+        if not text:
+            return
         if self._bar is not None:
             self._bar.write(text)
         elif distributed.is_main():
@@ -122,8 +127,17 @@ class Metrics:
             self._bar.close()
         if self._file is not None:
             self._file.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        self._on_wandb("finish")
+
+    def _on_wandb(self, method: str, *arguments: Any) -> None:
+        """Call wandb where it is on; a failure switches it off and is no reason to stop."""
+        if self._wandb is None:
+            return
+        try:
+            getattr(self._wandb, method)(*arguments)
+        except Exception as error:
+            self._wandb = None
+            self.say(f"wandb is off from here on: {error}")
 
     def _mfu(self, rate: float) -> float | None:
         if self.flops_per_sample is None or self.device.type != "cuda":
@@ -131,6 +145,18 @@ class Metrics:
         name = torch.cuda.get_device_name(self.device)
         peak = next((gpu.flops for key, gpu in GPUS.items() if key in name), None)
         return None if peak is None else rate / self.plan.ranks * self.flops_per_sample / peak
+
+
+def _take_back(path: Path, samples: int) -> None:
+    """Keep the records up to a number of samples; a line that a kill has cut short goes too."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        with contextlib.suppress(json.JSONDecodeError):
+            if line.endswith("\n") and json.loads(line)["samples"] <= samples:
+                kept.append(line)
+    provenance.write_text(path, "".join(kept))
 
 
 def peak_memory_gb(device: torch.device) -> float:

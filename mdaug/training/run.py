@@ -19,7 +19,7 @@ CONFIG_FILE, FINISHED_FILE = "config.yaml", "FINISHED"
 
 # Fields that may differ when a run is resumed: they change where and how fast it computes, not what.
 OPERATIONAL = {
-    "batch_size", "compile", "data_dir", "deepspeed_config", "eval_steps", "global_batch_size",
+    "batch_size", "compile", "data_dir", "deepspeed_config", "ema_snapshots", "eval_steps", "global_batch_size",
     "gradient_accumulation_steps", "keep_last", "latents_dir", "logging_steps", "max_skipped_steps",
     "mixed_precision", "num_inference_steps", "num_workers", "output_dir", "perceptual_weights", "save_epochs",
     "save_images", "save_samples", "scheduler_type", "use_wandb",
@@ -199,18 +199,29 @@ def open_run(config: TrainingConfig, **made_from: str) -> bool:
             if distributed.is_main():
                 print(f"{folder} is finished: {(folder / FINISHED_FILE).read_text(encoding='utf-8').strip()}")
             return False
-    elif distributed.is_main() and folder.is_dir() and any(p.name != "logs" for p in folder.iterdir()):
+    elif (
+        distributed.is_main()
+        and folder.is_dir()
+        and any(p.name != "logs" and p.name[0] != "." for p in folder.iterdir())
+    ):
         raise UserError(f"{folder} is not empty and holds no mdaug run (no {CONFIG_FILE}); choose another --output_dir")
     distributed.barrier()
     if distributed.is_main():
         print(yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True), flush=True)
-        for name in ("checkpoints", "logs"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise UserError(f"{folder} cannot be written to; choose another --output_dir")
+        # First of all, and all at once: a run killed right here is recognised as this run.
         provenance.write_text(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
+        for name in ("checkpoints", "logs"):
+            (folder / name).mkdir(exist_ok=True)
     distributed.barrier()
     return True
+
+
+def _foreign(path: Path) -> bool:
+    """Whether something in a folder without a configuration is neither logs nor the leftover of a killed write."""
+    return path.name != "logs" and not path.name.startswith(f".{CONFIG_FILE}")
 
 
 def _refuse_another_run(folder: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests.distributed.test_kills import tensors_in
 from tests.distributed.test_vqvae_training import losses
 from tests.distributed.test_vqvae_training import train as train_vqvae
 from tests.ranks import run_ranks
@@ -149,6 +150,56 @@ def test_pictures_during_training_leave_the_training_untouched(folders, one_rank
     expected = averaged(one_rank)
     for name, value in averaged(tmp_path / "run").items():
         assert (value == expected[name]).all(), name
+
+
+def disturbed_by_pictures(folders, output: Path) -> None:
+    train(folders, output, save_images=True, eval_steps=3, zero_stage=3)
+
+
+def test_pictures_leave_weights_and_optimizer_of_two_ranks_untouched(folders, tmp_path):
+    run_ranks(2, train_with, folders, tmp_path / "plain", {"zero_stage": 3})
+    run_ranks(2, disturbed_by_pictures, folders, tmp_path / "pictures")
+    plain, pictures = (
+        dict(tensors_in(next((tmp_path / name / "checkpoints").glob("samples-*")))) for name in ("plain", "pictures")
+    )
+    assert plain.keys() == pictures.keys()
+    assert len(plain) > 100
+    assert all((value == pictures[name]).all() for name, value in plain.items())
+
+
+@pytest.mark.parametrize(("first", "then"), [((2, 3), (1, 0)), ((1, 0), (2, 3))])  # (ranks, ZeRO stage)
+def test_averages_move_to_other_ranks_and_stages(folders, one_rank, tmp_path, first, then):
+    changes = {"zero_stage": first[1], "stop_after": 9}
+    run_ranks(first[0], train_with, folders, tmp_path / "run", changes)
+    run_ranks(then[0], train_with, folders, tmp_path / "run", {"zero_stage": then[1]})
+    expected = averaged(one_rank)
+    for name, value in averaged(tmp_path / "run").items():
+        assert np.abs(value - expected[name]).max() < 1e-4, name
+
+
+def test_average_of_another_length_is_written_as_a_pipeline(one_rank, tmp_path, capsys):
+    from mdaug.cli import main
+    from mdaug.sampling.pipeline_folder import find_pipeline
+    from mdaug.training.background import complete
+    from mdaug.training.pieces import Reader
+
+    last = Reader(complete(one_rank / "ema_snapshots")[-1])
+    for width, folder in (("0.1", "tracked"), ("0.075", "between")):
+        flags = ["--run_dir", str(one_rank), "--reconstruct", width, "--output_dir", str(tmp_path / folder)]
+        assert main(["ema", *flags]) == 0
+    assert "profile met to" in capsys.readouterr().out
+    tracked, between, plain = (
+        load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+        for folder in (tmp_path / "tracked", tmp_path / "between", one_rank / "pipeline")
+    )
+    for name, value in tracked.items():
+        assert np.abs(value.ravel() - last.read(f"0.1/{name}").numpy()).max() < 1e-5, name
+    assert any((between[name] != tracked[name]).any() for name in tracked)
+    assert any((tracked[name] != plain[name]).any() for name in tracked)
+    _, record = find_pipeline(tmp_path / "between")
+    assert record["made_from"] == find_pipeline(one_rank / "pipeline")[1]["made_from"]
+    assert main(["ema", "--run_dir", str(tmp_path / "between"), "--reconstruct", "0.1"]) == 2
+    assert "train with --ema_profiles" in capsys.readouterr().err
 
 
 def refused(folders, output: Path, changes: dict) -> str:

@@ -28,19 +28,22 @@ def figures(root: Path) -> tuple[dict[str, float], float]:
     root = root / str(distributed.rank())  # the same folders for each rank, made by itself
     task = toy_task(root, best_by="fd", fd_samples=COUNT, num_inference_steps=3, batch_size=2)
     assert (task.score, task.watched) == ("fd", tuple(f"loss_t{i}" for i in range(5)))
-    torch.nn.init.normal_(task.ema.module.conv_out.weight)  # a fresh network predicts 0 whatever the class
+    torch.nn.init.normal_(
+        task.ema.state()["half-life/conv_out.weight"]
+    )  # a fresh network predicts 0 whatever the class
     found = task.validate(SimpleNamespace(device=device))
     again = task.validate(SimpleNamespace(device=device))
     assert again == found
 
-    pipeline = task.pipeline()
-    pipeline.set_progress_bar_config(disable=True)
-    real = ShardDataset(root / "packed" / "val")
-    made = []
-    for i in range(COUNT):
-        noise = torch.Generator().manual_seed(VALIDATION_SEED + i)
-        label = int(real.labels[i * len(real) // COUNT])
-        made.append(pipeline(label, generator=noise, num_inference_steps=3, output_type="np").images[0])
+    with task.ema.network() as averaged:
+        pipeline = task.pipeline(averaged)
+        pipeline.set_progress_bar_config(disable=True)
+        real = ShardDataset(root / "packed" / "val")
+        made = []
+        for i in range(COUNT):
+            noise = torch.Generator().manual_seed(VALIDATION_SEED + i)
+            label = int(real.labels[i * len(real) // COUNT])
+            made.append(pipeline(label, generator=noise, num_inference_steps=3, output_type="np").images[0])
     network, originals = random_network(1), np.stack([real[i]["image"] for i in range(len(real))])
     features = extract(network, np.rint(255 * np.stack(made)).astype(np.uint8))
     return found, frechet_distance(extract(network, originals), features)

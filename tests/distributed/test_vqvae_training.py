@@ -153,6 +153,21 @@ def test_run_that_stays_not_finite_stops_and_names_the_last_good_checkpoint(pack
     assert not (tmp_path / "run" / "FINISHED").exists()
 
 
+def train_without_progress(packed: Path, output: Path) -> None:
+    train(packed, output, lr=1e-12, codebook_decay=0.999999, val_samples=8, early_stop_patience=2)
+
+
+def test_run_killed_after_it_stopped_early_does_not_train_on(packed, tmp_path):
+    run_ranks(1, train_without_progress, packed, tmp_path / "run")
+    finished, curve = tmp_path / "run" / "FINISHED", losses(tmp_path / "run")
+    assert "no improvement" in finished.read_text()
+    assert len(curve) < 3 * STEPS_PER_EPOCH
+    finished.unlink()  # as if killed while the last weights were exported
+    run_ranks(1, train_without_progress, packed, tmp_path / "run")
+    assert "no improvement" in finished.read_text()
+    assert losses(tmp_path / "run") == curve
+
+
 def test_checkpoint_without_marker_is_never_chosen(packed, one_rank, tmp_path):
     output = tmp_path / "run"
     run_ranks(1, train_until, packed, output, 5)

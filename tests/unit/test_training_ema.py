@@ -1,12 +1,15 @@
-"""The averaged weights follow a closed form."""
+"""The averaged weights follow a closed form, cut over the ranks or whole."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from mdaug.training.ema import EMA
+from mdaug.training import pieces, power
+from mdaug.training.ema import EMA, HALF_LIFE
+from shards.errors import UserError
 
 
 class FakeEngine:
@@ -15,20 +18,27 @@ class FakeEngine:
     def __init__(self, module: nn.Module):
         self.module = module
 
-    def full_parameters(self):
-        return self.module.named_parameters()
+    def master_pieces(self):
+        return (pieces.cut(parameter.detach()) for parameter in self.module.parameters())
+
+
+def averaged(ema: EMA) -> dict[str, torch.Tensor]:
+    with ema.network() as network:
+        return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def filled(value: float) -> nn.Module:
+    network = nn.Linear(1, 1, bias=False)
+    network.weight.data.fill_(value)
+    return network
 
 
 def test_half_life_is_in_samples_whatever_the_batch():
-    network = nn.Linear(1, 1, bias=False)
-    network.weight.data.fill_(0.0)
     for batch in (10, 100):
-        ema = EMA(network, half_life=1000, warmup=1e9)
-        moved = nn.Linear(1, 1, bias=False)
-        moved.weight.data.fill_(1.0)
+        ema = EMA(filled(0.0), half_life=1000, warmup=1e9)
         for samples in range(batch, 3001, batch):
-            ema.update(FakeEngine(moved), samples, batch)
-        assert float(ema.module.weight) == pytest.approx(1 - 0.5**3, rel=1e-5)
+            ema.update(FakeEngine(filled(1.0)), samples, batch)
+        assert float(averaged(ema)["weight"]) == pytest.approx(1 - 0.5**3, rel=1e-5)
 
 
 def test_warm_up_forgets_the_initial_weights():
@@ -41,6 +51,55 @@ def test_warm_up_forgets_the_initial_weights():
 def test_average_is_fp32_and_apart_from_the_trained_network():
     network = nn.Linear(2, 2).bfloat16()
     ema = EMA(network, half_life=1)
-    assert ema.module.weight.dtype == torch.float32
+    before = averaged(ema)["weight"]
+    assert before.dtype == torch.float32
     network.weight.data.add_(1)
-    assert not torch.equal(ema.module.weight, network.weight.float())
+    assert torch.equal(averaged(ema)["weight"], before)
+
+
+def test_power_profile_weighs_the_weights_as_its_density_does():
+    """Weights equal to the time: their average under the density is t (gamma + 1) / (gamma + 2)."""
+    ema = EMA(filled(0.0), half_life=1, profiles=[0.1])
+    for samples in range(10, 20_001, 10):
+        ema.update(FakeEngine(filled(samples)), samples, 10)
+    gamma = power.gamma(0.1)
+    assert float(ema.averages["0.1"][0]) == pytest.approx(20_000 * (gamma + 1) / (gamma + 2), rel=1e-3)
+
+
+def test_no_memory_is_held_for_the_network_outside_the_block():
+    ema = EMA(nn.Linear(8, 8), half_life=1)
+    with ema.network() as network:
+        assert network.weight.shape == (8, 8)
+    assert network.weight.numel() == 0
+
+
+@pytest.mark.parametrize("writers", [1, 2, 3, 8])
+def test_pieces_of_any_number_of_ranks_come_back_whole_or_cut_otherwise(tmp_path, monkeypatch, writers):
+    tensors = {"a/w": torch.randn(5, 7), "a/b": torch.randn(3), "a/s": torch.randn(())}
+    monkeypatch.setenv("WORLD_SIZE", str(writers))
+    for rank in range(writers):
+        monkeypatch.setenv("RANK", str(rank))
+        save_file({name: pieces.cut(tensor).clone() for name, tensor in tensors.items()}, tmp_path / pieces.file_name())
+    reader = pieces.Reader(tmp_path)
+    assert set(reader.names()) == set(tensors)
+    for name, tensor in tensors.items():
+        assert torch.equal(reader.read(name).view_as(tensor), tensor)
+        for readers in (2, 5):
+            parts = [reader.read(name, rank, readers) for rank in range(readers)]
+            assert torch.equal(torch.cat(parts), tensor.flatten())
+            assert max(map(len, parts)) == -(-tensor.numel() // readers)
+    (tmp_path / pieces.file_name()).unlink()
+    with pytest.raises(UserError, match="incomplete"):
+        pieces.Reader(tmp_path)
+
+
+def test_state_of_the_averages_is_restored(tmp_path):
+    ema = EMA(nn.Linear(4, 3), half_life=100, profiles=[0.05, 0.1])
+    ema.update(FakeEngine(nn.Linear(4, 3)), 10, 10)
+    ema.update(FakeEngine(nn.Linear(4, 3)), 20, 10)
+    assert {name.partition("/")[0] for name in ema.state()} == {HALF_LIFE, "0.05", "0.1"}
+    save_file(ema.state(), tmp_path / pieces.file_name())
+    other = EMA(nn.Linear(4, 3), half_life=100, profiles=[0.05, 0.1])
+    other.load(pieces.Reader(tmp_path))
+    for name, value in ema.state().items():
+        assert torch.equal(value, other.state()[name])

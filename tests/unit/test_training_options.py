@@ -169,7 +169,8 @@ def test_training_goes_on_while_any_watched_figure_falls(tmp_path):
     state = TrainingState(global_batch=8)
     seen = []
     for _ in range(8):
-        stop = loop._validate(task, None, state, config, metrics)
+        loop._validate(task, None, state, config, metrics)
+        stop = loop._stale(state, config)
         seen.append((stop, state.stale_validations, len(exported)))
     metrics.close()
     #              first       high fell   stale       score fell  low fell    stale       stale: stop  all fell
@@ -178,3 +179,10 @@ def test_training_goes_on_while_any_watched_figure_falls(tmp_path):
         (False, 0, 3),
     ]  # fmt: skip
     assert state.lowest == {"score": 1, "low": 1, "high": 1}
+
+
+def test_run_killed_while_its_folder_was_made_is_no_foreign_folder(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / ".config.yaml.4711.tmp").write_text("lr: 5")  # of a configuration that was never renamed
+    assert open_run(options(output_dir=tmp_path), images="abc")
+    assert (tmp_path / "config.yaml").is_file()

@@ -1,0 +1,135 @@
+"""Folders written behind the training: it waits only while the state is copied to CPU memory.
+
+A thread of every rank writes its files. At a later step boundary all ranks agree that every file is there, and only
+then the folder gets its marker; until then no reader takes it for one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mdaug.training import distributed
+from shards import provenance
+from shards.errors import UserError
+
+MARKER = "COMPLETE"
+ASK_EVERY = 10  # steps on a GPU between questions whether all ranks have written: the answer waits for the device
+
+
+@dataclass
+class Bundle:
+    """A folder in the making."""
+
+    folder: Path
+    files: dict[Path, Callable[[Path], object]]
+    """The files of this rank, and what writes them from memory."""
+    committed: Callable[[], None]
+    """Called on every rank after the marker is there."""
+
+
+def prepare(folder: Path) -> None:
+    """Make an empty folder, whatever an interrupted write has left there; every rank calls it."""
+    if distributed.is_main():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    distributed.barrier()
+
+
+def complete(parent: Path) -> list[Path]:
+    """Return the complete folders `samples-*` of a parent folder, oldest first."""
+    return sorted(path for path in parent.glob("samples-*") if (path / MARKER).is_file())
+
+
+def keep_only(parent: Path, kept: list[Path]) -> None:
+    """Delete the other folders `samples-*`, incomplete ones too, on rank 0."""
+    if not distributed.is_main():
+        return
+    for path in parent.glob("samples-*"):
+        if path not in kept:
+            (path / MARKER).unlink(missing_ok=True)  # first the marker: a half-deleted folder is never chosen
+            shutil.rmtree(path)
+
+
+class Background:
+    """Writes one set of folders at a time. Every rank makes the same calls."""
+
+    def __init__(self) -> None:
+        self.stalled = 0.0
+        """Seconds that the training has waited so far."""
+        self.written = 0
+        """Sets of folders written so far."""
+        self._bundles: list[Bundle] = []
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._stall = self._seconds = 0.0
+
+    def write(self, collect: list[Callable[[], Bundle]]) -> str:
+        """Copy a state and begin to write it, when what is still being written is complete; returns as `poll` does."""
+        said = self.finish()
+        begun = time.perf_counter()
+        self._bundles = [copy() for copy in collect]
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        self._stall = time.perf_counter() - begun
+        self.stalled += self._stall
+        return said
+
+    def poll(self, step: int, device: torch.device) -> str:
+        """Mark the folders complete if all ranks have written; every rank calls it at every step boundary.
+
+        Returns a line that says so, or nothing. Raises UserError on all ranks if one could not write.
+        """
+        if self._thread is None or (device.type == "cuda" and step % ASK_EVERY):
+            return ""
+        begun = time.perf_counter()
+        busy, failed = distributed.sum_over_ranks(
+            torch.tensor([float(self._thread.is_alive()), float(self._error is not None)], device=device)
+        ).tolist()
+        said = self._commit(failed > 0) if busy == 0 else ""
+        self.stalled += time.perf_counter() - begun
+        return said
+
+    def finish(self) -> str:
+        """Wait until what is being written is complete; returns and raises as `poll` does."""
+        if self._thread is None:
+            return ""
+        begun = time.perf_counter()
+        self._thread.join()
+        failed = distributed.any_rank(self._error is not None, distributed.device())
+        self._stall += time.perf_counter() - begun
+        said = self._commit(failed)
+        self.stalled += time.perf_counter() - begun
+        return said
+
+    def _run(self) -> None:
+        begun = time.perf_counter()
+        try:
+            for bundle in self._bundles:
+                for path, write in bundle.files.items():
+                    write(path)
+                    with open(path, "rb") as file:
+                        os.fsync(file.fileno())  # on the disk before anybody says that it is complete
+        except BaseException as error:
+            self._error = error
+        self._seconds = time.perf_counter() - begun
+
+    def _commit(self, failed: bool) -> str:
+        bundles, self._bundles, self._thread = self._bundles, [], None
+        if failed:
+            what = self._error or "another rank failed"
+            raise UserError(f"{bundles[0].folder} could not be written: {what}; the same command resumes from before")
+        for bundle in bundles:
+            if distributed.is_main():
+                provenance.write_text(bundle.folder / MARKER, "")
+            bundle.committed()
+        self.written += 1
+        names = " and ".join(str(Path(*bundle.folder.parts[-2:])) for bundle in bundles)
+        return f"{names}: training waited {self._stall:.2f} s, written in {self._seconds:.2f} s"

@@ -1,0 +1,83 @@
+"""`mdaug ema`: an average of another length, from the snapshots of a finished training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mdaug.training.power import WIDEST
+from shards.errors import UserError
+
+POOR_FIT = 0.05  # of the norm of the wanted profile
+
+
+@dataclass
+class EmaConfig:
+    """Write the pipeline of an averaged model whose length is chosen after the training (Karras et al. 2024)."""
+
+    run_dir: Path
+    """Run folder of train-ldm, trained with --ema_profiles."""
+    reconstruct: float
+    """Relative width sigma_rel of the wanted average, such as 0.075; larger forgets more slowly."""
+    output_dir: Path | None = None
+    """Pipeline folder to write; default <run_dir>/pipeline-ema-<width>."""
+
+    def __post_init__(self) -> None:
+        """Refuse a width that no power function has."""
+        if not 0 < self.reconstruct <= WIDEST:
+            raise ValueError(f"reconstruct={self.reconstruct} must be above 0 and at most {WIDEST}")
+        if self.output_dir is None:
+            self.output_dir = self.run_dir / f"pipeline-ema-{self.reconstruct:g}"
+
+
+def reconstruct_ema(config: EmaConfig) -> Path:
+    """Write the pipeline with the averaged weights, of the end of the training, and return its folder.
+
+    Raises UserError if the run has no pipeline or no snapshots yet.
+    """
+    import numpy as np
+    import torch
+
+    from mdaug.sampling.pipeline import MicroDopplerPipeline
+    from mdaug.sampling.pipeline_folder import find_pipeline, save_pipeline
+    from mdaug.training import power, snapshots
+    from mdaug.training.background import complete
+    from mdaug.training.pieces import Reader
+    from shards import provenance
+
+    pipeline_folder, origin = find_pipeline(config.run_dir)
+    folders = complete(config.run_dir / snapshots.FOLDER)
+    if not folders:
+        raise UserError(f"{config.run_dir} holds no {snapshots.FOLDER}; train with --ema_profiles [0.05,0.10]")
+    readers = [Reader(folder) for folder in folders]
+    stored = [  # (reader, name of the average, samples seen)
+        (reader, name, snapshots.samples_of(folder))
+        for folder, reader in zip(folders, readers, strict=True)
+        for name in sorted({key.partition("/")[0] for key in reader.names()})
+    ]
+    times = np.array([samples for _, _, samples in stored])
+    widths = np.array([float(name) for _, name, _ in stored])
+    end = int(times.max())
+    weights, error = power.solve(times, widths, end, config.reconstruct)
+    print(
+        f"sigma_rel {config.reconstruct:g} at {end:,} samples from {len(folders)} snapshots of "
+        f"{', '.join(f'{width:g}' for width in sorted(set(widths)))}: profile met to {100 * error:.2f} %"
+    )
+    if error > POOR_FIT:
+        print("warning: that is a poor fit; choose a width nearer to those that were tracked")
+
+    pipeline = MicroDopplerPipeline.from_pretrained(pipeline_folder)
+    with torch.no_grad():
+        for name, parameter in pipeline.unet.named_parameters():
+            total = torch.zeros(parameter.numel(), dtype=torch.float64)
+            for weight, (reader, average, _) in zip(weights, stored, strict=True):
+                total.add_(reader.read(f"{average}/{name}"), alpha=float(weight))
+            parameter.copy_(total.view_as(parameter))
+    output = config.output_dir
+    assert output is not None
+    if output.exists() and not (output / provenance.FILE_NAME).is_file():
+        raise UserError(f"{output} exists and is no pipeline of ours; choose another --output_dir")
+    settings = {**origin["config"], "ema_reconstructed": config.reconstruct}
+    save_pipeline(pipeline, output, made_from=origin["made_from"], config=settings)
+    print(f"wrote {output}")
+    return output

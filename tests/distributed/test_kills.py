@@ -1,0 +1,142 @@
+"""`kill -9` of a random rank at twenty random moments, saves among them: the run ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from mdaug.models.vqvae import build_vqvae, save_vqvae
+from shards import provenance
+from tests.ranks import start_ranks
+from tests.toy import toy_packed
+
+KILLS, RANKS, BATCH, STEPS = 20, 2, 8, 100
+FLAGS = (
+    "--image_size 16 --block_out_channels [8,16] --num_heads 2 --norm_num_groups 4 --layers_per_block 1 --window_size 4"
+    f" --global_batch_size {BATCH} --batch_size 4 --train_samples {BATCH * STEPS} --lr 2e-3 --logging_steps 1"
+    f" --num_workers 0 --early_stop_patience 0 --zero_stage 1 --save_samples {4 * BATCH} --val_samples {20 * BATCH}"
+    " --ema_snapshots 4 --keep_last 2"
+)
+
+
+def command(argv: list[str], logs: Path) -> None:
+    """Do what a rank of the launcher does: the command itself, its output to a log, and a report of how it ended."""
+    from launch import rank
+
+    number = int(os.environ["RANK"])
+    rank._redirect(rank.log_path(logs, number))
+    os._exit(rank._run("mdaug.cli:run", argv, logs, number))
+
+
+def moment(number: int, rng: np.random.Generator, output: Path, log: Path) -> Callable[[], bool]:
+    """Return what is waited for before the kill: nothing, a save that has begun, or some steps."""
+    steps = 1 if number % 3 == 1 else int(rng.integers(1, 8))
+
+    def reached() -> bool:
+        return log.is_file() and log.read_text().count("grad norm") >= steps
+
+    if number % 5 == 0:
+        return lambda: True  # while it starts
+    if number % 3 == 1:
+        return lambda: reached() and bool(unfinished(output))
+    return reached
+
+
+def unfinished(output: Path) -> list[Path]:
+    return [path for path in (output / "checkpoints").glob("samples-*") if not (path / "COMPLETE").exists()]
+
+
+def kill_one(argv: list[str], output: Path, number: int, rng: np.random.Generator) -> str:
+    """Start the run, kill a random rank, and return the error with which the other one went down."""
+    logs = output.with_name(f"life-{number:02d}")
+    logs.mkdir()
+    ranks = start_ranks(RANKS, command, argv, logs)
+    victim = int(rng.integers(RANKS))
+    due = moment(number, rng, output, logs / "rank-00000.log")
+    deadline = time.monotonic() + 120
+    while not due():
+        assert time.monotonic() < deadline, "waited in vain"
+        assert all(rank.exitcode is None for rank in ranks), (logs / "rank-00000.log").read_text()
+        time.sleep(0.001)
+    time.sleep(rng.uniform(0, 0.02 if number % 5 else 2.0))
+    os.kill(ranks[victim].pid, signal.SIGKILL)
+    ranks[victim].join(10)
+    assert ranks[victim].exitcode == -signal.SIGKILL
+    survivor, error = ranks[1 - victim], ""
+    if number % 5:
+        survivor.join(60)  # by itself: the next collective fails
+        assert survivor.exitcode == 1, survivor.exitcode
+        error = json.loads((logs / f"rank-{1 - victim:05d}.json").read_text())["error"]
+    survivor.kill()  # while it starts, it waits for the other to appear; then the launcher's watch ends it
+    survivor.join(10)
+    return error
+
+
+def flat(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (path, tensor) of the tensors in nested containers."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from flat(item, f"{name}/{key}")
+
+
+def tensors_in(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (path, tensor) of everything below a folder: models, snapshots, checkpoints with optimizer states."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".safetensors", ".pt"):
+            read = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=False)
+            for name, tensor in flat(read):
+                yield f"{path.relative_to(folder)}{name}", tensor
+
+
+def figures(output: Path) -> list[dict]:
+    """The records of metrics.jsonl without what depends on the clock."""
+    timed = {"img_s", "img_s_device", "data_wait", "paused_s", "memory_gb", "eta_s"}
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in record.items() if name not in timed} for record in records]
+
+
+def test_run_killed_twenty_times_ends_with_the_same_bytes(tmp_path):
+    packed = toy_packed(tmp_path / "packed")
+    save_vqvae(
+        build_vqvae(image_channels=1, latent_channels=4, num_codes=16, n_layers=1, base_channels=8),
+        tmp_path / "vqvae", image_shape=[16, 16, 1], floor=[0],
+        made_from={"images": provenance.read(packed, "images")["hash"]}, config={},
+    )  # fmt: skip
+    argv = ["train-ldm", "--data_dir", str(packed), "--vqvae_path", str(tmp_path / "vqvae"), *FLAGS.split()]
+    (tmp_path / "logs").mkdir()
+    undisturbed = tmp_path / "undisturbed"
+    for rank in start_ranks(RANKS, command, [*argv, "--output_dir", str(undisturbed)], tmp_path / "logs"):
+        rank.join()
+        assert rank.exitcode == 0, (tmp_path / "logs/rank-00000.log").read_text()
+
+    output, rng, caught = tmp_path / "run", np.random.default_rng(0), 0
+    argv += ["--output_dir", str(output)]
+    for number in range(KILLS):
+        error = kill_one(argv, output, number, rng)
+        assert "UserError" not in error
+        caught += bool(unfinished(output))
+    assert caught >= 3, "hardly any kill fell into a save"
+    (tmp_path / "last").mkdir()
+    for rank in start_ranks(RANKS, command, argv, tmp_path / "last"):
+        rank.join()
+        assert rank.exitcode == 0, (tmp_path / "last/rank-00000.log").read_text()
+
+    assert not unfinished(output)
+    assert figures(output) == figures(undisturbed)
+    expected, found = dict(tensors_in(undisturbed)), dict(tensors_in(output))
+    assert found.keys() == expected.keys()
+    assert len(found) > 500
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name]), name
