@@ -74,7 +74,7 @@ def autocast_dtype(config: TrainingConfig) -> torch.dtype | None:
 def estimate_ldm(task: LDMTask, batch: int) -> Memory:
     """Return what training the diffusion model with micro batches of `batch` latents takes on this rank's device.
 
-    As `estimate`; every rank holds the averaged weights whole.
+    As `estimate`, with this rank's pieces of the averaged weights.
     """
     config, device = task.config, distributed.device()
     dtype = autocast_dtype(config)

@@ -19,7 +19,7 @@ def figures(root: Path) -> tuple[dict[str, float], float]:
 
     from mdaug.evaluation.features import extract, random_network
     from mdaug.evaluation.fidelity import frechet_distance
-    from mdaug.training import distributed
+    from mdaug.training import distributed, pieces
     from mdaug.training.ldm_task import VALIDATION_SEED
     from shards.dataset import ShardDataset
     from tests.toy_latents import toy_task
@@ -28,9 +28,9 @@ def figures(root: Path) -> tuple[dict[str, float], float]:
     root = root / str(distributed.rank())  # the same folders for each rank, made by itself
     task = toy_task(root, best_by="fd", fd_samples=COUNT, num_inference_steps=3, batch_size=2)
     assert (task.score, task.watched) == ("fd", tuple(f"loss_t{i}" for i in range(5)))
-    torch.nn.init.normal_(
-        task.ema.state()["half-life/conv_out.weight"]
-    )  # a fresh network predicts 0 whatever the class
+    # A fresh network predicts 0 whatever the class; every rank takes its piece of the same whole weights.
+    weight = torch.randn(task.module.conv_out.weight.shape, generator=torch.Generator().manual_seed(0))
+    task.ema.state()["half-life/conv_out.weight"].copy_(pieces.cut(weight))
     found = task.validate(SimpleNamespace(device=device))
     again = task.validate(SimpleNamespace(device=device))
     assert again == found

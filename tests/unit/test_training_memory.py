@@ -91,12 +91,13 @@ def test_auto_is_a_batch_size_of_the_command_line(packed):
         config(packed, batch_size=0)
 
 
-def test_estimate_of_the_diffusion_model_counts_the_average_and_leaves_no_trace(tmp_path):
-    task = toy_task(tmp_path, dropout=0.1)
+def test_estimate_of_the_diffusion_model_counts_the_averages_and_leaves_no_trace(tmp_path):
+    task = toy_task(tmp_path, dropout=0.1, ema_profiles=[0.05, 0.10])
     before = torch.get_rng_state()
     one, four, eight = (estimate_ldm(task, batch) for batch in (1, 4, 8))
     assert torch.equal(torch.get_rng_state(), before)  # the rank that estimates draws the same dropout as the others
-    assert one.model == 20 * sum(p.numel() for p in task.module.parameters())
+    # Weight, gradient, two moments, and three averages, 4 bytes each.
+    assert one.model == 4 * (4 + 3) * sum(p.numel() for p in task.module.parameters())
     assert four.activations - one.activations == pytest.approx((eight.activations - four.activations) * 3 / 4)
     number = torch.zeros(8, dtype=torch.long)
     kept, _ = saved_bytes(lambda: task.module(torch.zeros(8, 2, 4, 4), number, number))
