@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from mdaug.radar import envelope
 from shards import provenance
 from shards.colormap import levels_of
 from shards.errors import UserError
+from shards.index import read_index
 
 FOLDER = "sifter"
 WEIGHTS, SETTINGS = "sifter.safetensors", "sifter.json"
@@ -96,7 +98,7 @@ class Sifter:
         ]
 
     @torch.no_grad()
-    def _measure(self, images: np.ndarray, originals: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    def _measure(self, images: np.ndarray, originals: Iterable[np.ndarray], labels: np.ndarray) -> np.ndarray:
         """Return (measures, n); each grows with how unlike its class an image is."""
         _, features = classifier.outputs(self.model, images)
         own, margin = _confidence(self.model, features, labels, self.temperature)
@@ -134,20 +136,17 @@ def envelope_figures(image: np.ndarray) -> np.ndarray:
     return np.array([*reach, centre.mean(), centre.std(), level.mean() / 255])
 
 
-def fit(packed: Path, settings: dict) -> tuple[Sifter, float]:
-    """Train the classifier on the real training split, set the limits on the validation split.
+def fit(train: data.ImageSet, val: data.ImageSet, settings: dict) -> tuple[Sifter, float]:
+    """Train the classifier on some real images, set the limits on others.
 
     Args:
-        packed: the packed set.
+        train: what the classifier and its neighbours come from.
+        val: what sets temperature and limits, of other groups.
         settings: see `describe`.
 
     Returns:
-        The sifter, and the accuracy of its classifier on the validation split.
+        The sifter, and the accuracy of its classifier on `val`.
     """
-    from shards.index import read_index
-
-    size = max(16, min(64, read_index(packed / "train")["image_shape"][0] // 16 * 16))
-    train, val = (data.load(packed / part, image_size=size, max_per_class=MOST_PER_CLASS) for part in ("train", "val"))
     count = len(train.dataset.classes)
     options = {"steps": settings["steps"], "batch_size": 32, "learning_rate": 1e-3, "seed": 0, "transforms": True}
     model = classifier.train(train.images, train.labels, count, **options)
@@ -164,11 +163,11 @@ def fit(packed: Path, settings: dict) -> tuple[Sifter, float]:
         centre=quartiles[:, 1],
         scale=np.maximum(quartiles[:, 2] - quartiles[:, 0], 0.01),
         limits=np.ones((len(MEASURES), count)),
-        image_size=size,
+        image_size=train.images.shape[1],
         max_candidates=settings["max_candidates"],
         hash="",
     )
-    measured = sifter._measure(val.images, np.stack([val.original(i) for i in range(len(val))]), val.labels)
+    measured = sifter._measure(val.images, (val.original(i) for i in range(len(val))), val.labels)
     for label in range(count):
         own = measured[:, val.labels == label]
         own = own if own.shape[1] >= FEW else measured
@@ -187,7 +186,11 @@ def prepare(folder: Path, settings: dict, packed: Path | None) -> Sifter:
         if packed is None:
             raise UserError(f"{folder} has no sifter yet; name the packed set with --sift to train it")
         print("sift: training a classifier on the real training images", flush=True)
-        sifter, accuracy = fit(packed, settings)
+        size = max(16, min(64, read_index(packed / "train")["image_shape"][0] // 16 * 16))
+        train, val = (
+            data.load(packed / part, image_size=size, max_per_class=MOST_PER_CLASS) for part in ("train", "val")
+        )
+        sifter, accuracy = fit(train, val, settings)
         print(f"sift: the classifier finds {100 * accuracy:.1f} % of the real validation images", flush=True)
         temporary = folder / f".{FOLDER}.{secrets.token_hex(4)}.tmp"
         temporary.mkdir()
