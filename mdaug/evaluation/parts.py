@@ -99,6 +99,8 @@ def usefulness(inputs: Inputs) -> dict:
     results = inputs.classifiers()
     assert results is not None
     sifted = {key: value for key, value in inputs.sifting.items() if key != "reasons"}
+    reasons = inputs.sifting["reasons"]
+    sifted["share"] = {kind: sum(map(bool, said)) / len(said) for kind, said in reasons.items()}
     before = (inputs.config.synthetic_dir / "sift.json").is_file()
     return {
         **experiment.summarize(results, inputs.held_out, inputs.synthetic),

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from mdaug.evaluation import sections
+from mdaug.evaluation import figures, sections
 from mdaug.evaluation.markup import picture, table
 from mdaug.evaluation.sections import GRID, PAIRS, RECONSTRUCTION
 from mdaug.evaluation.verdict import percent
@@ -38,9 +38,12 @@ details{margin:.4rem 0}summary{cursor:pointer}.wide{min-width:44rem}
 
 
 def write(folder: Path, metrics: dict) -> None:
-    """Write report.html and metrics.json into `folder`, where the pictures are."""
+    """Write report.html, metrics.json and the plots into `folder`, where the pictures are."""
     text = json.dumps(_without_nan(metrics), indent=1, ensure_ascii=False, allow_nan=False)
     write_text(folder / METRICS, text + "\n")
+    for name, draw in figures.FILES.items():
+        if drawn := draw(metrics):
+            drawn.save(folder / name)
     write_text(folder / REPORT, html(folder, metrics))
 
 
@@ -74,14 +77,14 @@ def summary(metrics: dict, folder: Path) -> str:
                 f"recall {mine['recall']:.2f} ({floor['recall']:.2f})"
             )
     if metrics["memorization"]:
-        figures = metrics["memorization"]
+        memory = metrics["memorization"]
         lines.append(
-            f"copies of training images: {figures['synthetic_copies']}; nearer to one than 99 % of held-out images: "
-            f"{percent(figures['share_closer'])}"
+            f"copies of training images: {memory['synthetic_copies']}; nearer to one than 99 % of held-out images: "
+            f"{percent(memory['share_closer'])}"
         )
     if metrics["reconstruction"]:
-        figures = metrics["reconstruction"]
-        lines.append(f"reconstruction of held-out images: PSNR {figures['psnr']:.2f} dB, SSIM {figures['ssim']:.3f}")
+        kept = metrics["reconstruction"]
+        lines.append(f"reconstruction of held-out images: PSNR {kept['psnr']:.2f} dB, SSIM {kept['ssim']:.3f}")
     said = metrics["verdict"]["sentences"] if metrics["verdict"] else []
     return "\n".join([*lines, "", *said, "", f"report: {folder / REPORT}"])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mdaug.evaluation.usefulness import BOTH, BOTH_TRANSFORMS, REAL, SYNTHETIC, TRANSFORMS
+from mdaug.evaluation.usefulness import BOTH, BOTH_TRANSFORMS, REAL, SYNTHETIC, TRANSFORMS, WITH_SIFTED
 
 SATURATED = 0.97  # accuracy of real images alone above which little is left to gain
 REPEATED = 0.10  # share of synthetic images nearer to a training image than 99 % of held-out ones
@@ -44,7 +44,20 @@ def _against_transforms(metrics: dict) -> str:
     sentence += _clauses(metrics, _worst_first(metrics, BOTH, TRANSFORMS), said)
     most = spoken(metrics, BOTH_TRANSFORMS, TRANSFORMS)[-1]
     added = {"loss": "lost accuracy", "none": "added nothing measurable", "gain": "added to it"}[outcome(most)]
-    return f"{sentence}; used on top of it with {_amount([most])}, they {added} ({_interval(most)})."
+    return f"{sentence}; used on top of it with {_amount([most])}, they {added} ({_interval(most)}){_sifted(metrics)}."
+
+
+def _sifted(metrics: dict) -> str:
+    """Return what sifting changed, with the most real images; nothing where the sifter left no image."""
+    found = spoken(metrics, WITH_SIFTED, BOTH)
+    if not found:
+        return ""
+    did = {"loss": "lost accuracy", "none": "changed nothing measurable", "gain": "helped"}[outcome(found[-1])]
+    rejected = metrics["usefulness"]["sifting"]["share"]
+    return (
+        f"; sifting, which rejects {percent(rejected['synthetic'])} of them and {percent(rejected['held_out'])} of the "
+        f"held-out real images, {did} with {_amount(found[-1:])} ({_interval(found[-1])})"
+    )
 
 
 def _advice(metrics: dict, worst: str) -> str:
