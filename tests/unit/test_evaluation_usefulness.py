@@ -36,13 +36,13 @@ SIZE = 32
 SETTINGS = {"steps": 60, "batch_size": 16, "learning_rate": 3e-3, "network": "small"}
 
 
-def toy_synthetic(folder: Path, packed: Path, *, per_class: int = 16, shift: int = 0, classes=CLASSES) -> Path:
+def toy_synthetic(folder: Path, packed: Path, *, per_class=16, shift=0, classes=CLASSES, size=SIZE) -> Path:
     """Write fresh draws of the toy distribution as a synthetic set; `shift` turns all labels into wrong ones."""
     rng = np.random.default_rng(7)
     samples = []
     for i in range(per_class * len(CLASSES)):
         file = io.BytesIO()
-        Image.fromarray(toy_image(i % 4, rng, SIZE)[:, :, 0]).save(file, "PNG")
+        Image.fromarray(toy_image(i % 4, rng, size)[:, :, 0]).save(file, "PNG")
         label = (i + shift) % 4
         meta = json.dumps({"class": CLASSES[label], "seed": i}).encode()
         samples.append((f"s_{i:05d}", {"png": file.getvalue(), "cls": str(label).encode(), "json": meta}))
