@@ -53,7 +53,7 @@ def boxes(names: Sequence[str], groups: Sequence[list[list[float] | None]], titl
         return left + (value - low) / span * (width - left - 14)
 
     plot = Drawing(width, 22 + band * len(names) + 22, f"{title}: quantiles per class")
-    plot.text(0, 14, f"{title} in {unit}" if unit else title, bold=True)
+    plot.text(0, 14, f"{title}, {unit}" if unit else title, bold=True)
     for index, name in enumerate(names):
         top = 22 + index * band
         plot.text(left - 6, top + band / 2 + 2, name[:14], "end")

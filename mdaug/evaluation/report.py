@@ -25,7 +25,8 @@ h1{font-size:1.5rem;margin:.2rem 0}h2{font-size:1.2rem;margin:2rem 0 .5rem}
 .loss{border-color:#b42318}.none{border-color:#b7791f}.gain{border-color:#1a7f37}
 .scroll{overflow-x:auto;margin:.5rem 0}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .6rem;border-bottom:1px solid #d9dee3;text-align:right}
-th:first-child,td:first-child{text-align:left}th{font-weight:600}
+th,td{white-space:nowrap}th:first-child,td:first-child{text-align:left;white-space:normal;min-width:8.5rem}
+th{font-weight:600}.confusion th:first-child{min-width:0}
 svg{max-width:100%;height:auto}svg text{font:13px system-ui,sans-serif;fill:#1b1f24}
 .plots{display:flex;flex-wrap:wrap;gap:1rem}.legend span{margin-right:1rem;white-space:nowrap}
 .legend i{display:inline-block;width:.8rem;height:.8rem;margin-right:.3rem}

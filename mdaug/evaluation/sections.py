@@ -40,7 +40,7 @@ def usefulness(metrics: dict) -> list[str]:
             item["n_real"],
             f"{100 * item['difference']:+.1f}",
             f"{100 * item['low']:+.1f} to {100 * item['high']:+.1f}",
-            {"loss": "loss", "none": "not measurable", "gain": "gain"}[outcome(item)],
+            {"loss": "loss", "none": "–", "gain": "gain"}[outcome(item)],
         ]
         for item in figures["comparisons"]
     ]
@@ -68,10 +68,11 @@ def usefulness(metrics: dict) -> list[str]:
         f"<p class=note>The generator was trained on all {sum(data['train'])} training images. Where a classifier sees "
         "fewer, the synthetic images also carry what the generator saw in the others: such a line shows how much of "
         "the training set they pass on, not what a generator trained on so few images would do.</p>",
-        f"<p>Differences in points with 95 % intervals, from a paired bootstrap over seeds and {units}:</p>",
-        table(["", "n per class", "points", "95 % interval", ""], differences),
+        "<p>Differences in points with 95 % intervals, from a paired bootstrap over "
+        f"{units} and the spread over seeds. {_by_chance(figures['comparisons'])}</p>",
+        table(["", "n", "points", "95 % interval", ""], differences),
         "<details open><summary>All arms: accuracy, mean ± standard deviation over seeds</summary>",
-        table(["trained on", "n per class", "accuracy", "95 % interval", "real images", "further images"], arms),
+        table(["trained on", "n", "accuracy", "95 % interval", "real images", "further"], arms),
         *_sifting(figures["sifting"], names),
         "</details><details><summary>Recall per class in %</summary>",
         table(["trained on", "n", *names], recall),
@@ -236,6 +237,15 @@ def reconstruction(folder: Path, metrics: dict) -> list[str]:
         "<p>The worst image of each class by SSIM:</p>",
         picture(folder / RECONSTRUCTION, "original, reconstruction and difference of the worst image of each class"),
     ]
+
+
+def _by_chance(comparisons: list[dict]) -> str:
+    """Say how many differences to expect where there is none: every twentieth interval misses the truth."""
+    found = sum(outcome(item) != "none" for item in comparisons)
+    return (
+        f"Of {len(comparisons)} intervals {found} exclude zero; {len(comparisons) / 20:.1f} would by chance alone if "
+        "nothing made a difference."
+    )
 
 
 def _sifting(sifting: dict, names: list[str]) -> list[str]:

@@ -40,7 +40,7 @@ def _against_real(metrics: dict) -> tuple[str, str]:
 
 def _against_transforms(metrics: dict) -> str:
     said = {"loss": "did worse than that", "none": "were no better than that", "gain": "beat that"}
-    sentence = "Shifting the real images in time, with a little gain and noise, costs nothing: the synthetic images "
+    sentence = "Shifting the real images in time costs nothing, and the synthetic images "
     sentence += _clauses(metrics, _worst_first(metrics, BOTH, TRANSFORMS), said)
     most = spoken(metrics, BOTH_TRANSFORMS, TRANSFORMS)[-1]
     added = {"loss": "lost accuracy", "none": "added nothing measurable", "gain": "added to it"}[outcome(most)]
@@ -55,8 +55,8 @@ def _sifted(metrics: dict) -> str:
     did = {"loss": "lost accuracy", "none": "changed nothing measurable", "gain": "helped"}[outcome(found[-1])]
     rejected = metrics["usefulness"]["sifting"]["share"]
     return (
-        f"; sifting, which rejects {percent(rejected['synthetic'])} of them and {percent(rejected['held_out'])} of the "
-        f"held-out real images, {did} with {_amount(found[-1:])} ({_interval(found[-1])})"
+        f"; sifting (it rejects {percent(rejected['synthetic'])} of them, and {percent(rejected['held_out'])} of the "
+        f"held-out real images) {did}"
     )
 
 

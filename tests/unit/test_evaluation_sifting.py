@@ -11,7 +11,6 @@ import pytest
 from mdaug.evaluation import data, sifting
 from mdaug.evaluation.evaluate import EvaluateConfig, evaluate
 from mdaug.evaluation.usefulness import BOTH, SIFTED, WITH_SIFTED, WITH_SIFTED_TRANSFORMS, plan, training_images
-from mdaug.evaluation.verdict import verdict
 from shards.index import write_index
 from shards.writer import write_shard
 from tests.toy import CLASSES, toy_packed
@@ -103,7 +102,7 @@ def test_the_report_shows_both_and_what_the_sifter_does_to_real_images(packed, s
     assert (WITH_SIFTED, BOTH) in compared
     share = metrics["usefulness"]["sifting"]["share"]
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert f"{100 * share['held_out']:.1f} % of the held-out real images" in verdict(metrics)["sentences"][1]
+    assert f"{100 * share['held_out']:.1f} % of the held-out real images" in metrics["verdict"]["sentences"][1]
     assert "rejected by the sifter" in text
     assert not metrics["usefulness"]["sifting"]["already_sifted"]
 
