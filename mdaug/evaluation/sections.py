@@ -155,14 +155,15 @@ def kinematics(metrics: dict) -> list[str]:
             median = f"{pair[0]['medians'][0]:.2f}"
             rows.append([escape(name), f"{measure} {unit}", median, cells[0], *distances, *ks])
     axes = (
-        "axes in m/s and s from the metadata"
+        "axes in m/s and s from the metadata, levels span"
         if figures["physical"]
-        else "the metadata name no axes, so velocities are parts of the axis (1 is the upper edge)"
+        else "the metadata name no axes, so velocities are parts of the axis (1 is the upper edge), levels taken to "
+        "span"
     )
     lines = [
         "<h2>Does it move like the real ones?</h2>",
         "<p>Torso ridge, reach of the 97 % and 3 % envelopes of cumulative power, bandwidth between them, cadence "
-        f"of the envelope, balance of power above and below zero Doppler; {axes}, levels span "
+        f"of the envelope, balance of power above and below zero Doppler; {axes} "
         f"{figures['clip_db']:g} dB. Bars: 25 to 75 %, lines: 5 to 95 %, ticks: median.</p>",
         _html(drawn.kinematics(metrics)),
         "<details><summary>Distances of the distributions from those of the training images</summary>",
@@ -261,8 +262,8 @@ def _sifting(sifting: dict, names: list[str]) -> list[str]:
     ]
     return [
         f"<p>Sifted are the synthetic images within four limits, each of which rejects {percent(sifting['quantile'])} "
-        "of training images set aside for that; the held-out images have no say. The same limits reject of the "
-        f"held-out real images what the second line says: new recordings lie further out, too.{before}</p>",
+        "of training images set aside for that; the held-out images have no say. The second line is what the "
+        f"same limits do to real images of new recordings: read the first against it.{before}</p>",
         table(["rejected by the sifter, %", "all", *names], rows),
     ]
 

@@ -206,7 +206,7 @@ def summarize(results: list[dict], held_out: ImageSet, synthetic: ImageSet) -> d
         hits = _hits(group, held_out.labels)
         _, low, high = paired_interval(hits, np.zeros_like(hits), held_out.groups)
         case = {"arm": arm, "n_real": n_real, "ratio": ratio}
-        arms.append({**case, **counts, "low": low, "high": high, **figures})
+        arms.append({**case, **counts, "low": max(low, 0.0), "high": high, **figures})
         if n_real == 0 or arm == REAL:
             continue
         for baseline in (REAL, TRANSFORMS, *([UNSIFTED[arm]] if arm in UNSIFTED else [])):
@@ -260,7 +260,7 @@ def paired_interval(first: np.ndarray, second: np.ndarray, groups: Sequence[str]
     weights = rng.multinomial(units, np.full(units, 1 / units), size=RESAMPLES)
     error = spread(difference.mean(axis=1).tolist()) / np.sqrt(seeds)
     means = (weights @ sums) / (weights @ sizes) + error * rng.standard_t(max(seeds - 1, 1), size=RESAMPLES)
-    low, high = np.quantile(means, [0.025, 0.975])
+    low, high = np.quantile(means.clip(-1, 1), [0.025, 0.975])
     return float(difference.mean()), float(low), float(high)
 
 

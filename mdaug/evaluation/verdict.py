@@ -7,6 +7,7 @@ from mdaug.evaluation.usefulness import BOTH, BOTH_TRANSFORMS, REAL, SYNTHETIC, 
 SATURATED = 0.97  # accuracy of real images alone above which little is left to gain
 REPEATED = 0.10  # share of synthetic images nearer to a training image than 99 % of held-out ones
 RECOGNISED = 0.6  # of the accuracy on real images: the least to expect on synthetic ones
+WIDE = 0.05  # half of an interval: a difference of that many points may hide in it
 SEVERITY = ("loss", "none", "gain")
 
 
@@ -80,6 +81,12 @@ def _advice(metrics: dict, worst: str) -> str:
         return facts + (
             "the labels of the synthetic images are not reliable; train the diffusion model longer, look at its "
             "pictures, raise --guidance_scale, then generate and evaluate again."
+        )
+    halves = [(item["high"] - item["low"]) / 2 for item in spoken(metrics, BOTH, REAL) if outcome(item) == "none"]
+    if max(halves, default=0.0) > WIDE:
+        return facts + (
+            f"the intervals are too wide to rule a gain or a loss out (up to ± {100 * max(halves):.0f} points); repeat "
+            "it with more seeds (--seeds) and, if there are any, more held-out recordings."
         )
     if worst != "gain" and real >= SATURATED:
         return facts + (
