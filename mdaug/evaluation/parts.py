@@ -62,14 +62,15 @@ class Inputs:
         """Return the results of the experiment's classifiers, training those that are missing; None: other ranks do."""
         config = self.config
         sifted = None if references_only else sifting.kept(self.sifting, self.synthetic)
-        sets = {"train": self.train, "synthetic": self.synthetic, "sifted": sifted, "simulated": self.simulated}
-        plan = experiment.plan(config.n_real_per_class, config.synthetic_per_real, config.seeds, **sets)
+        sources = (self.train, self.synthetic, sifted, self.simulated)
+        plan = experiment.plan(config.n_real_per_class, config.synthetic_per_real, config.seeds, *sources)
         return jobs.run_all(
             [job for job in plan if job.reference or not references_only],
             self.results,
             config.workers,
-            held_out=self.held_out,
-            **sets,
+            **self.three,
+            sifted=sifted,
+            simulated=self.simulated,
             steps=config.steps,
             batch_size=config.batch_size,
             learning_rate=config.learning_rate,
