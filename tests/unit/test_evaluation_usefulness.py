@@ -136,7 +136,7 @@ def test_verdict_never_calls_noise_a_gain():
     assert said["outcome"] == "none"
     assert "no measurable gain" in said["sentences"][0]
     assert "no better" in said["sentences"][1]
-    assert "± 10 points" in said["sentences"][2]
+    assert "too wide to rule a gain or a loss out" in said["sentences"][2]
     saturated = verdict(made_up(0.01, -0.01, 0.02, real=0.985))
     assert "almost no room" in saturated["sentences"][2]
 
