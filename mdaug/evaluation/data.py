@@ -11,10 +11,12 @@ from PIL import Image
 
 from shards.colormap import paint
 from shards.dataset import ShardDataset
+from shards.errors import UserError
 
 # Real images may come from JPEG files and synthetic ones never do. One more pass through the same codec hides
 # the traces of the first, so that no classifier learns to tell the two by them.
 JPEG_QUALITY = 90
+REAL_SHARDS = "real-"  # how the names of shards of real images begin in a mixed set
 
 
 @dataclass
@@ -47,6 +49,11 @@ class ImageSet:
         """Return image i as it is looked at: levels of a colour map in its colours, uint8 (H, W, 3)."""
         return paint(self.original(i), self.dataset.index.get("colormap"))
 
+    def subset(self, chosen: np.ndarray) -> ImageSet:
+        """Return the images of the given places, int64 (k,)."""
+        groups = [self.groups[int(i)] for i in chosen]
+        return ImageSet(self.images[chosen], self.labels[chosen], groups, self.indices[chosen], self.dataset)
+
     def counts(self) -> list[int]:
         """Return the number of images of each class."""
         return np.bincount(self.labels, minlength=len(self.dataset.classes)).tolist()
@@ -56,9 +63,18 @@ def load(folder: Path, *, image_size: int, max_per_class: int) -> ImageSet:
     """Read a folder of image shards into memory.
 
     A class with more than `max_per_class` images is represented by that many, chosen at random but always the same.
+    The real images that `mdaug generate --include_real` puts beside the synthetic ones are left out: they would be
+    training images under another name.
+
+    Raises:
+        UserError: no image is left.
     """
     dataset = ShardDataset(folder, fields=("image", "meta"))
-    indices = take_per_class(dataset.labels, max_per_class, seed=0)
+    made = [np.arange(first, first + n) for name, first, n in dataset.shards if not name.startswith(REAL_SHARDS)]
+    if not sum(map(len, made)):
+        raise UserError(f"{folder} holds no images to evaluate; make it again")
+    usable = np.concatenate(made)
+    indices = usable[take_per_class(dataset.labels[usable], max_per_class, seed=0)]
     samples = [dataset[int(i)] for i in indices]
     return ImageSet(
         images=np.stack([preprocess(sample["image"], image_size) for sample in samples]),

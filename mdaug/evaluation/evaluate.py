@@ -142,14 +142,12 @@ def _measure(config: EvaluateConfig, made_from: dict[str, str], files: dict[Part
         for name, folder in folders.items()
     }
     inputs = parts.Inputs(config=config, results=config.output_dir / RESULTS, **sets)  # type: ignore[arg-type]
-    for part in config.wanted:
-        if files[part].is_file():
-            continue
-        figures = getattr(parts, part)(inputs)
-        if figures is None:
-            print(f"{part}: this rank is done; the last rank to finish writes the report", flush=True)
-            return None
-        provenance.write_text(files[part], json.dumps(figures) + "\n")
+    missing = [part for part in config.wanted if not files[part].is_file()]
+    if not parts.share(inputs, missing):
+        print("this rank is done; the last rank to finish writes the report", flush=True)
+        return None
+    for part in missing:
+        provenance.write_text(files[part], json.dumps(getattr(parts, part)(inputs)) + "\n")
     train, held_out, synthetic = inputs.train, inputs.held_out, inputs.synthetic
     metrics: dict[str, Any] = {
         "data": {
@@ -235,6 +233,8 @@ def _claim(config: EvaluateConfig, made_from: dict[str, str]) -> None:
     settings = {k: v for k, v in as_dict(config).items() if not k.endswith(("_dir", "_path")) and k not in left_out}
     identity = {"made_from": made_from, "settings": settings}
     path = folder / IDENTITY
+    # Looked at before the file: another rank that has written anything here has written the file first.
+    foreign = folder.exists() and any(entry.name != "logs" and entry.name[0] != "." for entry in folder.iterdir())
     if path.is_file():
         other = json.loads(path.read_text(encoding="utf-8"))
         mine, theirs = ({**record["made_from"], **record["settings"]} for record in (identity, other))
@@ -247,7 +247,7 @@ def _claim(config: EvaluateConfig, made_from: dict[str, str]) -> None:
                 f"{folder} holds another evaluation, of other {', '.join(differing)}; "
                 "choose another --output_dir or delete that folder"
             )
-    elif folder.exists() and any(entry.name != "logs" and entry.name[0] != "." for entry in folder.iterdir()):
+    elif foreign:
         raise UserError(f"{folder} is not empty and holds no evaluation; choose another --output_dir")
     else:
         folder.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mdaug.evaluation.data import ImageSet
 from mdaug.images import to_tensor
+from mdaug.training.distributed import device, rank, world_size
 
 RANDOM_FEATURES = 64
 INCEPTION = "inception_v3_google-0cc3c7bd.pth"  # torchvision's weights
 DINO, DINO_WEIGHTS = "facebookresearch_dinov2_main", "dinov2_vits14_pretrain.pth"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet in [0, 1]
-BATCH = 128
+BATCH, PIECE = 128, 512  # images
 
 
 def random_network(channels: int) -> nn.Module:
@@ -77,8 +80,41 @@ def networks(channels: int) -> dict[str, nn.Module]:
 
 @torch.no_grad()
 def extract(network: nn.Module, images: np.ndarray) -> np.ndarray:
-    """Return the features, float64 (n, d), of uint8 (n, S, S, C) images."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = network.to(device)
-    batches = (to_tensor(images[start : start + BATCH]).to(device) for start in range(0, len(images), BATCH))
-    return torch.cat([network(batch).double().cpu() for batch in batches]).numpy()
+    """Return the features, float32 (n, d), of uint8 (n, S, S, C) images."""
+    network = network.to(device())
+    batches = (to_tensor(images[start : start + BATCH]).to(device()) for start in range(0, len(images), BATCH))
+    return torch.cat([network(batch).float().cpu() for batch in batches]).numpy()
+
+
+def extract_all(sets: dict[str, ImageSet], folder: Path) -> dict[str, dict[str, np.ndarray]] | None:
+    """Return the features of all images in all networks, float64: network -> set -> (n, d).
+
+    Pieces of 512 images are shared among the ranks like the classifiers of the experiment, each kept in `folder`; a
+    piece that is there is not made again. The pieces are the same for any number of ranks, so the figures are too.
+    All ranks but the last to finish get None.
+    """
+    found = networks(next(iter(sets.values())).images.shape[-1])
+    pieces = {
+        (network, name, start): folder / f"{network.replace(' ', '-')}_{name}_{start:07d}.npy"
+        for network in found
+        for name, images in sets.items()
+        for start in range(0, len(images), PIECE)
+    }
+    folder.mkdir(exist_ok=True)
+    for (network, name, start), path in list(pieces.items())[rank() :: world_size()]:
+        if not path.is_file():
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            with open(temporary, "wb") as file:
+                np.save(file, extract(found[network], sets[name].images[start : start + PIECE]))
+            os.replace(temporary, path)
+    if not all(path.is_file() for path in pieces.values()):
+        return None
+    return {
+        network: {
+            name: np.concatenate([np.load(path) for key, path in pieces.items() if key[:2] == (network, name)]).astype(
+                np.float64
+            )
+            for name in sets
+        }
+        for network in found
+    }

@@ -5,6 +5,8 @@ Distances and shares here take features (n, d); sums are in float64.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from mdaug.evaluation.data import take_per_class
@@ -58,14 +60,18 @@ def manifold_shares(real: np.ndarray, other: np.ndarray, k: int = NEIGHBOURS) ->
     balls of `real` around an image of `other`, over k; coverage: share of the balls of `real` that hold an image of
     `other` (Naeem et al., ICML 2020, eq. 4-5). Both sets need more than k images.
     """
-    between = _distances(real, other)
     reach_real, reach_other = _reach(real, k), _reach(other, k)
-    inside = between < reach_real[:, None]
+    within, recalled, covered = np.zeros(len(other)), 0, 0
+    for start, between in _distances(real, other):
+        reach = reach_real[start : start + CHUNK]
+        within += (between < reach[:, None]).sum(axis=0)
+        recalled += (between < reach_other).any(axis=1).sum()
+        covered += (between.min(axis=1) < reach).sum()
     return {
-        "precision": float(inside.any(axis=0).mean()),
-        "recall": float((between < reach_other[None]).any(axis=1).mean()),
-        "density": float(inside.sum() / (k * len(other))),
-        "coverage": float((between.min(axis=1) < reach_real).mean()),
+        "precision": float((within > 0).mean()),
+        "recall": float(recalled / len(real)),
+        "density": float(within.sum() / (k * len(other))),
+        "coverage": float(covered / len(real)),
     }
 
 
@@ -108,10 +114,14 @@ def _measures(train: np.ndarray, other: np.ndarray) -> dict[str, float]:
 
 def _reach(points: np.ndarray, k: int) -> np.ndarray:
     """Return the distance of each point to its k-th nearest neighbour, itself not counted."""
-    return np.partition(_distances(points, points), k, axis=1)[:, k]
+    return np.concatenate([np.partition(rows, k, axis=1)[:, k] for _, rows in _distances(points, points)])
 
 
-def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (i, distances of the points a[i : i + CHUNK] to all of b): all at once do not fit into memory."""
     a, b = a.astype(np.float64), b.astype(np.float64)
-    squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
-    return np.sqrt(squared.clip(min=0))
+    energy = (b**2).sum(axis=1)
+    for start in range(0, len(a), CHUNK):
+        rows = a[start : start + CHUNK]
+        squared = (rows**2).sum(axis=1)[:, None] + energy - 2 * rows @ b.T
+        yield start, np.sqrt(squared.clip(min=0))

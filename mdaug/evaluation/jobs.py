@@ -31,7 +31,8 @@ def run_all(
     train: ImageSet,
     held_out: ImageSet,
     synthetic: ImageSet,
-    simulated: ImageSet | None,
+    sifted: ImageSet | None = None,
+    simulated: ImageSet | None = None,
     **settings,
 ) -> list[dict] | None:
     """Return the results of all jobs in their order; a result that `folder` holds already is read, not made again.
@@ -46,10 +47,12 @@ def run_all(
         train: real training images.
         held_out: real images that judge.
         synthetic: synthetic images.
+        sifted: those of them that the sifter keeps, if there are any.
         simulated: images of a simulator, if there are any.
         settings: further arguments of `usefulness.run`.
     """
-    inputs = {"train": train, "held_out": held_out, "synthetic": synthetic, "simulated": simulated, **settings}
+    sets = {"train": train, "held_out": held_out, "synthetic": synthetic, "sifted": sifted, "simulated": simulated}
+    inputs = {**sets, **settings}
     paths = {job: folder / f"{job.name}.json" for job in jobs}
     missing = [job for job in jobs[rank() :: world_size()] if not paths[job].is_file()]
     with Progress("classifiers", len(missing), "classifier") as progress:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-UPPER, LOWER = 0.97, 0.03  # of the cumulative power of a column; Dorp and Groen, IEE Proc. RSN 150 (2003)
+from mdaug.radar import envelope
+from mdaug.radar.envelope import CLIP_DB
+
 EXTREME = 0.95  # of an envelope over time: its upper reach, without the one column that stands out
-ABOVE_FLOOR_DB = 6.0
-CLIP_DB = 40.0  # where the metadata do not say what range the levels span
 PEAK = 0.25  # least autocorrelation of a cadence
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 FEWEST = 5  # values that make a distribution
@@ -71,28 +71,9 @@ def measure(levels: np.ndarray, axes: Axes) -> dict[str, np.ndarray]:
 
 
 def envelopes(levels: np.ndarray, axes: Axes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return torso ridge, upper and lower envelope of one picture, (W,) each; NaN in columns without signal."""
-    power, velocity = signal_power(levels, axes), velocities(levels.shape[0], axes)
-    total = power.sum(axis=0)
-    share = np.cumsum(power, axis=0) / np.where(total > 0, total, np.nan)  # from the highest velocity down
-    ridge = np.where(total > 0, velocity[power.argmax(axis=0)], np.nan)
-    step = velocity[0] - velocity[1]
-    upper, lower = (
-        np.array([_crossing(column, level) for column in share.T]) * -step + velocity[0] + step / 2
-        for level in (1 - UPPER, 1 - LOWER)
-    )
+    """Return velocities of ridge, upper and lower envelope of one picture, (W,) each; NaN in columns without signal."""
+    ridge, upper, lower = (axes.speed * (1 - 2 * place) for place in envelope.envelopes(_power(levels, axes)))
     return ridge, upper, lower
-
-
-def signal_power(levels: np.ndarray, axes: Axes) -> np.ndarray:
-    """Return the power of a picture (H, W) with what does not rise above its noise floor set to 0.
-
-    The floor is the median level of the quieter half of the rows; without this cut, the noise of all rows together
-    holds more than 3 % of a column's power and the envelopes run along the edges of the picture.
-    """
-    by_row = np.sort(np.median(levels, axis=1))
-    floor = by_row[: max(1, len(by_row) // 2)].mean() + 255 * ABOVE_FLOOR_DB / axes.clip_db
-    return np.where(levels > floor, 10 ** ((levels / 255 - 1) * axes.clip_db / 10), 0.0)
 
 
 def velocities(rows: int, axes: Axes) -> np.ndarray:
@@ -215,7 +196,7 @@ def estimator_error(values: dict[str, np.ndarray], meta: Sequence[dict], labels:
 
 
 def _measure_one(levels: np.ndarray, axes: Axes) -> tuple[float, ...]:
-    power = signal_power(levels, axes)
+    power = _power(levels, axes)
     total = power.sum()
     if total == 0:
         return (float("nan"),) * 6
@@ -234,13 +215,8 @@ def _measure_one(levels: np.ndarray, axes: Axes) -> tuple[float, ...]:
     )
 
 
-def _crossing(share: np.ndarray, level: float) -> float:
-    """Return where a cumulative share (H,) passes a level, in rows from the upper edge, between rows by a line."""
-    if np.isnan(share[0]):
-        return float("nan")
-    row = int(np.searchsorted(share, level))
-    before = share[row - 1] if row else 0.0
-    return row + (level - before) / (share[row] - before)
+def _power(levels: np.ndarray, axes: Axes) -> np.ndarray:
+    return envelope.signal_power(levels, axes.clip_db)
 
 
 def _filled(course: np.ndarray) -> np.ndarray:

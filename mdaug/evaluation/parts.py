@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mdaug.evaluation import diversity, features, jobs, levels, pictures, report, spectral
+from mdaug.evaluation import diversity, features, jobs, levels, pictures, report, sifting, spectral
 from mdaug.evaluation import fidelity as measures
 from mdaug.evaluation import kinematics as motion
 from mdaug.evaluation import memorization as memory
@@ -20,6 +21,7 @@ from mdaug.evaluation.reconstruction import reconstruction as reconstruct
 if TYPE_CHECKING:
     from mdaug.evaluation.evaluate import EvaluateConfig
 
+FEATURES = "features"
 CLASSIFIER = "classifier trained on the real images"
 
 
@@ -50,17 +52,24 @@ class Inputs:
         """The image sets of every comparison, by name."""
         return {"train": self.train, "held_out": self.held_out, "synthetic": self.synthetic}
 
+    @cached_property
+    def sifting(self) -> dict:
+        """What the sifter says, see `sifting.judge`."""
+        file = self.config.output_dir / "sifting.json"
+        return sifting.judge(self.train, self.held_out, self.synthetic, steps=self.config.steps, file=file)
+
     def classifiers(self, references_only: bool = False) -> list[dict] | None:
         """Return the results of the experiment's classifiers, training those that are missing; None: other ranks do."""
         config = self.config
-        plan = experiment.plan(
-            config.n_real_per_class, config.synthetic_per_real, config.seeds, self.train, self.synthetic, self.simulated
-        )
+        sifted = None if references_only else sifting.kept(self.sifting, self.synthetic)
+        sources = (self.train, self.synthetic, sifted, self.simulated)
+        plan = experiment.plan(config.n_real_per_class, config.synthetic_per_real, config.seeds, *sources)
         return jobs.run_all(
             [job for job in plan if job.reference or not references_only],
             self.results,
             config.workers,
             **self.three,
+            sifted=sifted,
             simulated=self.simulated,
             steps=config.steps,
             batch_size=config.batch_size,
@@ -68,14 +77,39 @@ class Inputs:
             network=config.classifier,
         )
 
+    def features(self) -> dict[str, dict[str, np.ndarray]] | None:
+        """Return the features of all images in all networks, extracting what is missing; None: other ranks do."""
+        return features.extract_all(self.three, self.config.output_dir / FEATURES)
 
-def usefulness(inputs: Inputs) -> dict | None:
-    """Return the tables of the experiment, see `usefulness.summarize`."""
+
+def share(inputs: Inputs, wanted: Collection[str]) -> bool:
+    """Do this rank's share of the work of the parts: classifiers and features. Return whether all ranks' is done."""
+    done = True
+    if {"usefulness", "fidelity"} & set(wanted):
+        done = inputs.classifiers(references_only="usefulness" not in wanted) is not None
+    if "fidelity" in wanted:
+        done = inputs.features() is not None and done
+    return done
+
+
+def usefulness(inputs: Inputs) -> dict:
+    """Return the tables of the experiment, see `usefulness.summarize`, and what the sifter rejected: `sifting.judge`.
+
+    "already_sifted" says whether `mdaug generate --sift` had sifted the synthetic images before.
+    """
     results = inputs.classifiers()
-    return None if results is None else experiment.summarize(results, inputs.held_out, inputs.synthetic)
+    assert results is not None
+    sifted = {key: value for key, value in inputs.sifting.items() if key != "reasons"}
+    reasons = inputs.sifting["reasons"]
+    sifted["share"] = {kind: sum(map(bool, said)) / len(said) for kind, said in reasons.items()}
+    before = (inputs.config.synthetic_dir / "sift.json").is_file()
+    return {
+        **experiment.summarize(results, inputs.held_out, inputs.synthetic),
+        "sifting": {**sifted, "already_sifted": before},
+    }
 
 
-def fidelity(inputs: Inputs) -> dict | None:
+def fidelity(inputs: Inputs) -> dict:
     """Return distances and shares in the features of each network, diversity, colour and level checks.
 
     Returns:
@@ -84,14 +118,14 @@ def fidelity(inputs: Inputs) -> dict | None:
         RGB distance of the three sets from jet, None for other palettes; "levels": of the three sets, see
         `spectral.levels_of`, with the "distance" of their histograms from that of the training images.
     """
-    results = inputs.classifiers(references_only=True)
-    if results is None:
-        return None
+    results, found = inputs.classifiers(references_only=True), inputs.features()
+    assert results is not None
+    assert found is not None
     table = [_over_seeds(CLASSIFIER, [result["fidelity"] for result in results])]
-    train, held_out, synthetic = inputs.three.values()
-    for name, network in features.networks(train.images.shape[-1]).items():
-        found = [features.extract(network, images.images) for images in inputs.three.values()]
-        figures = measures.with_floor(found[0], found[1], held_out.labels, found[2], synthetic.labels)
+    for name, of_set in found.items():
+        figures = measures.with_floor(
+            of_set["train"], of_set["held_out"], inputs.held_out.labels, of_set["synthetic"], inputs.synthetic.labels
+        )
         table.append({"name": name, **figures, "spread": None})
     spectra = {name: spectral.levels_of(levels.stack(images, inputs.palette)) for name, images in inputs.three.items()}
     for spectrum in spectra.values():

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from mdaug.evaluation import sections
+from mdaug.evaluation import figures, sections
 from mdaug.evaluation.markup import picture, table
 from mdaug.evaluation.sections import GRID, PAIRS, RECONSTRUCTION
 from mdaug.evaluation.verdict import percent
@@ -25,7 +25,8 @@ h1{font-size:1.5rem;margin:.2rem 0}h2{font-size:1.2rem;margin:2rem 0 .5rem}
 .loss{border-color:#b42318}.none{border-color:#b7791f}.gain{border-color:#1a7f37}
 .scroll{overflow-x:auto;margin:.5rem 0}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .6rem;border-bottom:1px solid #d9dee3;text-align:right}
-th:first-child,td:first-child{text-align:left}th{font-weight:600}
+th,td{white-space:nowrap}th:first-child,td:first-child{text-align:left;white-space:normal;min-width:8.5rem}
+th{font-weight:600}.confusion th:first-child{min-width:0}
 svg{max-width:100%;height:auto}svg text{font:13px system-ui,sans-serif;fill:#1b1f24}
 .plots{display:flex;flex-wrap:wrap;gap:1rem}.legend span{margin-right:1rem;white-space:nowrap}
 .legend i{display:inline-block;width:.8rem;height:.8rem;margin-right:.3rem}
@@ -38,9 +39,12 @@ details{margin:.4rem 0}summary{cursor:pointer}.wide{min-width:44rem}
 
 
 def write(folder: Path, metrics: dict) -> None:
-    """Write report.html and metrics.json into `folder`, where the pictures are."""
+    """Write report.html, metrics.json and the plots into `folder`, where the pictures are."""
     text = json.dumps(_without_nan(metrics), indent=1, ensure_ascii=False, allow_nan=False)
     write_text(folder / METRICS, text + "\n")
+    for name, draw in figures.FILES.items():
+        if drawn := draw(metrics):
+            drawn.save(folder / name)
     write_text(folder / REPORT, html(folder, metrics))
 
 
@@ -74,14 +78,14 @@ def summary(metrics: dict, folder: Path) -> str:
                 f"recall {mine['recall']:.2f} ({floor['recall']:.2f})"
             )
     if metrics["memorization"]:
-        figures = metrics["memorization"]
+        memory = metrics["memorization"]
         lines.append(
-            f"copies of training images: {figures['synthetic_copies']}; nearer to one than 99 % of held-out images: "
-            f"{percent(figures['share_closer'])}"
+            f"copies of training images: {memory['synthetic_copies']}; nearer to one than 99 % of held-out images: "
+            f"{percent(memory['share_closer'])}"
         )
     if metrics["reconstruction"]:
-        figures = metrics["reconstruction"]
-        lines.append(f"reconstruction of held-out images: PSNR {figures['psnr']:.2f} dB, SSIM {figures['ssim']:.3f}")
+        kept = metrics["reconstruction"]
+        lines.append(f"reconstruction of held-out images: PSNR {kept['psnr']:.2f} dB, SSIM {kept['ssim']:.3f}")
     said = metrics["verdict"]["sentences"] if metrics["verdict"] else []
     return "\n".join([*lines, "", *said, "", f"report: {folder / REPORT}"])
 

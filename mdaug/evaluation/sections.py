@@ -5,22 +5,15 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from mdaug.evaluation import plots
+from mdaug.evaluation import figures as drawn
+from mdaug.evaluation.drawing import Figure
 from mdaug.evaluation.fidelity import MEASURES, NEIGHBOURS
+from mdaug.evaluation.figures import NAMES
 from mdaug.evaluation.markup import confusion, number, picture, share, table
-from mdaug.evaluation.usefulness import (
-    BOTH,
-    BOTH_TRANSFORMS,
-    DUPLICATED,
-    FEWEST_GROUPS,
-    REAL,
-    TRANSFORMS,
-    WITH_SIMULATED,
-)
+from mdaug.evaluation.usefulness import FEWEST_GROUPS
 from mdaug.evaluation.verdict import outcome, percent
 
 GRID, RECONSTRUCTION, PAIRS = "grid_real_synthetic.png", "reconstruction.png", "nearest_pairs.png"
-NAMES = {"train": "training", "held_out": "held-out real", "synthetic": "synthetic"}
 BETTER = {"frechet": "lower", "kid": "lower", "precision": "higher", "recall": "higher", "density": "near 1"}
 TITLES = {"frechet": "Fréchet distance", "kid": "KID"}
 
@@ -47,7 +40,7 @@ def usefulness(metrics: dict) -> list[str]:
             item["n_real"],
             f"{100 * item['difference']:+.1f}",
             f"{100 * item['low']:+.1f} to {100 * item['high']:+.1f}",
-            {"loss": "loss", "none": "not measurable", "gain": "gain"}[outcome(item)],
+            {"loss": "loss", "none": "–", "gain": "gain"}[outcome(item)],
         ]
         for item in figures["comparisons"]
     ]
@@ -71,14 +64,16 @@ def usefulness(metrics: dict) -> list[str]:
         f"seeds; chance is {percent(figures['chance'])}. Every classifier takes {metrics['config']['steps']} steps of "
         f"{metrics['config']['batch_size']} images. Bars are 95 % intervals of the accuracy itself; arms share their "
         "seeds and held-out images, so the differences below are known better than the bars suggest.</p>",
-        _accuracy_curves(figures["arms"]),
+        _html(drawn.accuracy(metrics)),
         f"<p class=note>The generator was trained on all {sum(data['train'])} training images. Where a classifier sees "
         "fewer, the synthetic images also carry what the generator saw in the others: such a line shows how much of "
         "the training set they pass on, not what a generator trained on so few images would do.</p>",
-        f"<p>Differences in points with 95 % intervals, from a paired bootstrap over seeds and {units}:</p>",
-        table(["", "n per class", "points", "95 % interval", ""], differences),
+        "<p>Differences in points with 95 % intervals, from a paired bootstrap over "
+        f"{units} and the spread over seeds. {_by_chance(figures['comparisons'])}</p>",
+        table(["", "n", "points", "95 % interval", ""], differences),
         "<details open><summary>All arms: accuracy, mean ± standard deviation over seeds</summary>",
-        table(["trained on", "n per class", "accuracy", "95 % interval", "real images", "further images"], arms),
+        table(["trained on", "n", "accuracy", "95 % interval", "real images", "further"], arms),
+        *_sifting(figures["sifting"], names),
         "</details><details><summary>Recall per class in %</summary>",
         table(["trained on", "n", *names], recall),
         "</details><details><summary>Confusion matrices (rows: true class, columns: predicted, all seeds)</summary>",
@@ -135,18 +130,11 @@ def fidelity(metrics: dict) -> list[str]:
     ]
     if figures["off_palette"] is not None:
         checks.append(["colours: distance from jet, RGB units", *map(number, figures["off_palette"].values())])
-    ends = (("floor", "full level"), ("highest velocity", "lowest"), ("start", "end"))
-    titles = ("Share of pixels at each level", "Mean level by Doppler", "Mean level over time")
-    curves = (
-        plots.profiles({NAMES[kind]: spectra[kind][key] for kind in NAMES}, title, end)
-        for key, title, end in zip(("histogram", "doppler", "time"), titles, ends, strict=True)
-    )
     return [
         *lines,
         "<p>Levels and colours:</p>",
         table(["", *NAMES.values()], checks),
-        plots.legend(list(NAMES.values())),
-        f'<div class="plots">{"".join(curves)}</div>',
+        _html(drawn.levels(metrics)),
     ]
 
 
@@ -166,22 +154,18 @@ def kinematics(metrics: dict) -> list[str]:
             ks = [f"{value['ks']:.2f}" if value else "–" for value in pair]
             median = f"{pair[0]['medians'][0]:.2f}"
             rows.append([escape(name), f"{measure} {unit}", median, cells[0], *distances, *ks])
-    plotted = (
-        plots.boxes(classes, {NAMES[kind]: figures["quantiles"][kind][measure] for kind in NAMES}, measure, unit)
-        for measure, unit in figures["units"].items()
-    )
     axes = (
-        "axes in m/s and s from the metadata"
+        "axes in m/s and s from the metadata, levels span"
         if figures["physical"]
-        else "the metadata name no axes, so velocities are parts of the axis (1 is the upper edge)"
+        else "the metadata name no axes, so velocities are parts of the axis (1 is the upper edge), levels taken to "
+        "span"
     )
     lines = [
         "<h2>Does it move like the real ones?</h2>",
         "<p>Torso ridge, reach of the 97 % and 3 % envelopes of cumulative power, bandwidth between them, cadence "
-        f"of the envelope, balance of power above and below zero Doppler; {axes}, levels span "
+        f"of the envelope, balance of power above and below zero Doppler; {axes} "
         f"{figures['clip_db']:g} dB. Bars: 25 to 75 %, lines: 5 to 95 %, ticks: median.</p>",
-        plots.legend(list(NAMES.values())),
-        f'<div class="plots">{"".join(plotted)}</div>',
+        _html(drawn.kinematics(metrics)),
         "<details><summary>Distances of the distributions from those of the training images</summary>",
         table(
             ["class", "measure", "median real", "synthetic", "Wasserstein", "floor", "KS", "floor"],
@@ -256,6 +240,38 @@ def reconstruction(folder: Path, metrics: dict) -> list[str]:
     ]
 
 
+def _by_chance(comparisons: list[dict]) -> str:
+    """Say how many differences to expect where there is none: every twentieth interval misses the truth."""
+    found = sum(outcome(item) != "none" for item in comparisons)
+    return (
+        f"Of {len(comparisons)} intervals {found} exclude zero; {len(comparisons) / 20:.1f} would by chance alone if "
+        "nothing made a difference."
+    )
+
+
+def _sifting(sifting: dict, names: list[str]) -> list[str]:
+    """What the sifter rejected, of synthetic images and of real ones that it had not seen."""
+    before = (
+        " The synthetic images had been sifted once already, when they were made: there is no arm without sifting here."
+        if sifting["already_sifted"]
+        else ""
+    )
+    rows = [
+        [NAMES[kind], percent(sifting["share"][kind]), *(share(value) for value in sifting["rejected"][kind])]
+        for kind in ("synthetic", "held_out")
+    ]
+    return [
+        f"<p>Sifted are the synthetic images within four limits, each of which rejects {percent(sifting['quantile'])} "
+        "of training images set aside for that; the held-out images have no say. The second line is what the "
+        f"same limits do to real images of new recordings: read the first against it.{before}</p>",
+        table(["rejected by the sifter, %", "all", *names], rows),
+    ]
+
+
+def _html(figure: Figure | None) -> str:
+    return figure.html() if figure else ""
+
+
 def _arm(item: dict) -> str:
     """Return the arm with its ratio, such as 'real + synthetic x5'."""
     return item["arm"] if item["ratio"] in (0, "all") else f"{item['arm']} ×{item['ratio']}"
@@ -263,15 +279,3 @@ def _arm(item: dict) -> str:
 
 def _with_spread(value: float, spread: float | None) -> str:
     return number(value) if spread is None else f"{number(value)} ± {number(spread)}"
-
-
-def _accuracy_curves(arms: list[dict]) -> str:
-    """Draw accuracy against n real, per arm its largest ratio; arms without real images are in the table below."""
-    ticks = list(dict.fromkeys(arm["n_real"] for arm in arms if arm["n_real"] != 0))
-    series: dict[str, list[tuple[int, float, float, float]]] = {}
-    for name in (REAL, DUPLICATED, TRANSFORMS, BOTH, BOTH_TRANSFORMS, WITH_SIMULATED):
-        last = {arm["n_real"]: arm for arm in arms if arm["arm"] == name}
-        points = [(ticks.index(n), *(100 * arm[key] for key in ("accuracy", "low", "high"))) for n, arm in last.items()]
-        if points:
-            series[name] = points
-    return plots.curves(series, [str(tick) for tick in ticks])

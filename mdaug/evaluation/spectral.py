@@ -15,7 +15,8 @@ def levels_of(levels: np.ndarray) -> dict:
     Returns:
         "floor_share": mean share of pixels within 5 % of the bottom of the range; "dynamic_range": mean over images
         of the 99th percentile minus the median, as a share of the range; "histogram": share of pixels in 32 bins of
-        level; "doppler": mean level of 32 bands of rows, highest velocity first; "time": of 32 bands of columns.
+        level; "doppler": mean level of 32 bands of rows (fewer where there are fewer rows), highest velocity first;
+        "time": of bands of columns.
     """
     flat = levels.reshape(len(levels), -1)
     top, middle = np.quantile(flat, 0.99, axis=1), np.median(flat, axis=1)
@@ -24,9 +25,13 @@ def levels_of(levels: np.ndarray) -> dict:
         "floor_share": float((flat <= FLOOR).mean()),
         "dynamic_range": float((top - middle).mean() / 255),
         "histogram": (np.histogram(flat, BINS, (0, 256))[0] / flat.size).tolist(),
-        "doppler": [float(part.mean()) for part in np.array_split(mean.mean(axis=1), BINS)],
-        "time": [float(part.mean()) for part in np.array_split(mean.mean(axis=0), BINS)],
+        "doppler": _profile(mean.mean(axis=1)),
+        "time": _profile(mean.mean(axis=0)),
     }
+
+
+def _profile(course: np.ndarray) -> list[float]:
+    return [float(part.mean()) for part in np.array_split(course, min(BINS, len(course)))]
 
 
 def histogram_distance(first: dict, second: dict) -> float:

@@ -14,17 +14,18 @@ import numpy as np
 from mdaug.evaluation import classifier, fidelity
 from mdaug.evaluation.data import ImageSet, take_per_class
 
-REAL, DUPLICATED, TRANSFORMS, BOTH, BOTH_TRANSFORMS, SYNTHETIC, WITH_SIMULATED, SIMULATED = (
+REAL, DUPLICATED, TRANSFORMS, BOTH, BOTH_TRANSFORMS, SYNTHETIC = (
     "real",
     "real, duplicated",
     "real + transforms",
     "real + synthetic",
     "real + synthetic + transforms",
     "synthetic",
-    "real + simulated",
-    "simulated",
 )
-TRANSFORMED = (TRANSFORMS, BOTH_TRANSFORMS)
+WITH_SIFTED, WITH_SIFTED_TRANSFORMS, SIFTED = "real + sifted", "real + sifted + transforms", "sifted"
+WITH_SIMULATED, SIMULATED = "real + simulated", "simulated"
+TRANSFORMED = (TRANSFORMS, BOTH_TRANSFORMS, WITH_SIFTED_TRANSFORMS)
+UNSIFTED = {WITH_SIFTED: BOTH, WITH_SIFTED_TRANSFORMS: BOTH_TRANSFORMS}
 RESAMPLES = 2000
 FEWEST_GROUPS = 8  # below it a bootstrap over groups says little, and images are resampled instead
 
@@ -60,12 +61,14 @@ def plan(
     seeds: int,
     train: ImageSet,
     synthetic: ImageSet,
+    sifted: ImageSet | None = None,
     simulated: ImageSet | None = None,
 ) -> list[Job]:
     """Return the jobs: every arm with every number of real images, every ratio and every seed.
 
     Left out is what would repeat another job: a number of real images that no class exceeds beside "all", and a
-    ratio that finds no more synthetic images than the ratio before it.
+    ratio that finds no more synthetic images than the ratio before it. Sifted, simulated and duplicated images are
+    tried at the largest ratio only.
     """
     most = max(train.counts())
     numbers = [n for n in n_real_per_class if n == "all" or "all" not in n_real_per_class or int(n) < most]
@@ -81,11 +84,12 @@ def plan(
             arms += [(BOTH, n_real, ratio), (BOTH_TRANSFORMS, n_real, ratio)]
         if used:
             arms.append((DUPLICATED, n_real, used[-1]))
-            if simulated is not None:
+            if sifted:
+                arms += [(WITH_SIFTED, n_real, used[-1]), (WITH_SIFTED_TRANSFORMS, n_real, used[-1])]
+            if simulated:
                 arms.append((WITH_SIMULATED, n_real, used[-1]))
     arms.append((SYNTHETIC, 0, "all"))
-    if simulated is not None:
-        arms.append((SIMULATED, 0, "all"))
+    arms += [(arm, 0, "all") for arm, source in ((SIFTED, sifted), (SIMULATED, simulated)) if source]
     return [
         Job(arm, n_real, ratio, seed, reference=(arm, n_real) == (REAL, numbers[-1]))
         for seed in range(seeds)
@@ -98,6 +102,7 @@ def run(
     train: ImageSet,
     held_out: ImageSet,
     synthetic: ImageSet,
+    sifted: ImageSet | None = None,
     simulated: ImageSet | None = None,
     *,
     steps: int,
@@ -112,7 +117,7 @@ def run(
         each held-out image} and, of a reference, "on_synthetic": class of each synthetic image, and "fidelity": what
         `fidelity.with_floor` finds in its features.
     """
-    images, labels = training_images(job, train, synthetic, simulated)
+    images, labels = training_images(job, train, synthetic, sifted, simulated)
     model = classifier.train(
         np.concatenate(images),
         np.concatenate(labels),
@@ -145,7 +150,11 @@ def run(
 
 
 def training_images(
-    job: Job, train: ImageSet, synthetic: ImageSet, simulated: ImageSet | None
+    job: Job,
+    train: ImageSet,
+    synthetic: ImageSet,
+    sifted: ImageSet | None = None,
+    simulated: ImageSet | None = None,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return [real, further] images and labels of a job; the subsets depend on the seed alone, so arms are paired."""
     if job.n_real == 0:
@@ -159,7 +168,8 @@ def training_images(
         # As many copies as make the set at least as large as the one with synthetic images.
         times = -(-sum(_further(train, job.n_real, job.ratio, synthetic)) // len(real))
         return [*images, *images * times], [*labels, *labels * times]
-    source = simulated if job.arm in (WITH_SIMULATED, SIMULATED) else synthetic
+    further = {WITH_SIMULATED: simulated, SIMULATED: simulated, SIFTED: sifted} | dict.fromkeys(UNSIFTED, sifted)
+    source = further.get(job.arm, synthetic)
     if job.ratio != 0 and source is not None:
         chosen = take_per_class(source.labels, _further(train, job.n_real, job.ratio, source), seed=job.seed)
         images.append(source.images[chosen])
@@ -181,7 +191,7 @@ def summarize(results: list[dict], held_out: ImageSet, synthetic: ImageSet) -> d
     Returns:
         "arms": accuracy mean and standard deviation over seeds, its 95 % interval, recall per class and the confusion
         matrix (rows: true class, columns: predicted, summed over seeds); "comparisons": differences with 95 % intervals
-        against the arms "real" and "real + transforms";
+        against the arms "real" and "real + transforms", of the sifted arms also against those without sifting;
         "real_to_synthetic": the same figures for synthetic images judged by classifiers trained on all real ones;
         "chance".
     """
@@ -196,11 +206,13 @@ def summarize(results: list[dict], held_out: ImageSet, synthetic: ImageSet) -> d
         hits = _hits(group, held_out.labels)
         _, low, high = paired_interval(hits, np.zeros_like(hits), held_out.groups)
         case = {"arm": arm, "n_real": n_real, "ratio": ratio}
-        arms.append({**case, **counts, "low": low, "high": high, **figures})
-        for baseline in (REAL, TRANSFORMS):
-            if n_real == 0 or arm in (REAL, baseline) or (arm, baseline) == (DUPLICATED, TRANSFORMS):
+        arms.append({**case, **counts, "low": max(low, 0.0), "high": high, **figures})
+        if n_real == 0 or arm == REAL:
+            continue
+        for baseline in (REAL, TRANSFORMS, *([UNSIFTED[arm]] if arm in UNSIFTED else [])):
+            if arm == baseline or (arm, baseline) == (DUPLICATED, TRANSFORMS):
                 continue
-            theirs = _hits(by_arm[baseline, n_real, 0], held_out.labels)
+            theirs = _hits(by_arm[baseline, n_real, ratio if baseline in UNSIFTED.values() else 0], held_out.labels)
             difference, low, high = paired_interval(hits, theirs, held_out.groups)
             comparisons.append({**case, "baseline": baseline, "difference": difference, "low": low, "high": high})
     judged = judge([r["on_synthetic"] for r in results if "on_synthetic" in r], synthetic.labels, num_classes)
@@ -230,23 +242,25 @@ def judge(predictions: list[list[int]], labels: np.ndarray, num_classes: int) ->
 
 
 def paired_interval(first: np.ndarray, second: np.ndarray, groups: Sequence[str]) -> tuple[float, float, float]:
-    """Return mean(first - second) and its 95 % bootstrap interval, for hits (seeds, images) on the same images.
+    """Return mean(first - second) and its 95 % interval, for hits (seeds, images) on the same images.
 
-    Images of one recording stand or fall together, so whole groups are drawn with replacement where there are at
-    least 8 of them, and images otherwise; seeds are drawn too. Efron and Tibshirani, 1993, chapters 8 and 13.
+    A paired bootstrap over held-out images (Efron and Tibshirani, 1993, chapters 8 and 13). Images of one recording
+    stand or fall together, so whole groups are drawn with replacement where there are at least 8 of them. To each draw
+    comes the chance of the seeds, a multiple of their standard error drawn from Student's distribution: a bootstrap
+    over three seeds is far too narrow. Of a single seed it is unknown, and left out.
     """
     names, group_of = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) < FEWEST_GROUPS:
         group_of = np.arange(len(groups))
     difference = first.astype(np.float64) - second
     seeds, units = len(difference), int(group_of.max()) + 1
-    sums = np.stack([np.bincount(group_of, weights=row, minlength=units) for row in difference])
+    sums = np.bincount(group_of, weights=difference.mean(axis=0), minlength=units)
     sizes = np.bincount(group_of, minlength=units)
     rng = np.random.default_rng(0)
-    seed_weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES)
-    unit_weights = rng.multinomial(units, np.full(units, 1 / units), size=RESAMPLES)
-    means = ((seed_weights @ sums) * unit_weights).sum(axis=1) / (seeds * (unit_weights @ sizes))
-    low, high = np.quantile(means, [0.025, 0.975])
+    weights = rng.multinomial(units, np.full(units, 1 / units), size=RESAMPLES)
+    error = spread(difference.mean(axis=1).tolist()) / np.sqrt(seeds)
+    means = (weights @ sums) / (weights @ sizes) + error * rng.standard_t(max(seeds - 1, 1), size=RESAMPLES)
+    low, high = np.quantile(means.clip(-1, 1), [0.025, 0.975])
     return float(difference.mean()), float(low), float(high)
 
 

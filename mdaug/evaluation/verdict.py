@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from mdaug.evaluation.usefulness import BOTH, BOTH_TRANSFORMS, REAL, SYNTHETIC, TRANSFORMS
+from mdaug.evaluation.usefulness import BOTH, BOTH_TRANSFORMS, REAL, SYNTHETIC, TRANSFORMS, WITH_SIFTED
 
 SATURATED = 0.97  # accuracy of real images alone above which little is left to gain
 REPEATED = 0.10  # share of synthetic images nearer to a training image than 99 % of held-out ones
 RECOGNISED = 0.6  # of the accuracy on real images: the least to expect on synthetic ones
+WIDE = 0.05  # half of an interval: a difference of that many points may hide in it
 SEVERITY = ("loss", "none", "gain")
 
 
@@ -40,11 +41,24 @@ def _against_real(metrics: dict) -> tuple[str, str]:
 
 def _against_transforms(metrics: dict) -> str:
     said = {"loss": "did worse than that", "none": "were no better than that", "gain": "beat that"}
-    sentence = "Shifting the real images in time, with a little gain and noise, costs nothing: the synthetic images "
+    sentence = "Shifting the real images in time costs nothing, and the synthetic images "
     sentence += _clauses(metrics, _worst_first(metrics, BOTH, TRANSFORMS), said)
     most = spoken(metrics, BOTH_TRANSFORMS, TRANSFORMS)[-1]
     added = {"loss": "lost accuracy", "none": "added nothing measurable", "gain": "added to it"}[outcome(most)]
-    return f"{sentence}; used on top of it with {_amount([most])}, they {added} ({_interval(most)})."
+    return f"{sentence}; used on top of it with {_amount([most])}, they {added} ({_interval(most)}){_sifted(metrics)}."
+
+
+def _sifted(metrics: dict) -> str:
+    """Return what sifting changed, with the most real images; nothing where the sifter left no image."""
+    found = spoken(metrics, WITH_SIFTED, BOTH)
+    if not found:
+        return ""
+    did = {"loss": "lost accuracy", "none": "changed nothing measurable", "gain": "helped"}[outcome(found[-1])]
+    rejected = metrics["usefulness"]["sifting"]["share"]
+    return (
+        f"; sifting (it rejects {percent(rejected['synthetic'])} of them, and {percent(rejected['held_out'])} of the "
+        f"held-out real images) {did}"
+    )
 
 
 def _advice(metrics: dict, worst: str) -> str:
@@ -67,6 +81,12 @@ def _advice(metrics: dict, worst: str) -> str:
         return facts + (
             "the labels of the synthetic images are not reliable; train the diffusion model longer, look at its "
             "pictures, raise --guidance_scale, then generate and evaluate again."
+        )
+    halves = [(item["high"] - item["low"]) / 2 for item in spoken(metrics, BOTH, REAL) if outcome(item) == "none"]
+    if max(halves, default=0.0) > WIDE:
+        return facts + (
+            f"the intervals are too wide to rule a gain or a loss out (up to ± {100 * max(halves):.0f} points); repeat "
+            "it with more seeds (--seeds) and, if there are any, more held-out recordings."
         )
     if worst != "gain" and real >= SATURATED:
         return facts + (

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +20,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mdaug.evaluation import classifier, data
+from mdaug.radar import envelope
 from shards import provenance
 from shards.colormap import levels_of
 from shards.errors import UserError
+from shards.index import read_index
 
 FOLDER = "sifter"
 WEIGHTS, SETTINGS = "sifter.safetensors", "sifter.json"
@@ -32,8 +35,6 @@ NEIGHBOUR = 3
 FEW = 20  # validation images of a class, below which its limits come from all classes
 MOST_PER_CLASS = 2000
 TEMPERATURES = (0.1, 20.0)  # bounds: a classifier without an error would want 0
-DYNAMIC_RANGE_DB = 40.0
-TAIL = 0.03  # of the power of a column that lies beyond each envelope
 
 
 def describe(packed: Path, images: str, *, quantile: float, steps: int, max_candidates: int) -> dict:
@@ -97,11 +98,11 @@ class Sifter:
         ]
 
     @torch.no_grad()
-    def _measure(self, images: np.ndarray, originals: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    def _measure(self, images: np.ndarray, originals: Iterable[np.ndarray], labels: np.ndarray) -> np.ndarray:
         """Return (measures, n); each grows with how unlike its class an image is."""
         _, features = classifier.outputs(self.model, images)
         own, margin = _confidence(self.model, features, labels, self.temperature)
-        figures = np.stack([envelope(image) for image in originals])
+        figures = np.stack([envelope_figures(image) for image in originals])
         beyond = np.abs(figures - self.centre[labels]) / self.scale[labels]
         return np.stack([1 - own, 1 - margin, self._distances(features, labels), beyond.max(axis=1)])
 
@@ -116,48 +117,43 @@ class Sifter:
         return found
 
 
-def envelope(image: np.ndarray) -> np.ndarray:
+def envelope_figures(image: np.ndarray) -> np.ndarray:
     """Return six figures of a spectrogram, uint8 (H, W, C), each about 0 to 1; rows are Doppler, columns time.
 
-    The reach of the envelopes on both sides (5 % and 95 % over time of the rows beyond which lies 3 % of the power of
-    a column), the median width between them, mean and standard deviation over time of the power's centre, and the
-    mean level. Power is counted above the floor of the colour scale.
+    The reach of the envelopes on both sides (5 % and 95 % over time), the median width between them, mean and standard
+    deviation over time of the power's centre, and the mean level.
     """
-    level = levels_of(image).astype(np.float64) / 255
-    power = 10 ** ((level - 1) * DYNAMIC_RANGE_DB / 10) - 10 ** (-DYNAMIC_RANGE_DB / 10)
-    total = power.sum(axis=0)
-    lit = total > 0.01 * total.max()
+    level = levels_of(image)
+    power = envelope.signal_power(level)
+    lit = power.sum(axis=0) > 0
     if not lit.any():
         return np.zeros(6)
-    share = np.cumsum(power[:, lit] / total[lit], axis=0)
+    power = power[:, lit]
+    _, upper, lower = envelope.envelopes(power)
     rows = (np.arange(len(level)) + 0.5) / len(level)
-    low, high = (rows[np.minimum((share < part).sum(axis=0), len(rows) - 1)] for part in (TAIL, 1 - TAIL))
-    centre = (rows[:, None] * power[:, lit] / total[lit]).sum(axis=0)
-    reach = (np.quantile(low, 0.05), np.quantile(high, 0.95), np.median(high - low))
-    return np.array([*reach, centre.mean(), centre.std(), level.mean()])
+    centre = rows @ power / power.sum(axis=0)
+    reach = (np.quantile(upper, 0.05), np.quantile(lower, 0.95), np.median(lower - upper))
+    return np.array([*reach, centre.mean(), centre.std(), level.mean() / 255])
 
 
-def fit(packed: Path, settings: dict) -> tuple[Sifter, float]:
-    """Train the classifier on the real training split, set the limits on the validation split.
+def fit(train: data.ImageSet, val: data.ImageSet, settings: dict) -> tuple[Sifter, float]:
+    """Train the classifier on some real images, set the limits on others.
 
     Args:
-        packed: the packed set.
+        train: what the classifier and its neighbours come from.
+        val: what sets temperature and limits, of other groups.
         settings: see `describe`.
 
     Returns:
-        The sifter, and the accuracy of its classifier on the validation split.
+        The sifter, and the accuracy of its classifier on `val`.
     """
-    from shards.index import read_index
-
-    size = max(16, min(64, read_index(packed / "train")["image_shape"][0] // 16 * 16))
-    train, val = (data.load(packed / part, image_size=size, max_per_class=MOST_PER_CLASS) for part in ("train", "val"))
     count = len(train.dataset.classes)
     options = {"steps": settings["steps"], "batch_size": 32, "learning_rate": 1e-3, "seed": 0, "transforms": True}
     model = classifier.train(train.images, train.labels, count, **options)
     assert isinstance(model, classifier.SmallResNet)
     features = torch.from_numpy(classifier.outputs(model, train.images)[1].astype(np.float32))
     predicted, val_features = classifier.outputs(model, val.images)
-    figures = np.stack([envelope(train.original(i)) for i in range(len(train))])
+    figures = np.stack([envelope_figures(train.original(i)) for i in range(len(train))])
     quartiles = np.stack([np.quantile(figures[train.labels == c], [0.25, 0.5, 0.75], axis=0) for c in range(count)])
     sifter = Sifter(
         model=model,
@@ -167,11 +163,11 @@ def fit(packed: Path, settings: dict) -> tuple[Sifter, float]:
         centre=quartiles[:, 1],
         scale=np.maximum(quartiles[:, 2] - quartiles[:, 0], 0.01),
         limits=np.ones((len(MEASURES), count)),
-        image_size=size,
+        image_size=train.images.shape[1],
         max_candidates=settings["max_candidates"],
         hash="",
     )
-    measured = sifter._measure(val.images, np.stack([val.original(i) for i in range(len(val))]), val.labels)
+    measured = sifter._measure(val.images, (val.original(i) for i in range(len(val))), val.labels)
     for label in range(count):
         own = measured[:, val.labels == label]
         own = own if own.shape[1] >= FEW else measured
@@ -190,7 +186,11 @@ def prepare(folder: Path, settings: dict, packed: Path | None) -> Sifter:
         if packed is None:
             raise UserError(f"{folder} has no sifter yet; name the packed set with --sift to train it")
         print("sift: training a classifier on the real training images", flush=True)
-        sifter, accuracy = fit(packed, settings)
+        size = max(16, min(64, read_index(packed / "train")["image_shape"][0] // 16 * 16))
+        train, val = (
+            data.load(packed / part, image_size=size, max_per_class=MOST_PER_CLASS) for part in ("train", "val")
+        )
+        sifter, accuracy = fit(train, val, settings)
         print(f"sift: the classifier finds {100 * accuracy:.1f} % of the real validation images", flush=True)
         temporary = folder / f".{FOLDER}.{secrets.token_hex(4)}.tmp"
         temporary.mkdir()

@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.spatial import cKDTree
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kernel_mmd
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from mdaug.evaluation import diversity, features, fidelity, levels, spectral
+from mdaug.evaluation import diversity, features, fidelity, levels, quality, spectral
 from shards.colormap import jet
 
 
@@ -71,6 +72,18 @@ def test_density_and_coverage_count_balls_as_by_hand():
     assert shares["precision"] == pytest.approx(2 / 3)
 
 
+def test_density_and_coverage_agree_with_a_search_tree_whatever_the_size_of_the_blocks(rng, monkeypatch):
+    real, other, k = rng.standard_normal((90, 6)), 1.2 * rng.standard_normal((70, 6)) + 0.3, 5
+    reach, among = cKDTree(real).query(real, k + 1)[0][:, k], cKDTree(other)
+    balls = [among.query_ball_point(point, radius) for point, radius in zip(real, reach, strict=True)]
+    expected = {"density": sum(map(len, balls)) / (k * 70), "coverage": sum(map(bool, balls)) / 90}
+    whole = fidelity.manifold_shares(real, other, k)
+    assert {name: whole[name] for name in expected} == pytest.approx(expected)
+    assert 0.2 < expected["coverage"] < 1
+    monkeypatch.setattr(fidelity, "CHUNK", 32)
+    assert fidelity.manifold_shares(real, other, k) == whole
+
+
 def test_a_dropped_mode_lowers_recall_and_not_precision(rng):
     modes = np.repeat([[0.0], [20.0]], 100, axis=0) + rng.standard_normal((200, 8))
     whole, fresh = modes, np.repeat([[0.0], [20.0]], 100, axis=0) + rng.standard_normal((200, 8))
@@ -113,8 +126,8 @@ def test_ms_ssim_is_one_for_one_picture_and_falls_with_variety(rng):
     # Three scales fit into 64 pixels; a constant picture moved in brightness differs at the coarsest scale only.
     flat = torch.full((1, 1, 64, 64), 100.0)
     luminance = (2 * 100 * 120 + 6.5025) / (100**2 + 120**2 + 6.5025)
-    weight = diversity.WEIGHTS[2] / sum(diversity.WEIGHTS[:3])
-    assert float(diversity.ms_ssim(flat, flat + 20)) == pytest.approx(luminance**weight, rel=1e-6)
+    weight = quality.MS_SSIM_WEIGHTS[2] / sum(quality.MS_SSIM_WEIGHTS[:3])
+    assert float(quality.ms_ssim(flat, flat + 20)) == pytest.approx(luminance**weight, rel=1e-6)
 
 
 def test_random_network_is_fixed_and_tells_images_apart(rng):

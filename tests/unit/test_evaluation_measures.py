@@ -109,6 +109,17 @@ def test_interval_covers_chance_and_excludes_zero_for_a_real_gain(rng):
     assert 0 < low < difference
 
 
+def test_interval_is_as_wide_as_a_few_seeds_that_disagree_demand(rng):
+    """Seeds that differ by chance alone: a bootstrap over three of them calls every sixth such case a difference."""
+    false_alarms = 0
+    for _ in range(100):
+        share = 0.5 + rng.normal(0, 0.1, (2, 3, 1))  # of hits, per arm and seed; no arm is better
+        first, second = rng.random((2, 3, 300)) < share
+        _, low, high = usefulness.paired_interval(first, second, [str(i) for i in range(300)])
+        false_alarms += low > 0 or high < 0
+    assert false_alarms <= 8  # 5 are expected
+
+
 def test_interval_over_groups_is_wider_where_recordings_fall_together(rng):
     together = np.repeat(rng.random((1, 20)) < 0.5, 10, axis=1)
     nothing = np.zeros_like(together)

@@ -102,7 +102,7 @@ def test_the_envelope_figures_mean_what_they_say():
     image = np.zeros((64, 40, 1), dtype=np.uint8)
     image[16:24, :20] = 255
     image[40:48, 20:] = 255
-    low, high, width, centre, spread, level = sift.envelope(image)
+    low, high, width, centre, spread, level = sift.envelope_figures(image)
     assert low == pytest.approx(16 / 64, abs=0.02)
     assert high == pytest.approx(48 / 64, abs=0.02)
     assert width == pytest.approx(8 / 64, abs=0.02)

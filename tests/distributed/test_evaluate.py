@@ -1,0 +1,80 @@
+"""Several ranks evaluate together: the same figures as one, the work shared, and a lost rank made up for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mdaug.evaluation.evaluate import EvaluateConfig, evaluate
+from tests.ranks import run_ranks
+from tests.toy import toy_packed
+from tests.unit.test_evaluation_usefulness import toy_synthetic
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> EvaluateConfig:
+    folder = tmp_path_factory.mktemp("evaluate")
+    packed = toy_packed(folder / "packed", size=16, train=96, val=80)
+    synthetic = toy_synthetic(folder / "synthetic", packed, size=16)
+    numbers = {"n_real_per_class": [2, "all"], "synthetic_per_real": [1], "seeds": 2}
+    return EvaluateConfig(packed, synthetic, folder / "one", steps=8, image_size=16, workers=1, **numbers)
+
+
+@pytest.fixture(scope="module")
+def alone(config) -> dict:
+    return evaluate(config)
+
+
+def _evaluate(config: EvaluateConfig) -> tuple[dict | None, set[str]]:
+    """Return what a rank gets, and which pieces of the work it did itself."""
+    from mdaug.evaluation import features, jobs
+
+    features.PIECE = 40  # so that small sets have several pieces
+    done: set[str] = set()
+    run, extract = jobs.usefulness.run, features.extract
+
+    def counted_run(job, **inputs):
+        done.add(job.name)
+        return run(job, **inputs)
+
+    def counted_extract(network, images):
+        done.add(f"features of {images.tobytes()[:4096]!r}")
+        return extract(network, images)
+
+    jobs.usefulness.run, features.extract = counted_run, counted_extract
+    return evaluate(config), done
+
+
+def without_names(metrics: dict) -> dict:
+    return {key: value for key, value in metrics.items() if key != "config"}
+
+
+def test_two_ranks_share_the_work_and_find_the_figures_of_one(config, alone):
+    together = replace(config, output_dir=config.output_dir.with_name("two"))
+    (first, its), (second, others) = run_ranks(2, _evaluate, together)
+    metrics = first or second
+    assert metrics is not None
+    assert without_names(metrics) == without_names(alone)
+    assert not its & others
+    for kind in ("features", "real"):
+        assert any(name.startswith(kind) for name in its)
+        assert any(name.startswith(kind) for name in others)
+    jobs = {path.stem for path in (together.output_dir / "results").iterdir()}
+    assert {name for name in its | others if not name.startswith("features")} == jobs
+    assert len(list((together.output_dir / "features").iterdir())) == 3 + 2 + 2  # 96, 80 and 64 images by 40
+    assert (together.output_dir / "report.html").is_file()
+
+
+def test_what_a_lost_rank_left_is_made_up_for_on_any_number_of_ranks(config, alone, monkeypatch):
+    resumed = replace(config, output_dir=config.output_dir.with_name("resumed"))
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "1")
+    assert evaluate(resumed) is None  # the other two never come
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.delenv("RANK")
+    left: dict[Path, int] = {path: path.stat().st_mtime_ns for path in (resumed.output_dir / "results").iterdir()}
+    assert without_names(evaluate(resumed)) == without_names(alone)
+    assert left
+    assert all(path.stat().st_mtime_ns == changed for path, changed in left.items())

@@ -1,0 +1,116 @@
+"""Sifting in the experiment: what it keeps, who has a say in it, and the arms it adds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mdaug.evaluation import data, sifting
+from mdaug.evaluation.evaluate import EvaluateConfig, evaluate
+from mdaug.evaluation.usefulness import BOTH, SIFTED, WITH_SIFTED, WITH_SIFTED_TRANSFORMS, plan, training_images
+from shards.index import write_index
+from shards.writer import write_shard
+from tests.toy import CLASSES, toy_packed
+from tests.unit.test_evaluation_usefulness import SIZE, toy_synthetic
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    return toy_packed(tmp_path_factory.mktemp("packed"), size=SIZE, train=160, val=80)
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory, packed):
+    """64 good images, and 32 of the next class under a wrong label."""
+    folder = toy_synthetic(tmp_path_factory.mktemp("synthetic"), packed)
+    wrong = toy_synthetic(tmp_path_factory.mktemp("wrong"), packed, per_class=8, shift=1)
+    (wrong / "000000.tar").rename(folder / "000001.tar")
+    record = json.loads((wrong / "000000.json").read_text()) | {"file": "000001.tar"}
+    (folder / "000001.json").write_text(json.dumps(record))
+    write_index(folder, CLASSES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sets(packed, synthetic):
+    folders = (packed / "train", packed / "val", synthetic)
+    return [data.load(folder, image_size=SIZE, max_per_class=1000) for folder in folders]
+
+
+@pytest.fixture(scope="module")
+def said(sets, tmp_path_factory):
+    return sifting.judge(*sets, steps=120, file=tmp_path_factory.mktemp("sifting") / "sifting.json")
+
+
+def test_wrong_labels_are_sifted_out_and_good_images_stay(said):
+    out = np.array([reason != "" for reason in said["reasons"]["synthetic"]])
+    assert out[64:].mean() > 0.9
+    assert out[:64].mean() < 0.35  # four measures of 5 % each, with few images to set the limits
+    held_out = np.array([reason != "" for reason in said["reasons"]["held_out"]])
+    assert held_out.mean() < 0.35
+
+
+def test_held_out_images_have_no_say_in_what_is_kept(sets, said, tmp_path):
+    train, held_out, fake = sets
+    other = replace(held_out, labels=(held_out.labels + 1) % 4)
+    again = sifting.judge(train, other, fake, steps=120, file=tmp_path / "sifting.json")
+    assert again["reasons"]["synthetic"] == said["reasons"]["synthetic"]
+    assert again["reasons"]["held_out"] != said["reasons"]["held_out"]
+
+
+def test_limits_come_from_groups_of_their_own(sets):
+    train = sets[0]
+    limits = sifting.limit_setters(train)
+    assert not set(np.array(train.groups)[limits]) & set(np.array(train.groups)[~limits])
+    assert np.bincount(train.labels[limits]).tolist() == [10] * 4
+    alone = replace(train, groups=["one recording"] * len(train))
+    assert np.bincount(train.labels[sifting.limit_setters(alone)]).tolist() == [10] * 4
+
+
+def test_a_judgement_is_made_once(sets, said, tmp_path):
+    file = tmp_path / "sifting.json"
+    file.write_text(json.dumps(said))
+    assert sifting.judge(*sets, steps=1, file=file) == said
+
+
+def test_sifted_arms_differ_from_the_others_in_the_rejected_images_only(sets, said):
+    train, _, fake = sets
+    kept = sifting.kept(said, fake)
+    jobs = plan([5], [1, 2], 1, train, fake, kept)
+    arms = {(job.arm, job.ratio): job for job in jobs}
+    assert {ratio for arm, ratio in arms if arm in (WITH_SIFTED, WITH_SIFTED_TRANSFORMS)} == {2}
+    (mine, further), _ = training_images(arms[WITH_SIFTED, 2], train, fake, kept)
+    (theirs, all_further), _ = training_images(arms[BOTH, 2], train, fake, kept)
+    assert np.array_equal(mine, theirs)
+    assert len(further) == len(all_further) == 40
+    allowed = {image.tobytes() for image in kept.images}
+    assert all(image.tobytes() in allowed for image in further)
+    assert not all(image.tobytes() in allowed for image in all_further)
+    assert not {SIFTED, WITH_SIFTED} & {job.arm for job in plan([5], [1], 1, train, fake, None)}
+
+
+def test_the_report_shows_both_and_what_the_sifter_does_to_real_images(packed, synthetic, tmp_path):
+    options = {"steps": 20, "batch_size": 8, "image_size": SIZE, "seeds": 1, "workers": 1}
+    config = EvaluateConfig(
+        packed, synthetic, tmp_path / "out", n_real_per_class=[5], synthetic_per_real=[2], **options
+    )
+    metrics = evaluate(replace(config, part="usefulness"))
+    compared = {(item["arm"], item["baseline"]) for item in metrics["usefulness"]["comparisons"]}
+    assert (WITH_SIFTED, BOTH) in compared
+    share = metrics["usefulness"]["sifting"]["share"]
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert f"{100 * share['held_out']:.1f} % of the held-out real images" in metrics["verdict"]["sentences"][1]
+    assert "rejected by the sifter" in text
+    assert not metrics["usefulness"]["sifting"]["already_sifted"]
+
+
+def test_real_images_of_a_mixed_set_are_not_taken_for_synthetic_ones(synthetic, packed, tmp_path):
+    folder = toy_synthetic(tmp_path / "mixed", packed)
+    sample = {"png": b"", "cls": b"0", "json": b'{"source": "real"}'}
+    write_shard(folder / "real-000000.tar", [("real_000000000", sample)])
+    write_index(folder, CLASSES)
+    mixed = data.load(folder, image_size=SIZE, max_per_class=1000)
+    assert (len(mixed), len(mixed.dataset)) == (64, 65)
