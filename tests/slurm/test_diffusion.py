@@ -47,13 +47,16 @@ def test_a_job_array_with_a_killed_task_and_a_lost_node_is_complete_after_the_se
     assert generate(ldm, out).returncode == 0
     wait_for(lambda: len(list(out.glob("[0-9]*.json"))) >= 2)
     rank = f"^{sys.executable}.*submitit.core._submit {out}"
-    os.kill(int(shell("pgrep", "--newest", "--full", rank)), 9)
-    shell("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
+    killed = int(shell("pgrep", "--newest", "--full", rank))
+    # The other node is lost, so that the batch script of the killed task lives to tell of it.
+    lost = "n1" if b"SLURMD_NODENAME=n2" in Path(f"/proc/{killed}/environ").read_bytes() else "n2"
+    os.kill(killed, 9)
+    shell("scontrol", "update", f"NodeName={lost}", "State=DOWN", "Reason=test")
     try:  # the tasks of the lost node are requeued and would end well: here the first pass ends for them
         wait_for(lambda: "PENDING" in shell("squeue", "--noheader", "--array", "--format=%T"))
         shell("scancel", "--state=PENDING", job_id(out))
     finally:  # fails where the node, whose daemon is alive, has come back by itself
-        subprocess.run(["scontrol", "update", "NodeName=n2", "State=RESUME"], capture_output=True)
+        subprocess.run(["scontrol", "update", f"NodeName={lost}", "State=RESUME"], capture_output=True)
     assert wait_for_end(out) != "COMPLETED"
     assert not (out / FILE_NAME).exists()
     shown = launch("status", out).stdout
