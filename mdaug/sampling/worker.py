@@ -98,14 +98,14 @@ def work(
             on from there.
     """
     prepare(plan, pipeline)
-    todo = assigned(plan, folder, worker, workers, repair)
+    assigned_shards = assigned(plan, folder, worker, workers, repair)
     made, written, busy = 0, None, Busy(plan.device)
     with (
         ThreadPoolExecutor(ENCODERS, initializer=torch.set_num_threads, initargs=(1,)) as encoders,
         ThreadPoolExecutor(1) as writer,
-        Progress("generate", sum(len(plan.samples(shard)) for shard in todo), "image") as progress,
+        Progress("generate", sum(len(plan.samples(shard)) for shard in assigned_shards), "image") as progress,
     ):
-        for shard in todo:
+        for shard in assigned_shards:
             path, size = folder / plan.shard_name(shard), len(plan.samples(shard))
             if is_there(plan, folder, shard, repair):  # another worker was here meanwhile
                 progress.update(size)
