@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from launch.rank import Report, log_path
-from shards import provenance
+from shards import atomic
 
 REQUEUE = 75  # EX_TEMPFAIL: the batch script requeues the job
 STUCK_AFTER = 3  # restarts in a row that began where the one before them did
@@ -41,7 +41,7 @@ class Job:
 
     def write(self, folder: Path) -> None:
         """Write `job.json`."""
-        provenance.write_text(folder / JOB_FILE, json.dumps(asdict(self), indent=2) + "\n")
+        atomic.write_text(folder / JOB_FILE, json.dumps(asdict(self), indent=2) + "\n")
 
 
 def read_job(folder: Path) -> Job:
@@ -152,7 +152,7 @@ def read_outcome(folder: Path) -> tuple[int, str] | None:
 
 
 def _finish(folder: Path, status: int, text: str) -> int:
-    provenance.write_text(folder / OUTCOME_FILE, json.dumps({"status": status, "text": text}) + "\n")
+    atomic.write_text(folder / OUTCOME_FILE, json.dumps({"status": status, "text": text}) + "\n")
     print(f"launch: {text}", flush=True)
     return status
 

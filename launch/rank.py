@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import submitit
 
-from shards import provenance
+from shards import atomic
 from shards.errors import UserError
 
 
@@ -140,7 +140,7 @@ def _run(entry: str, argv: list[str], reports: Path, rank: int) -> int:
     status, error, stopped = _call(entry, argv)
     report = Report(rank=rank, status=status, error=error, stopped=stopped, time=time.time())
     sys.stdout.flush()
-    provenance.write_text(report_path(reports, rank), json.dumps(asdict(report)))
+    atomic.write_text(report_path(reports, rank), json.dumps(asdict(report)))
     if status != 0:
         # At once: the clean-up at interpreter exit may wait for a peer that is gone.
         os._exit(status)

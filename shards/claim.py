@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shards import provenance
+from shards import atomic, provenance
 from shards.errors import UserError
 from shards.index import FILE_NAME as INDEX
 from shards.index import read_index
@@ -72,7 +72,7 @@ def write_plan(output: Path, before: dict[str, Any] | None, record: dict[str, An
             f"now {record['files']} files of {record['data_dir']}, or others); choose another output_dir "
             "or delete that one"
         )
-    provenance.write_text(output / PLAN, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    atomic.write_text(output / PLAN, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def is_complete(output: Path) -> bool:

@@ -6,8 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from shards.atomic import remove_debris, write_text
 from shards.errors import UserError
-from shards.provenance import write_text
 from shards.writer import finished
 
 FILE_NAME = "index.json"
@@ -46,6 +46,7 @@ def write_index(folder: Path, classes: list[str], **extra) -> dict:
         **extra,
     }
     index["hash"] = index_hash(index)
+    remove_debris(folder)  # of shards whose writers were killed while another one wrote the same
     write_text(folder / FILE_NAME, json.dumps(index, indent=1, ensure_ascii=False) + "\n")
     return index
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from shards import provenance
+from shards import atomic, provenance
 from shards.claim import REPORT, is_complete, lock, read_plan, require_apart, say, write_plan
 from shards.colormap import COLORMAPS, detect, most_frequent
 from shards.convert import Checked, check, to_png
@@ -132,8 +132,8 @@ def pack(config: PackConfig) -> None:
         extra = {"image_shape": [job.size[1], job.size[0], job.channels], "colormap": job.colormap}
         for side in job.samples:
             write_index(output / side, folder.classes, **extra)
-        provenance.write_text(output / CLASSES, json.dumps(folder.classes, ensure_ascii=False) + "\n")
-        provenance.write_text(output / REPORT, json.dumps(job.report, indent=1, ensure_ascii=False) + "\n")
+        atomic.write_text(output / CLASSES, json.dumps(folder.classes, ensure_ascii=False) + "\n")
+        atomic.write_text(output / REPORT, json.dumps(job.report, indent=1, ensure_ascii=False) + "\n")
         provenance.write(
             output,
             kind="images",

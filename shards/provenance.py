@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -13,23 +12,11 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from shards.atomic import write_text
 from shards.errors import UserError
 
 FILE_NAME = "provenance.json"
 VERSION_FILE = "CODE_VERSION"  # beside the packages, in a copy of them that has left its checkout
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old content or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # there only when writing failed
 
 
 def hash_files(paths: Iterable[Path]) -> str:

@@ -7,11 +7,10 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import tempfile
 from pathlib import Path
 
-from shards import provenance
+from shards import atomic, provenance
 from shards.errors import UserError
 from shards.index import FILE_NAME, SPLITS
 from shards.writer import finished, one_line_for_a_full_disk
@@ -75,20 +74,18 @@ class _Remote:
 
     def download(self, name: str, path: Path, sha256: str) -> None:
         """Copy a file in blocks, and give it its name only if its hash is right."""
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         digest = hashlib.sha256()
         try:
-            with self.filesystem.open(f"{self.root}/{name}", "rb") as source, open(temporary, "wb") as target:
+            with self.filesystem.open(f"{self.root}/{name}", "rb") as source, atomic.replacing(path) as target:
                 while block := source.read(1 << 20):
                     digest.update(block)
                     target.write(block)
-            if digest.hexdigest() != sha256:
-                raise UserError(f"{self.url}/{name} is not what the index there names (sha256); write it there again")
-            os.replace(temporary, path)
+                if digest.hexdigest() != sha256:
+                    raise UserError(
+                        f"{self.url}/{name} is not what the index there names (sha256); write it there again"
+                    )
         except FileNotFoundError:
             raise UserError(f"{self.url}/{name} is in the index but not there; write it there again") from None
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def _fetch_all(remote: _Remote, local: Path) -> None:
@@ -109,9 +106,9 @@ def _fetch_all(remote: _Remote, local: Path) -> None:
                 path.with_suffix(".json").unlink(missing_ok=True)
                 remote.download(f"{split}/{name}", path, entry["sha256"])
                 sidecar = remote.require(f"{split}/{path.stem}.json")
-                provenance.write_text(path.with_suffix(".json"), sidecar.decode())
-        provenance.write_text(local / split / FILE_NAME, text.decode())
+                atomic.write_text(path.with_suffix(".json"), sidecar.decode())
+        atomic.write_text(local / split / FILE_NAME, text.decode())
     for name in BESIDE:
         if (data := remote.read(name)) is not None:
-            provenance.write_text(local / name, data.decode())
-    provenance.write_text(local / provenance.FILE_NAME, made)
+            atomic.write_text(local / name, data.decode())
+    atomic.write_text(local / provenance.FILE_NAME, made)

@@ -12,20 +12,17 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import tarfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from shards import atomic
 from shards.errors import UserError
-from shards.provenance import write_text
 
 # A dot in a key would end it for WebDataset readers; with 80 characters a member name fits the 100 bytes of ustar.
 KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 EXTENSION = re.compile(r"[a-z0-9]{1,16}")
 BLOCK = tarfile.BLOCKSIZE
-DEBRIS_AGE_S = 3600
 
 
 def write_shard(
@@ -49,31 +46,16 @@ def write_shard(
         UserError: a bad or repeated key, or no space left; nothing of the shard is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    atomic.remove_debris(path.parent, f"{path.stem}.*")
     sidecar = path.with_suffix(".json")
-    try:
-        with one_line_for_a_full_disk(path):
-            with open(temporary, "wb") as file:
-                record = {"file": path.name, **_write_members(_Hashing(file), samples, path)}
-                file.flush()
-                os.fsync(file.fileno())
+    with one_line_for_a_full_disk(path):
+        with atomic.replacing(path) as file:
+            record = {"file": path.name, **_write_members(_Hashing(file), samples, path)}
             record["statistics"] = statistics() if statistics else {}
             sidecar.unlink(missing_ok=True)  # it must not describe the bytes of another tar
-            os.replace(temporary, path)
-            _sync_folder(path.parent)
-            write_text(sidecar, json.dumps(record) + "\n")
-    finally:
-        temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+        atomic.write_text(sidecar, json.dumps(record) + "\n")
     return record
-
-
-def _sweep(path: Path) -> None:
-    """Remove what a killed writer of this shard left; younger files may be those of one that writes it now."""
-    for debris in path.parent.glob(f".{path.stem}.*.tmp"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - debris.stat().st_mtime > DEBRIS_AGE_S:
-                debris.unlink()
 
 
 def finished(path: Path) -> dict | None:

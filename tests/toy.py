@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from shards import provenance
+from shards import atomic, provenance
 from shards.index import content_hash, write_index
 from shards.writer import write_shard
 
@@ -39,6 +39,6 @@ def toy_packed(folder: Path, *, size: int = 16, train: int = 64, val: int = 16, 
         for shard, start in enumerate(range(0, count, per_shard)):
             write_shard(folder / split / f"{shard:06d}.tar", samples[start : start + per_shard])
         write_index(folder / split, CLASSES, image_shape=[size, size, 1])
-    provenance.write_text(folder / "classes.json", json.dumps(CLASSES))
+    atomic.write_text(folder / "classes.json", json.dumps(CLASSES))
     provenance.write(folder, kind="images", content_hash=content_hash(folder), made_from={}, config={})
     return folder

@@ -12,7 +12,7 @@ import torch
 from mdaug.models.vqvae import build_vqvae, save_vqvae
 from mdaug.training.ldm import LDMConfig
 from mdaug.training.ldm_task import LDMTask
-from shards import provenance
+from shards import atomic, provenance
 from shards.index import content_hash, write_index
 from shards.writer import write_shard
 from tests.toy import CLASSES, toy_packed
@@ -54,9 +54,9 @@ def toy_latents(root: Path, *, train: int = 1024, val: int = 64) -> dict[str, Pa
         if split == "train":
             mean, std = drawn.mean((0, 2, 3), dtype=float), drawn.std((0, 2, 3), dtype=float)
             statistics = {"mean": mean.tolist(), "std": std.tolist(), "count": drawn.size // 2, "shape": list(SHAPE)}
-            provenance.write_text(latents / "statistics.json", json.dumps(statistics))
-    provenance.write_text(latents / "classes.json", json.dumps(CLASSES))
-    provenance.write_text(latents / "plan.json", json.dumps(made_from))
+            atomic.write_text(latents / "statistics.json", json.dumps(statistics))
+    atomic.write_text(latents / "classes.json", json.dumps(CLASSES))
+    atomic.write_text(latents / "plan.json", json.dumps(made_from))
     provenance.write(latents, kind="latents", content_hash=content_hash(latents), made_from=made_from, config={})
     return {"packed": packed, "vqvae": vqvae, "latents": latents}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from mdaug.config import as_dict, dump, save
-from shards import provenance
+from shards import atomic, provenance
 from shards.errors import UserError
 
 IDENTITY, RESULTS, PARTS = "evaluation.json", "results", "parts"
@@ -147,7 +147,7 @@ def _measure(config: EvaluateConfig, made_from: dict[str, str], files: dict[Part
         print("this rank is done; the last rank to finish writes the report", flush=True)
         return None
     for part in missing:
-        provenance.write_text(files[part], json.dumps(getattr(parts, part)(inputs)) + "\n")
+        atomic.write_text(files[part], json.dumps(getattr(parts, part)(inputs)) + "\n")
     train, held_out, synthetic = inputs.train, inputs.held_out, inputs.synthetic
     metrics: dict[str, Any] = {
         "data": {
@@ -241,7 +241,7 @@ def _claim(config: EvaluateConfig, made_from: dict[str, str]) -> None:
         differing = sorted(name for name in mine | theirs if mine.get(name) != theirs.get(name))
         if differing == ["vqvae"] and None in (mine.get("vqvae"), theirs.get("vqvae")):
             if "vqvae" in mine:
-                provenance.write_text(path, json.dumps(identity, indent=2) + "\n")
+                atomic.write_text(path, json.dumps(identity, indent=2) + "\n")
         elif differing:
             raise UserError(
                 f"{folder} holds another evaluation, of other {', '.join(differing)}; "
@@ -251,7 +251,7 @@ def _claim(config: EvaluateConfig, made_from: dict[str, str]) -> None:
         raise UserError(f"{folder} is not empty and holds no evaluation; choose another --output_dir")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        provenance.write_text(path, json.dumps(identity, indent=2) + "\n")
+        atomic.write_text(path, json.dumps(identity, indent=2) + "\n")
         print(dump(config), end="")
         save(config, folder / "config.yaml")
     for name in (RESULTS, PARTS):

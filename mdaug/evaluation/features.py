@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import nn
 from mdaug.evaluation.data import ImageSet
 from mdaug.images import to_tensor
 from mdaug.training.distributed import device, rank, world_size
+from shards import atomic
 
 RANDOM_FEATURES = 64
 INCEPTION = "inception_v3_google-0cc3c7bd.pth"  # torchvision's weights
@@ -103,10 +103,8 @@ def extract_all(sets: dict[str, ImageSet], folder: Path) -> dict[str, dict[str, 
     folder.mkdir(exist_ok=True)
     for (network, name, start), path in list(pieces.items())[rank() :: world_size()]:
         if not path.is_file():
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            with open(temporary, "wb") as file:
+            with atomic.replacing(path) as file:
                 np.save(file, extract(found[network], sets[name].images[start : start + PIECE]))
-            os.replace(temporary, path)
     if not all(path.is_file() for path in pieces.values()):
         return None
     return {

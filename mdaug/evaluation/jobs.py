@@ -15,8 +15,8 @@ from mdaug.evaluation import usefulness
 from mdaug.evaluation.data import ImageSet
 from mdaug.evaluation.usefulness import Job
 from mdaug.training.distributed import rank, world_size
+from shards.atomic import write_text
 from shards.progress import Progress
-from shards.provenance import write_text
 
 MOST_WORKERS = 8  # each holds its own copy of the images and of torch
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mdaug import config as configuration
-from shards import provenance
+from shards import atomic, provenance
 from shards.errors import UserError
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ def reconstruct(config: ReconstructConfig) -> None:
     output.mkdir(parents=True, exist_ok=True)
     table = format_table(figures)
     print(table)
-    provenance.write_text(output / METRICS, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
-    provenance.write_text(output / TABLE, table + "\n")
+    atomic.write_text(output / METRICS, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+    atomic.write_text(output / TABLE, table + "\n")
     worst = [{"name": name, "ssim_worst": entry["ssim"]["worst"]} for name, entry in figures["classes"].items()]
     save(output / STRIP, strips(rows, worst))
     print(f"wrote {output}")

@@ -13,7 +13,7 @@ from mdaug.evaluation import figures, sections
 from mdaug.evaluation.markup import picture, table
 from mdaug.evaluation.sections import GRID, PAIRS, RECONSTRUCTION
 from mdaug.evaluation.verdict import percent
-from shards.provenance import write_text
+from shards.atomic import write_text
 
 METRICS, REPORT = "metrics.json", "report.html"
 __all__ = ["GRID", "METRICS", "PAIRS", "RECONSTRUCTION", "REPORT", "command", "html", "summary", "write"]

@@ -13,7 +13,7 @@ import numpy as np
 
 from mdaug.evaluation.data import ImageSet
 from mdaug.sampling import sift
-from shards.provenance import write_text
+from shards.atomic import write_text
 
 QUANTILE = 0.05  # share of real images that each of the four measures may reject, as `mdaug generate` has it
 CHUNK = 512  # images

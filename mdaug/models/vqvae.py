@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mdaug.models.quantizer import Codebook
-from shards import provenance
+from shards import atomic, provenance
 from shards.errors import UserError
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def save_vqvae(
         "floor": floor,
         "colormap": colormap,
     }
-    provenance.write_text(folder / GEOMETRY_FILE, json.dumps(geometry) + "\n")
+    atomic.write_text(folder / GEOMETRY_FILE, json.dumps(geometry) + "\n")
     files = [*folder.glob("*.safetensors"), folder / "config.json", folder / GEOMETRY_FILE]
     content_hash = provenance.hash_files(files)
     provenance.write(folder, kind="vqvae", content_hash=content_hash, made_from=made_from, config=config)

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from shards import provenance
+from shards import atomic, provenance
 from shards.errors import UserError
 from shards.progress import Progress
 
@@ -107,7 +107,7 @@ def simulate(config: SimulateConfig) -> None:
     with Progress("simulating", sum(len(job) for job in missing), "image") as progress:
         for done in _run(partial(make, config), missing, config.workers):
             progress.update(done)
-    provenance.write_text(folder / METADATA_FILE, table(rows))
+    atomic.write_text(folder / METADATA_FILE, table(rows))
     content = provenance.hash_files([folder / METADATA_FILE, *(folder / row["file"] for row in rows)])
     provenance.write(folder, kind="image-folder", content_hash=content, made_from={}, config=plain)
     print(f"{folder}: {len(rows)} pictures of {len({row['class'] for row in rows})} classes")
@@ -172,7 +172,7 @@ def _open(folder: Path, config: SimulateConfig) -> dict:
         raise UserError(f"{folder} is a file; give a folder as --output_dir")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        provenance.write_text(path, dump(config))
+        atomic.write_text(path, dump(config))
     return plain
 
 

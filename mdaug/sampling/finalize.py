@@ -18,10 +18,10 @@ from mdaug.sampling.inspection import CONSTANT, DAMAGED, Inspection, inspect
 from mdaug.sampling.manifest import Manifest
 from mdaug.sampling.plan import Plan
 from shards import index, provenance
+from shards.atomic import write_text
 from shards.colormap import paint
 from shards.dataset import ShardDataset
 from shards.errors import UserError
-from shards.provenance import write_text
 from shards.writer import one_line_for_a_full_disk
 
 GRID_COLUMNS = 8

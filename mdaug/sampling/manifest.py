@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from shards.atomic import replacing
 
 # Column -> (type in Parquet, what it says); a column without a value is empty in the CSV and null in Parquet.
 COLUMNS = {
@@ -38,7 +40,7 @@ class Manifest:
     def __init__(self, folder: Path, conditions: Iterable[str] = ()):
         self.columns = columns(conditions)
         self.paths = {kind: folder / f"manifest.{kind}" for kind in ("csv", "parquet")}
-        self.temporary = {kind: path.with_name(f".{path.name}.{os.getpid()}.tmp") for kind, path in self.paths.items()}
+        self.files = contextlib.ExitStack()
 
     def __enter__(self) -> Manifest:
         import pyarrow
@@ -49,10 +51,16 @@ class Manifest:
             name: getattr(pyarrow, "bool_" if kind == "bool" else kind)() for name, (kind, _) in self.columns.items()
         }
         self.schema = pyarrow.schema(list(kinds.items()))
-        self.csv_file = open(self.temporary["csv"], "w", encoding="utf-8", newline="")
-        self.csv = csv.DictWriter(self.csv_file, self.columns, lineterminator="\n")
+        text, binary = (
+            self.files.enter_context(file)
+            for file in (
+                replacing(self.paths["csv"], "w", encoding="utf-8", newline=""),
+                replacing(self.paths["parquet"]),
+            )
+        )
+        self.csv = csv.DictWriter(text, self.columns, lineterminator="\n")
         self.csv.writeheader()
-        self.parquet = parquet.ParquetWriter(self.temporary["parquet"], self.schema)
+        self.parquet = parquet.ParquetWriter(binary, self.schema)
         return self
 
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
@@ -61,11 +69,6 @@ class Manifest:
         self.csv.writerows(full)
         self.parquet.write_table(self.arrow.Table.from_pylist(full, schema=self.schema))
 
-    def __exit__(self, error: object, *_: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         self.parquet.close()
-        self.csv_file.close()
-        for kind, path in self.paths.items():
-            if error is None:
-                os.replace(self.temporary[kind], path)
-            else:
-                self.temporary[kind].unlink()
+        self.files.__exit__(*error)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.atomic import write_text
 from shards.errors import UserError
 from shards.order import STREAM_CONDITION, random_at
-from shards.provenance import write_text
 
 FILE_NAME = "plan.json"
 LOGS = "logs"  # of the launcher, which opens it before anything runs

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from mdaug.evaluation import classifier, data
 from mdaug.radar import envelope
-from shards import provenance
+from shards import atomic, provenance
 from shards.colormap import levels_of
 from shards.errors import UserError
 from shards.index import read_index
@@ -232,7 +232,7 @@ def _save(sifter: Sifter, place: Path, about: dict) -> None:
     arrays = {name: torch.from_numpy(getattr(sifter, name)).contiguous() for name in ("centre", "scale", "limits")}
     save_file({**weights, **arrays, "features": sifter.features, "labels": sifter.labels}, place / WEIGHTS)
     about |= {"temperature": sifter.temperature, "image_size": sifter.image_size, "measures": list(MEASURES)}
-    provenance.write_text(place / SETTINGS, json.dumps(about, indent=1) + "\n")
+    atomic.write_text(place / SETTINGS, json.dumps(about, indent=1) + "\n")
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from mdaug.training import distributed
-from shards import provenance
+from shards import atomic
 from shards.errors import UserError
 
 MARKER = "COMPLETE"
@@ -128,7 +128,7 @@ class Background:
             raise UserError(f"{bundles[0].folder} could not be written: {what}; the same command resumes from before")
         for bundle in bundles:
             if distributed.is_main():
-                provenance.write_text(bundle.folder / MARKER, "")
+                atomic.write_text(bundle.folder / MARKER, "")
             bundle.committed()
         self.written += 1
         names = " and ".join(str(Path(*bundle.folder.parts[-2:])) for bundle in bundles)

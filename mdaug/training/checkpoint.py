@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from mdaug.training import distributed, pieces
 from mdaug.training.background import Bundle, complete, keep_only, prepare
 from mdaug.training.engine import Engine, to_host
-from shards import provenance
+from shards import atomic
 from shards.errors import UserError
 
 STATE_FILE, EXTRA_FILE, PIECES = "state.json", "extra.safetensors", "pieces"
@@ -81,7 +81,7 @@ def collect(
 
     def committed() -> None:
         if distributed.is_main():
-            provenance.write_text(parent.parent / "latest", folder.name + "\n")
+            atomic.write_text(parent.parent / "latest", folder.name + "\n")
         prune(parent, keep)
 
     return Bundle(folder, files, committed)

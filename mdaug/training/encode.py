@@ -16,7 +16,7 @@ from mdaug import augment
 from mdaug import config as configuration
 from mdaug.models.latent_statistics import LatentStatistics
 from mdaug.training import distributed
-from shards import provenance
+from shards import atomic, provenance
 from shards.errors import UserError
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def encode_packed(packed: Path, vqvae_folder: Path, output: Path, config: Encode
         if distributed.is_main():
             extra = {"copies": copies} if copies else {}
             write_index(output / split, images.classes, latent_shape=geometry["latent_shape"], **extra)
-            provenance.write_text(output / "classes.json", json.dumps(images.classes, ensure_ascii=False) + "\n")
+            atomic.write_text(output / "classes.json", json.dumps(images.classes, ensure_ascii=False) + "\n")
     if distributed.is_main():
         _finish(output, geometry["latent_shape"], made_from, config)
         statistics_text = (output / STATISTICS_FILE).read_text(encoding="utf-8").strip()
@@ -172,7 +172,7 @@ def is_finished(folder: Path, made_from: dict[str, str], augmentation: dict[str,
     if distributed.is_main() and not plan.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         claim = {**made_from, "augmentation": augmentation} if augmentation else made_from
-        provenance.write_text(plan, json.dumps(claim) + "\n")
+        atomic.write_text(plan, json.dumps(claim) + "\n")
     distributed.barrier()
     return (folder / provenance.FILE_NAME).is_file()
 
@@ -242,7 +242,7 @@ def _finish(output: Path, shape: list[int], made_from: dict[str, str], config: E
             "mean": ((np.array(held_out["mean"]) - mean) / std).tolist(),
             "std": (np.array(held_out["std"]) / std).tolist(),
         }
-    provenance.write_text(output / STATISTICS_FILE, json.dumps(statistics) + "\n")
+    atomic.write_text(output / STATISTICS_FILE, json.dumps(statistics) + "\n")
     provenance.write(
         output,
         kind="latents",

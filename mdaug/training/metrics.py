@@ -15,7 +15,7 @@ import torch
 from mdaug.training import distributed
 from mdaug.training.run import BatchPlan, TrainingConfig
 from mdaug.training.scaling import GPUS
-from shards import provenance
+from shards import atomic
 
 
 class Metrics:
@@ -156,7 +156,7 @@ def _take_back(path: Path, samples: int) -> None:
         with contextlib.suppress(json.JSONDecodeError):
             if line.endswith("\n") and json.loads(line)["samples"] <= samples:
                 kept.append(line)
-    provenance.write_text(path, "".join(kept))
+    atomic.write_text(path, "".join(kept))
 
 
 def peak_memory_gb(device: torch.device) -> float:

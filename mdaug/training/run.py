@@ -11,7 +11,7 @@ import yaml
 
 from mdaug import config as configuration
 from mdaug.training import distributed
-from shards import provenance
+from shards import atomic
 from shards.errors import UserError
 from shards.size import height_width, written
 
@@ -212,7 +212,7 @@ def open_run(config: TrainingConfig, **made_from: str) -> bool:
         if not os.access(folder, os.W_OK):
             raise UserError(f"{folder} cannot be written to; choose another --output_dir")
         # First of all, and all at once: a run killed right here is recognised as this run.
-        provenance.write_text(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
+        atomic.write_text(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
         for name in ("checkpoints", "logs"):
             (folder / name).mkdir(exist_ok=True)
     distributed.barrier()
@@ -238,4 +238,4 @@ def _refuse_another_run(folder: Path, saved: dict[str, Any], wanted: dict[str, A
 def finish_run(config: TrainingConfig, message: str) -> None:
     """Mark the run as finished, with the reason; the same command then says so and exits."""
     if distributed.is_main():
-        provenance.write_text(config.output_dir / FINISHED_FILE, message + "\n")
+        atomic.write_text(config.output_dir / FINISHED_FILE, message + "\n")

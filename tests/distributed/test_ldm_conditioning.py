@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards import provenance
+from shards import atomic, provenance
 from shards.dataset import ShardDataset
 from shards.index import content_hash, write_index
 from shards.writer import write_shard
@@ -36,7 +36,7 @@ def ridge_packed(folder: Path) -> Path:
         for shard in range(2):
             write_shard(folder / split / f"{shard:06d}.tar", samples[shard::2])
         write_index(folder / split, ["ridge"], image_shape=[16, 16, 1])
-    provenance.write_text(folder / "classes.json", json.dumps(["ridge"]))
+    atomic.write_text(folder / "classes.json", json.dumps(["ridge"]))
     provenance.write(folder, kind="images", content_hash=content_hash(folder), made_from={}, config={})
     return folder
 

@@ -21,7 +21,7 @@ from mdaug.sampling import counts, planning, worker
 from mdaug.sampling.generate import GenerateConfig, generate, place
 from mdaug.sampling.inspection import is_whole
 from mdaug.sampling.plan import read_plan
-from shards import provenance
+from shards import atomic, provenance
 from shards.colormap import levels_of
 from shards.dataset import ShardDataset
 from shards.errors import UserError
@@ -59,7 +59,7 @@ def packed(tmp_path_factory) -> Path:
                 samples.append((f"{split}_{label}_{i}", members))
         write_shard(folder / split / "000000.tar", samples)
         write_index(folder / split, CLASSES, image_shape=[16, 16, 3])
-    provenance.write_text(folder / "classes.json", json.dumps(CLASSES))
+    atomic.write_text(folder / "classes.json", json.dumps(CLASSES))
     provenance.write(folder, kind="images", content_hash=content_hash(folder), made_from={}, config={})
     return folder
 

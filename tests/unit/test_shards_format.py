@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import errno
+import fcntl
 import io
 import json
 import os
@@ -15,7 +15,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from shards import writer
+from shards import atomic
 from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.index import content_hash, write_index
@@ -91,46 +91,55 @@ def test_killed_between_tar_and_sidecar_the_shard_does_not_exist_and_debris_goes
     folder = shard_folder(tmp_path / "x")
     whole = contents(folder)
     (folder / "000001.json").unlink()  # killed after the rename of the tar
-    (folder / ".000001.tar.0123abcd.tmp").write_bytes(b"half")  # killed while writing
-    (folder / ".000001.json.4711.tmp").write_bytes(b"half")
-    for debris in folder.glob(".*"):
-        os.utime(debris, (0, 0))
-    living = folder / ".000001.tar.89abcdef.tmp"  # of a second writer of the same shard, at work now
-    living.write_bytes(b"half")
     assert finished(folder / "000001.tar") is None
     assert write_index(folder, ["a", "b"], image_shape=[8, 8, 3])["nsamples"] == 9
-    write_shard(folder / "000001.tar", samples(5, 1))
+    (folder / ".000001.tar.0123abcd.tmp").write_bytes(b"half")  # killed while writing
+    (folder / ".000001.json.4711.tmp").write_bytes(b"half")
+    debris = set(folder.glob(".*"))
+    with atomic.replacing(folder / "000001.tar"):  # a second writer of the same shard, at work now
+        (living,) = set(folder.glob(".*")) - debris
+        write_shard(folder / "000001.tar", samples(5, 1))
+        assert list(folder.glob(".*")) == [living]
+        living.write_bytes((folder / "000001.tar").read_bytes())
     write_index(folder, ["a", "b"], image_shape=[8, 8, 3])
-    assert list(folder.glob(".*")) == [living]
-    living.unlink()
     assert contents(folder) == whole
+
+
+def test_the_index_ends_all_debris_but_that_of_the_living(tmp_path):
+    folder = shard_folder(tmp_path / "x")
+    for name in ("000001.tar", "000001.json", "index.json"):
+        (folder / f".{name}.0123abcd.tmp").write_bytes(b"half")
+    with atomic.replacing(folder / "000002.tar"):
+        write_index(folder, ["a", "b"], image_shape=[8, 8, 3])
+        assert [path.name[:11] for path in folder.glob(".*")] == [".000002.tar"]
+
+
+def test_a_writer_whose_new_file_was_taken_for_debris_takes_another(tmp_path, monkeypatch):
+    lock, taken = fcntl.flock, []
+
+    def late(file, how):
+        if how == fcntl.LOCK_EX and not taken:
+            taken.append(file.name)
+            os.unlink(file.name)
+        return lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    atomic.write_text(tmp_path / "a", "whole")
+    assert taken
+    assert (tmp_path / "a").read_text() == "whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_no_space_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     write_shard(tmp_path / "000000.tar", samples(0, 2))
-    opened = builtins.open
 
-    class FullDisk:
-        def __init__(self, file):
-            self.file, self.left = file, 3000
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.file.close()
-
+    class FullDisk(io.FileIO):
         def write(self, data):
-            self.left -= len(data)
-            if self.left < 0:
+            if self.tell() + len(data) > 3000:
                 raise OSError(errno.ENOSPC, "No space left on device")
-            return self.file.write(data)
+            return super().write(data)
 
-    def full(path, *arguments, **named):
-        file = opened(path, *arguments, **named)
-        return FullDisk(file) if str(path).endswith(".tmp") else file
-
-    monkeypatch.setattr(writer, "open", full, raising=False)
+    monkeypatch.setattr(atomic, "open", FullDisk, raising=False)
     with pytest.raises(UserError, match=r"no space left while writing .*000001\.tar") as error:
         write_shard(tmp_path / "000001.tar", samples(2, 20))
     assert "\n" not in str(error.value)
