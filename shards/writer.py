@@ -52,7 +52,10 @@ def write_shard(
         with atomic.replacing(path) as file:
             record = {"file": path.name, **_write_members(_Hashing(file), samples, path)}
             record["statistics"] = statistics() if statistics else {}
-            sidecar.unlink(missing_ok=True)  # it must not describe the bytes of another tar
+            # A sidecar must not describe another tar. That of the same bytes stays: a second writer of a shard would
+            # hide it from others for a moment.
+            if sidecar.is_file() and json.loads(sidecar.read_text(encoding="utf-8"))["sha256"] != record["sha256"]:
+                sidecar.unlink(missing_ok=True)
         _sync_folder(path.parent)
         atomic.write_text(sidecar, json.dumps(record) + "\n")
     return record

@@ -105,6 +105,22 @@ def test_killed_between_tar_and_sidecar_the_shard_does_not_exist_and_debris_goes
     assert contents(folder) == whole
 
 
+@pytest.mark.parametrize("seed", [5, 6])
+def test_a_shard_written_again_is_there_all_the_time_if_it_is_the_same(tmp_path, monkeypatch, seed):
+    path, replace = tmp_path / "000000.tar", os.replace
+    write_shard(path, samples(5, 3))
+    there = []
+
+    def watched(source, target):
+        there.append(finished(path) is not None)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    write_shard(path, samples(seed, 3))
+    assert there == [seed == 5] * 2
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_the_index_ends_all_debris_but_that_of_the_living(tmp_path):
     folder = shard_folder(tmp_path / "x")
     for name in ("000001.tar", "000001.json", "index.json"):
