@@ -34,9 +34,9 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from mdaug import config as configuration
+from mdaug import distributed
 from mdaug.models.vqvae import build_vqvae, load_vqvae, save_vqvae
 from mdaug.radar.simulate import SimulateConfig, simulate
-from mdaug.training import distributed
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.encode import EncodeConfig, encode_packed
 from mdaug.training.engine import Engine, deepspeed_config, resolve_precision

@@ -33,10 +33,11 @@ from torch.utils.data import DataLoader
 from train_ldm import DTYPES, make_images, measure
 
 from mdaug import config as configuration
+from mdaug import distributed
 from mdaug.images import to_tensor
 from mdaug.models import perceptual
 from mdaug.models.vqvae import build_vqvae
-from mdaug.training import distributed, vqvae_task
+from mdaug.training import vqvae_task
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.engine import Engine, deepspeed_config, resolve_precision
 from mdaug.training.loop import _loader

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from mdaug import augment
+from mdaug.distributed import local_rank
 from mdaug.images import to_tensor
-from mdaug.training.distributed import local_rank
 from shards.errors import UserError
 from shards.order import EpochOrder
 

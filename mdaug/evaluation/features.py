@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mdaug.distributed import device, rank, world_size
 from mdaug.evaluation.data import ImageSet
 from mdaug.images import to_tensor
-from mdaug.training.distributed import device, rank, world_size
 from shards import atomic
 
 RANDOM_FEATURES = 64

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
+from mdaug.distributed import rank, world_size
 from mdaug.evaluation import usefulness
 from mdaug.evaluation.data import ImageSet
 from mdaug.evaluation.usefulness import Job
-from mdaug.training.distributed import rank, world_size
 from shards.atomic import write_text
 from shards.progress import Progress
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mdaug.evaluation import sift
 from mdaug.evaluation.data import ImageSet
-from mdaug.sampling import sift
 from shards.atomic import write_text
 
 QUANTILE = 0.05  # share of real images that each of the four measures may reject, as `mdaug generate` has it

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mdaug.training import distributed
-from mdaug.training.distributed import sum_over_ranks
+from mdaug import distributed
+from mdaug.distributed import sum_over_ranks
 from shards.order import STREAM_CODEBOOK, random_at
 
 

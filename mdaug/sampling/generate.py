@@ -233,7 +233,8 @@ def place(config: GenerateConfig, environment: Mapping[str, str]) -> tuple[int, 
 def _work(plan: Plan, config: GenerateConfig, worker: int, workers: int) -> None:
     import torch
 
-    from mdaug.sampling import pipeline_folder, planning, sift
+    from mdaug.evaluation import sift
+    from mdaug.sampling import pipeline_folder, planning
     from mdaug.sampling.pipeline import MicroDopplerPipeline
     from mdaug.sampling.worker import work
 

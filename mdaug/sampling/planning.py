@@ -98,7 +98,7 @@ def make_plan(config: GenerateConfig) -> Plan:
 def _sift_settings(config: GenerateConfig, images: str) -> dict | None:
     if config.sift is None:
         return None
-    from mdaug.sampling import sift
+    from mdaug.evaluation import sift
 
     return sift.describe(
         config.sift,
@@ -117,7 +117,7 @@ def prepare(plan: Plan, config: GenerateConfig, worker: int) -> None:
 
         real.write_shards(plan, config.include_real, config.output_dir)
     if plan.sift and config.step == "plan":
-        from mdaug.sampling import sift
+        from mdaug.evaluation import sift
 
         sift.prepare(config.output_dir, plan.sift, config.sift)
 

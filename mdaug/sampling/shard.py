@@ -19,7 +19,7 @@ from shards.colormap import colormap
 from shards.errors import UserError
 
 if TYPE_CHECKING:
-    from mdaug.sampling.sift import Sifter
+    from mdaug.evaluation.sift import Sifter
 
 NOT_A_NUMBER = "not a number"
 Members = tuple[str, dict[str, bytes]]

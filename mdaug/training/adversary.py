@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from mdaug import distributed
 from mdaug.models.discriminator import PatchDiscriminator
-from mdaug.training import distributed
 from mdaug.training.losses import adaptive_weight, hinge_discriminator, hinge_generator
 from mdaug.training.vqvae import VQVAEConfig
 

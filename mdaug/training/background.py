@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from mdaug.training import distributed
+from mdaug import distributed
 from shards import atomic
 from shards.errors import UserError
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from mdaug.training import distributed, pieces
+from mdaug import distributed
+from mdaug.training import pieces
 from mdaug.training.background import Bundle, complete, keep_only, prepare
 from mdaug.training.engine import Engine, to_host
 from shards import atomic

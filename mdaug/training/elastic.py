@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from mdaug.training import distributed
+from mdaug import distributed
 
 FOLDER = "universal"
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from mdaug.training import distributed, pieces, power
+from mdaug import distributed
+from mdaug.training import pieces, power
 from mdaug.training.engine import Engine
 
 HALF_LIFE = "half-life"  # the average that validates, samples and is exported; the others are named by their width

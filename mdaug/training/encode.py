@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mdaug import augment
+from mdaug import augment, distributed
 from mdaug import config as configuration
 from mdaug.models.latent_statistics import LatentStatistics
-from mdaug.training import distributed
 from shards import atomic, provenance
 from shards.errors import UserError
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mdaug.training import distributed, elastic, pieces
+from mdaug import distributed
+from mdaug.training import elastic, pieces
 from mdaug.training.run import BatchPlan, TrainingConfig
 from shards.errors import UserError
 

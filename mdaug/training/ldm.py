@@ -144,7 +144,7 @@ class LDMConfig(TrainingConfig):
 
 def train_ldm(config: LDMConfig) -> None:
     """Train the diffusion model; the same command again resumes. Latents are made first where they are missing."""
-    from mdaug.training import distributed
+    from mdaug import distributed
 
     distributed.init()
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from mdaug import augment
+from mdaug import augment, distributed
 from mdaug import config as configuration
 from mdaug.images import grid, to_uint8
 from mdaug.models.hybrid_unet import HybridUNet2DModel
@@ -22,7 +22,7 @@ from mdaug.models.vqvae import load_geometry, load_vqvae
 from mdaug.sampling.pipeline import MicroDopplerPipeline
 from mdaug.sampling.pipeline_folder import save_pipeline
 from mdaug.sampling.schedulers import build_scheduler
-from mdaug.training import conditions, distributed, snapshots
+from mdaug.training import conditions, snapshots
 from mdaug.training.background import Bundle
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.diffuse import VALIDATION_SEED, Diffuse

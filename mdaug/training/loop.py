@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from mdaug.training import checkpoint, distributed, pieces
+from mdaug import distributed
+from mdaug.training import checkpoint, pieces
 from mdaug.training.background import Background, Bundle
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.engine import Engine, deepspeed_config, resolve_precision, zero_stage

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mdaug.training import distributed
+from mdaug import distributed
 from mdaug.training.engine import resolve_precision
 from mdaug.training.run import TrainingConfig
 from mdaug.training.scaling import Sharding, buffer_bytes, network_bytes

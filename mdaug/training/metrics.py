@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mdaug.training import distributed
+from mdaug import distributed
 from mdaug.training.run import BatchPlan, TrainingConfig
 from mdaug.training.scaling import GPUS
 from shards import atomic

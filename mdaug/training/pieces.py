@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from mdaug.training import distributed
+from mdaug import distributed
 from shards.errors import UserError
 
 

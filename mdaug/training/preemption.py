@@ -6,7 +6,7 @@ import signal
 
 import torch
 
-from mdaug.training import distributed
+from mdaug import distributed
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 

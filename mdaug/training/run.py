@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import yaml
 
 from mdaug import config as configuration
-from mdaug.training import distributed
+from mdaug import distributed
 from shards import atomic
 from shards.errors import UserError
 from shards.size import height_width, written

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from mdaug import distributed
 from mdaug.evaluation.features import RANDOM_FEATURES, extract, random_network
 from mdaug.evaluation.fidelity import frechet_distance
-from mdaug.training import distributed
 from shards.dataset import ShardDataset
 
 

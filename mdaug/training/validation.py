@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import default_collate
 
-from mdaug.training import distributed
+from mdaug import distributed
 
 
 def validation_batches(

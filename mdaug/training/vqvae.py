@@ -100,7 +100,7 @@ class VQVAEConfig(TrainingConfig):
 
 def train_vqvae(config: VQVAEConfig) -> None:
     """Train the VQ-VAE; the same command again resumes."""
-    from mdaug.training import distributed
+    from mdaug import distributed
 
     distributed.init()
 

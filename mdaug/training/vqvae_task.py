@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 
 from mdaug import config as configuration
+from mdaug import distributed
 from mdaug.images import grid, to_tensor, to_uint8
 from mdaug.models.perceptual import PerceptualLoss
 from mdaug.models.quantizer import Codebook, code_usage
 from mdaug.models.vqvae import TrainableVQVAE, build_vqvae, save_vqvae, stock_model
-from mdaug.training import distributed, losses
+from mdaug.training import losses
 from mdaug.training.adversary import Adversary
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.engine import Engine, resolve_precision

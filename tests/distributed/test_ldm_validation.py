@@ -17,9 +17,10 @@ def figures(root: Path) -> tuple[dict[str, float], float]:
     """What `validate` says on this rank, and the distance put together by hand, an image at a time."""
     import torch
 
+    from mdaug import distributed
     from mdaug.evaluation.features import extract, random_network
     from mdaug.evaluation.fidelity import frechet_distance
-    from mdaug.training import distributed, pieces
+    from mdaug.training import pieces
     from mdaug.training.ldm_task import VALIDATION_SEED
     from shards.dataset import ShardDataset
     from tests.toy_latents import toy_task

@@ -21,15 +21,16 @@ STAGES = (0, 1, 2, 3)
 
 def measure(cases: list[tuple[int, int, str]], deepspeed_config: Path | None = None) -> list[dict[str, Any]]:
     """Train a small U-Net for three steps in each case (stage, micro batches, precision); return what this rank saw."""
-    from mdaug.training import distributed
+    from mdaug import distributed
 
     distributed.init()
     return [_measure(*case, deepspeed_config) for case in cases]
 
 
 def _measure(stage: int, passes: int, precision: str, deepspeed_config: Path | None) -> dict[str, Any]:
+    from mdaug import distributed
     from mdaug.models.hybrid_unet import HybridUNet2DModel
-    from mdaug.training import distributed, engine
+    from mdaug.training import engine
     from mdaug.training.run import BatchPlan, TrainingConfig
 
     ranks = distributed.world_size()

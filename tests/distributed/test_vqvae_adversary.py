@@ -27,7 +27,7 @@ def plain_torch(packed: Path, output: Path) -> list[float]:
     """The same training as one loop over whole batches without engine; returns the losses."""
     import torch
 
-    from mdaug.training import distributed
+    from mdaug import distributed
     from mdaug.training.losses import adaptive_weight
     from mdaug.training.vqvae import VQVAEConfig
     from mdaug.training.vqvae_task import VQVAETask

@@ -116,7 +116,7 @@ def test_run_moves_to_other_ranks_and_zero_stages(packed, one_rank, tmp_path, fi
 
 def train_with_bad_steps(packed: Path, output: Path, stage: int, bad: tuple[int, ...]) -> str:
     """Train with a loss that is not a number in some steps, on the last rank alone; return the error, if any."""
-    from mdaug.training import distributed
+    from mdaug import distributed
     from mdaug.training.vqvae_task import VQVAETask
     from shards.errors import UserError
 

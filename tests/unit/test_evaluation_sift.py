@@ -11,7 +11,7 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from mdaug.sampling import sift
+from mdaug.evaluation import sift
 from mdaug.sampling.generate import GenerateConfig, generate
 from mdaug.sampling.plan import Plan
 from mdaug.sampling.shard import make_shard
