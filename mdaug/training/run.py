@@ -219,11 +219,6 @@ def open_run(config: TrainingConfig, **made_from: str) -> bool:
     return True
 
 
-def _foreign(path: Path) -> bool:
-    """Whether something in a folder without a configuration is neither logs nor the leftover of a killed write."""
-    return path.name != "logs" and not path.name.startswith(f".{CONFIG_FILE}")
-
-
 def _refuse_another_run(folder: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     fixed = (saved.keys() | wanted.keys()) - OPERATIONAL
     differences = [
