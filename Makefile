@@ -14,6 +14,7 @@ PROFILE ?=
 WAIT ?=
 SAMPLES ?=
 WORKERS ?=
+NET ?= vgg
 ARGS ?=
 
 BIN := .venv/bin
@@ -26,6 +27,11 @@ BENCHMARKS := $(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/*.py))
 IMAGES = $(or $(DATA),$(OUT)/images)
 # A preset need not say anything about a command; a preset that does not exist is a mistake.
 PRESET = $(if $(wildcard configs/$(CONFIG)/.),$(if $(wildcard configs/$(CONFIG)/$@.yaml),--config configs/$(CONFIG)/$@.yaml),$(error CONFIG=$(CONFIG): there is no configs/$(CONFIG); choose one of $(filter-out launch,$(patsubst configs/%/.,%,$(wildcard configs/*/.)))))
+# The backbones of LPIPS, as torchvision names them.
+vgg := vgg16
+alex := alexnet
+squeeze := squeezenet1_1
+BACKBONE = $(or $(if $(filter vgg alex squeeze,$(NET)),$($(NET))),$(error NET=$(NET): choose one of vgg alex squeeze))
 # Given only where asked for: without SLURM they are mistakes.
 SLURM = $(if $(PROFILE),--profile '$(PROFILE)') $(if $(WAIT),--wait)
 LAUNCH = $(BIN)/python -m launch $@ --gpus_per_node $(GPUS) --nodes $(NODES) --cluster $(CLUSTER) $(SLURM) $(if $(WORKERS),--workers $(WORKERS)) -- $(PRESET)
@@ -49,7 +55,7 @@ help:
 	@echo 'make generate         labelled synthetic tar shards (SAMPLES=1000000 WORKERS=64: a job array)'
 	@echo 'make evaluate         fidelity and usefulness, with a report'
 	@echo ''
-	@echo 'make weights          fetch the VGG16 weights of the perceptual loss (needs a network)'
+	@echo 'make weights          fetch the weights of the perceptual loss, NET=vgg, alex or squeeze (needs a network)'
 	@echo 'make slurm-up         a SLURM of two nodes on this machine, to try things (root; make slurm-down ends it)'
 	@echo 'make bench-NAME       run benchmarks/NAME.py'
 	@echo 'make install          make or refresh .venv (the other targets do it when needed)'
@@ -129,7 +135,7 @@ evaluate: $(READY)
 	$(LAUNCH) --data_dir '$(OUT)/packed' --synthetic_dir '$(OUT)/synthetic' --vqvae_path '$(OUT)/vqvae' --output_dir '$(OUT)/evaluation' $(ARGS)
 
 weights: $(READY)
-	$(BIN)/python -c "import torchvision; torchvision.models.vgg16(weights='IMAGENET1K_V1')"
+	$(BIN)/python -c "import torchvision; torchvision.models.$(BACKBONE)(weights='IMAGENET1K_V1')"
 
 $(BENCHMARKS): $(READY)
 	$(BIN)/python benchmarks/$(@:bench-%=%).py $(ARGS)

@@ -216,7 +216,7 @@ def format_table(figures: dict) -> str:
         f"std {_list(latents['std'])}, excess kurtosis {_list(latents['excess_kurtosis'])}"
     )
     if figures["lpips_missing"]:
-        lines.append("LPIPS is not measured: its weights are not on this machine ('make weights' fetches those of vgg)")
+        lines.append("LPIPS is not measured: its weights are not on this machine ('make weights NET=vgg' fetches them)")
     if not figures["same_images_as_training"]:
         lines.append("the VQ-VAE was trained on another packing: some of these images may have been among its own")
     return "\n".join(lines)

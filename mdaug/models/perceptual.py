@@ -35,7 +35,7 @@ class PerceptualLoss(nn.Module):
         if not random_backbone and not path.is_file():
             raise UserError(
                 f"--use_perceptual needs the weights {path.name} in {path.parent} and they are not there; "
-                "'make weights' fetches those of vgg on a machine with network, then copy the file there or name it "
+                f"'make weights NET={net}' fetches them on a machine with network, then copy the file there or name it "
                 "with --perceptual_weights"
             )
         import lpips

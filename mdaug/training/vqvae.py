@@ -41,7 +41,7 @@ class VQVAEConfig(TrainingConfig):
     lambda_perceptual: float = 0.1
     """Weight of the LPIPS distance."""
     perceptual_net: Literal["vgg", "alex", "squeeze"] = "vgg"
-    """Backbone of LPIPS."""
+    """Backbone of LPIPS; 'make weights NET=alex' fetches the weights of alex."""
     perceptual_weights: Path | None = None
     """File of its weights; default: where torch.hub keeps it."""
     lambda_edge: float = 0.0
