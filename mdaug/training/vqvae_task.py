@@ -31,6 +31,7 @@ from shards.order import EpochOrder, PositionDataset
 
 START_IMAGES, START_BATCH = 256, 16  # images whose encoder outputs place the first codes, and how many go at once
 FLOOR_IMAGES = 64  # training images in which the floor is looked for
+LOW_USE = 0.3  # share of the codes below which their use is warned about
 PICTURES = 8  # pairs in a picture of reconstructions
 
 
@@ -53,6 +54,26 @@ def build_module(config: VQVAEConfig, image_channels: int) -> tuple[TrainableVQV
     return TrainableVQVAE(model, codebook), dict(model.config)
 
 
+def remedies(codebook: Codebook, used: float, perplexity: float, steps: int) -> list[str]:
+    """Return what may mend that few codes are used, the likeliest first.
+
+    Args:
+        codebook: the K codes and how it restarts them.
+        used: share of the codes used on the validation set.
+        perplexity: exp(entropy) of their use.
+        steps: optimizer steps done.
+    """
+    count = used * len(codebook.codes)
+    shrink = f"a smaller --vq_num_embed ({max(8, 2 * round(count))})"
+    restart = f"a --codebook_decay below {codebook.decay:g}, which restarts unused codes sooner"
+    data = "more varied data"
+    if codebook.decay**steps >= codebook.dead_below:  # so far no code can have fallen low enough to be restarted
+        return [restart, shrink, data]
+    if perplexity < count / 2:  # a few of the used codes stand for nearly everything, such as the floor
+        return [data, shrink, restart]
+    return [shrink, data, restart]
+
+
 class VQVAETask(Task):
     """Distance of the reconstruction, commitment, optionally a discriminator; the codes follow by EMA.
 
@@ -64,6 +85,7 @@ class VQVAETask(Task):
 
     def __init__(self, config: VQVAEConfig, packed: Path, images_hash: str):
         self.config, self.images_hash = config, images_hash
+        self.steps = 0
         self.train_set, self.val_set = ShardDataset(packed / "train"), ShardDataset(packed / "val")
         if len(self.val_set) == 0:
             raise UserError(f"{packed} has no validation images; pack it again with a larger --val_fraction")
@@ -142,6 +164,7 @@ class VQVAETask(Task):
 
     def after_step(self, engine: Engine, state: TrainingState) -> None:
         """Let the codes follow the encoder and the discriminator learn."""
+        self.steps = state.step
         self.codebook.update(self.config.seed, state.step)
         if self.adversary is not None:
             self.adversary.step(state.samples)
@@ -166,17 +189,17 @@ class VQVAETask(Task):
         distributed.sum_over_ranks(sums)
         perplexity, used = code_usage(distributed.sum_over_ranks(counts))
         loss, mse, psnr = (sums[:3] / sums[3]).tolist()
-        if used < 0.3 and distributed.is_main():
+        if used < LOW_USE and distributed.is_main():
+            first, *others = remedies(self.codebook, used, perplexity, self.steps)
             print(
-                f"warning: only {100 * used:.0f} % of the {len(counts)} codes are used on the validation set; try a "
-                f"smaller --vq_num_embed ({max(8, 2 * round(used * len(counts)))}), a smaller --commitment, or more "
-                "varied data"
+                f"warning: only {100 * used:.0f} % of the {len(counts)} codes are used on the validation set "
+                f"(perplexity {perplexity:.0f}); try {first}; if that does not help, {' or '.join(others)}"
             )
         return {"loss": loss, "mse": mse, "psnr": psnr, "perplexity": perplexity, "codes_used": used}
 
     @torch.no_grad()
     def save_images(self, engine: Engine, state: TrainingState) -> dict[str, float]:
-        """Write original, reconstruction with its PSNR, and difference of validation images to images/."""
+        """Write original, reconstruction, and difference with the PSNR of each validation image to images/."""
         self.module.eval()
         count = min(PICTURES, len(self.val_set))
         chosen = [i * len(self.val_set) // count for i in range(count)]
@@ -188,8 +211,8 @@ class VQVAETask(Task):
             original, copy = to_uint8(images), to_uint8(reconstruction)
             difference = (128 + (copy.astype(np.int16) - original) // 2).astype(np.uint8)
             painted = [[paint(image, self.colormap) for image in row] for row in (original, copy)]
-            names = ["original", f"{float(psnr.mean()):.1f} dB", "difference"]
-            picture = grid([*painted, list(difference)], names)
+            captions = [[], [], [f"{value:.1f} dB" for value in psnr.tolist()]]
+            picture = grid([*painted, list(difference)], ["original", "copy", "difference"], captions=captions)
             folder = self.config.output_dir / "images"
             folder.mkdir(exist_ok=True)
             Image.fromarray(picture).save(folder / f"samples-{state.samples:012d}.png")
