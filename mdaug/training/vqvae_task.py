@@ -212,7 +212,8 @@ class VQVAETask(Task):
             difference = (128 + (copy.astype(np.int16) - original) // 2).astype(np.uint8)
             painted = [[paint(image, self.colormap) for image in row] for row in (original, copy)]
             captions = [[], [], [f"{value:.1f} dB" for value in psnr.tolist()]]
-            picture = grid([*painted, list(difference)], ["original", "copy", "difference"], captions=captions)
+            names = ["original", "reconstruction", "difference"]
+            picture = grid([*painted, list(difference)], names, captions=captions)
             folder = self.config.output_dir / "images"
             folder.mkdir(exist_ok=True)
             Image.fromarray(picture).save(folder / f"samples-{state.samples:012d}.png")
