@@ -27,7 +27,8 @@ def test_flags_of_the_original_scheme():
     config = parse(
         "--vqvae_model_path v --batch_size 12 --image_size 256 --epochs 3 --lr 5e-5 --latent_channels 4 "
         "--save_epochs 5 --save_images --eval_steps 1000 --logging_steps 100 --mixed_precision bf16 "
-        "--beta_schedule cosine --scheduler_type pndm --gradient_accumulation_steps 2 --num_inference_steps 50 --use_wandb"
+        "--beta_schedule cosine --scheduler_type pndm --num_inference_steps 50 --use_wandb "
+        "--gradient_accumulation_steps 2"
     )
     assert (config.vqvae_path, config.batch_size, config.epochs) == (Path("v"), 12, 3)
     assert (config.save_images, config.use_wandb, config.mixed_precision) == (True, True, "bf16")
