@@ -1,7 +1,7 @@
 """Images per second of our diffusion training step against plain loops over the same U-Net, batch and precision.
 
     ours      latent shards, noise and timesteps from the workers, DeepSpeed engine, EMA
-    latents   the same latents, fused AdamW and EMA in a plain torch loop: what the DeepSpeed engine costs
+    latents   the same latents, layout, fused AdamW and EMA in a plain torch loop: what the DeepSpeed engine costs
     images    a loop after the diffusers unconditional example: the image folder through torchvision's transforms,
               VQ-VAE encoding at every step, fp32 weights with autocast where a precision is given, diffusers' EMAModel.
               Its AdamW is not fused on a CPU, as in the example; on a GPU it is, to this loop's advantage
@@ -71,6 +71,8 @@ def batches(task: LDMTask, plan: BatchPlan, workers: int) -> Iterator[dict]:
 
 
 def ours(task: LDMTask, config: LDMConfig, plan: BatchPlan, precision: str) -> Callable[[], float]:
+    if config.compile:
+        task.compile()
     engine = Engine(task.module, config, deepspeed_config(config, plan, precision))
     stream, state = batches(task, plan, config.num_workers), TrainingState(global_batch=plan.global_batch)
 
@@ -123,6 +125,7 @@ def plain_images(
 ) -> Callable[[], float]:
     device, dtype = distributed.device(), DTYPES[precision]
     encoder = load_vqvae(vqvae).to(device).requires_grad_(False)
+    task.module.to(memory_format=torch.contiguous_format)  # our task chose channels_last where there is a GPU
     # The example's transforms without its random flip, which is not label-safe here.
     steps = [
         transforms.Resize(size),
@@ -187,6 +190,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int)
     parser.add_argument("--mixed_precision", default="auto")
     parser.add_argument("--zero_stage", type=int, default=0)
+    parser.add_argument("--compile", action="store_true", help="compile ours (torch.compile), not the others")
     parser.add_argument("--steps", type=int, default=8, help="steps of one turn")
     parser.add_argument("--turns", type=int, default=5)
     options = parser.parse_args()
@@ -201,6 +205,7 @@ def main() -> None:
         vq = configuration.parse(VQVAEConfig, ["--config", str(vqvae_yaml), *common], "benchmark")
         flags = ["--config", str(options.config), *common, "--vqvae_path", str(root / "vqvae")]
         flags += [f"--mixed_precision={options.mixed_precision}", f"--zero_stage={options.zero_stage}"]
+        flags += [f"--compile={str(options.compile).lower()}"]
         flags += [f"--batch_size={options.batch_size}"] if options.batch_size else []
         config = configuration.parse(LDMConfig, flags, "benchmark")
         precision = resolve_precision(config.mixed_precision, device)

@@ -79,6 +79,8 @@ class LDMConfig(TrainingConfig):
     """With --save_images: optimizer steps between pictures of samples."""
     num_inference_steps: int = 50
     """Sampling steps for those pictures, and for best_by fd."""
+    compile: bool = False
+    """Compile the U-Net (torch.compile; needs a C compiler): slow first steps, then faster ones on a GPU."""
 
     ALIASES: ClassVar[dict[str, str]] = {**TrainingConfig.ALIASES, "vqvae_model_path": "vqvae_path"}
 
@@ -114,6 +116,8 @@ class LDMConfig(TrainingConfig):
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
         if self.fd_samples <= 1:
             raise ValueError(f"fd_samples={self.fd_samples} must be 2 or greater")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile=True and zero_stage=3 exclude each other; use --zero_stage 2 or less")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps={self.warmup_steps} must be 0 or greater")
         self._check_objective(self.scheduler_type)
@@ -183,4 +187,6 @@ def train_ldm(config: LDMConfig) -> None:
     task = LDMTask(config, packed, vqvae, latents, made_from)
     if distributed.is_main():
         print(estimate_ldm(task, config.batch_size), flush=True)
+    if config.compile:
+        task.compile()
     train(task, config, plan_batches(config, task.train_set.num_images))

@@ -54,7 +54,7 @@ def count(config: TrainingConfig, precision: str, channels: int, latent_shape: l
     if isinstance(config, VQVAEConfig):
         return _vqvae(config, precision, channels, batch)
     assert isinstance(config, LDMConfig)
-    from mdaug.training.ldm_task import build_unet
+    from mdaug.training.unet import build_unet
 
     unet = build_unet(config, latent_shape, classes)
 

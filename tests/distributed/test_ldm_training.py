@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,26 @@ def test_bf16_stays_near_fp32(folders, one_rank, tmp_path):
     run_ranks(2, train_with, folders, tmp_path / "run", {"zero_stage": 2, "mixed_precision": "bf16"})
     assert losses(tmp_path / "run") == pytest.approx(losses(one_rank), rel=2e-2)
     assert losses(tmp_path / "run") != losses(one_rank)
+
+
+def train_compiled(folders, output: Path) -> None:
+    """Train with --compile; "eager" traces the U-Net into one graph as always, and calls no C compiler."""
+    import torch
+
+    torch.compile = partial(torch.compile, backend="eager", fullgraph=True)  # this process ends with the test's rank
+    train(folders, output, compile=True)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # of one batch shape
+
+
+def test_compiling_changes_neither_losses_nor_what_is_saved(folders, one_rank, tmp_path):
+    from mdaug.sampling.pipeline import MicroDopplerPipeline
+
+    run_ranks(1, train_compiled, folders, tmp_path / "run")
+    assert losses(tmp_path / "run") == pytest.approx(losses(one_rank), rel=1e-5)
+    expected, found = averaged(one_rank), averaged(tmp_path / "run")
+    assert found.keys() == expected.keys()
+    assert all(np.abs(value - expected[name]).max() < 1e-5 for name, value in found.items())
+    MicroDopplerPipeline.from_pretrained(tmp_path / "run" / "best")
 
 
 def interrupted(folders, output: Path, step: int) -> None:

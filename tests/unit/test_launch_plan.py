@@ -10,9 +10,9 @@ import torch
 
 from launch.__main__ import main
 from mdaug.training.ldm import LDMConfig
-from mdaug.training.ldm_task import build_unet
 from mdaug.training.memory import saved_bytes
 from mdaug.training.scaling import Sharding, StepTime, network_bytes, ring_bandwidth, traffic
+from mdaug.training.unet import build_unet
 from mdaug.training.workload import count
 
 DEMO = Path(__file__).parents[2] / "configs/demo"

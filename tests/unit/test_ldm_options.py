@@ -49,6 +49,11 @@ def test_unknown_names_are_refused(name):
         parse(f"--vqvae_path v --{name} other")
 
 
+def test_compiling_and_zero_3_exclude_each_other():
+    with pytest.raises(UserError, match="compile=True and zero_stage=3 exclude each other"):
+        parse("--vqvae_path v --compile --zero_stage 3")
+
+
 @pytest.mark.parametrize(
     ("steps", "warmup"),
     [(100_000, 2000), (1000, 100), (8, 0)],  # at most a tenth of the run
