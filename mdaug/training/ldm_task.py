@@ -101,7 +101,7 @@ class LDMTask(Task):
     def compile(self) -> None:
         """Compile the U-Net as one graph; names and values of the weights stay, and so does the averaged copy."""
         # Its forward alone: `module.compile()` would trace the hooks that DeepSpeed hangs on the module as well.
-        self.module.forward = torch.compile(self.module.forward, dynamic=False)  # type: ignore[method-assign]
+        self.module.forward = torch.compile(self.module.forward, dynamic=False)
 
     def learning_rate(self, step: int, plan: BatchPlan) -> float:
         """Return the rate of linear warm-up and cosine decay to 0."""
