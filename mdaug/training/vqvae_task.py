@@ -54,19 +54,21 @@ def build_module(config: VQVAEConfig, image_channels: int) -> tuple[TrainableVQV
     return TrainableVQVAE(model, codebook), dict(model.config)
 
 
-def remedies(codebook: Codebook, used: float, perplexity: float, steps: int) -> list[str]:
+def remedies(codebook: Codebook, counts: torch.Tensor, steps: int) -> list[str]:
     """Return what may mend that few codes are used, the likeliest first.
 
     Args:
         codebook: the K codes and how it restarts them.
-        used: share of the codes used on the validation set.
-        perplexity: exp(entropy) of their use.
+        counts: how many latent pixels of the validation set chose each code, (K,).
         steps: optimizer steps done.
     """
-    count = used * len(codebook.codes)
-    shrink = f"a smaller --vq_num_embed ({max(8, 2 * round(count))})"
+    perplexity, used = code_usage(counts)
+    count = round(used * len(counts))
+    shrink = f"a smaller --vq_num_embed ({max(8, 2 * count)})"
     restart = f"a --codebook_decay below {codebook.decay:g}, which restarts unused codes sooner"
     data = "more varied data"
+    if counts.sum() < len(counts):  # there is not a latent pixel for every code
+        return [shrink, data, restart]
     if codebook.decay**steps >= codebook.dead_below:  # so far no code can have fallen low enough to be restarted
         return [restart, shrink, data]
     if perplexity < count / 2:  # a few of the used codes stand for nearly everything, such as the floor
@@ -190,10 +192,10 @@ class VQVAETask(Task):
         perplexity, used = code_usage(distributed.sum_over_ranks(counts))
         loss, mse, psnr = (sums[:3] / sums[3]).tolist()
         if used < LOW_USE and distributed.is_main():
-            first, *others = remedies(self.codebook, used, perplexity, self.steps)
+            first, *others = remedies(self.codebook, counts, self.steps)
             print(
-                f"warning: only {100 * used:.0f} % of the {len(counts)} codes are used on the validation set "
-                f"(perplexity {perplexity:.0f}); try {first}; if that does not help, {' or '.join(others)}"
+                f"warning: only {100 * used:.0f} % (perplexity {perplexity:.0f}) of the {len(counts)} codes are used "
+                f"on the validation set; try {first}; if that does not help, {' or '.join(others)}"
             )
         return {"loss": loss, "mse": mse, "psnr": psnr, "perplexity": perplexity, "codes_used": used}
 
