@@ -30,7 +30,8 @@ class ReconstructConfig:
     vqvae_path: Path
     """VQ-VAE: the run folder of train-vqvae (its best/) or a diffusers folder."""
     data_dir: Path
-    """Packed shards, or an image folder (packed into a cache); its test split is measured, else its val split."""
+    """Packed shards, or an image folder (packed into a cache as train-vqvae did); its test split is measured, else its
+    val split."""
     output_dir: Path | None = None
     """Folder of JSON, table and picture strip (default: the folder `reconstruction` in vqvae_path)."""
     split: Literal["auto", "train", "val", "test"] = "auto"
@@ -76,14 +77,11 @@ SCALE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def reconstruct(config: ReconstructConfig) -> None:
     """Measure, print the table, and write JSON, table and picture strip."""
     from mdaug.evaluation.pictures import save, strips
-    from mdaug.models.vqvae import find_vqvae, load_geometry
-    from shards.cache import open_packed
-    from shards.size import written
+    from mdaug.models.vqvae import find_vqvae, load_geometry, open_images
 
     folder = find_vqvae(config.vqvae_path)
     geometry = load_geometry(folder)
-    mode = {1: "gray", 3: "rgb"}[geometry["image_shape"][2]]
-    packed = open_packed(config.data_dir, written(*geometry["image_shape"][:2]), image_mode=mode)
+    packed = open_images(config.data_dir, folder)
     images, vqvae = provenance.read(packed, "images"), provenance.read(folder, "vqvae")
     dataset = _open(packed, config.split)
     if dataset.index["image_shape"] != geometry["image_shape"]:

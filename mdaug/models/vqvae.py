@@ -11,7 +11,9 @@ from torch import nn
 
 from mdaug.models.quantizer import Codebook
 from shards import atomic, provenance
+from shards.cache import open_packed
 from shards.errors import UserError
+from shards.size import written
 
 if TYPE_CHECKING:
     from diffusers import VQModel
@@ -139,3 +141,17 @@ def load_vqvae(path: Path) -> VQModel:
 def load_geometry(path: Path) -> dict[str, Any]:
     """Return {"image_shape": [H, W, C], "latent_shape": [c, h, w], "floor", "colormap"} of a VQ-VAE folder."""
     return json.loads((find_vqvae(path) / GEOMETRY_FILE).read_text(encoding="utf-8"))
+
+
+def open_images(data_dir: Path, vqvae: Path) -> Path:
+    """Return the packed folder of `data_dir`; an image folder is packed with the options that the VQ-VAE was given.
+
+    So images that trained the VQ-VAE stay training images. Raises UserError as `open_packed` does.
+    """
+    folder = find_vqvae(vqvae)
+    height, width, channels = load_geometry(folder)["image_shape"]
+    told = provenance.read(folder, "vqvae")["config"]
+    options = {name: told[name] for name in ("group_by", "image_mode", "colormap") if name in told}
+    if channels == 1 and options.get("image_mode") == "auto":  # its packed folder may have been coloured pictures
+        options["image_mode"] = "gray"
+    return open_packed(data_dir, written(height, width), **options)

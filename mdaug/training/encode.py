@@ -31,7 +31,7 @@ class EncodeConfig:
     """Encode packed images to latent shards: the latents before quantization, decoding quantizes."""
 
     data_dir: Path
-    """Packed shards, or an image folder (packed into a cache)."""
+    """Packed shards, or an image folder (packed into a cache, with the options that train-vqvae was given)."""
     vqvae_path: Path
     """VQ-VAE: the run folder of train-vqvae (its best/) or a diffusers folder."""
     output_dir: Path
@@ -70,13 +70,10 @@ class EncodeConfig:
 def encode(config: EncodeConfig) -> None:
     """Encode train and val; see `encode_packed`."""
     distributed.init()
-    from mdaug.models.vqvae import find_vqvae, load_geometry
-    from shards.cache import open_packed
-    from shards.size import written
+    from mdaug.models.vqvae import find_vqvae, open_images
 
     vqvae = find_vqvae(config.vqvae_path)
-    size = written(*load_geometry(vqvae)["image_shape"][:2])
-    encode_packed(open_packed(config.data_dir, size), vqvae, config.output_dir, config)
+    encode_packed(open_images(config.data_dir, vqvae), vqvae, config.output_dir, config)
 
 
 def encode_packed(packed: Path, vqvae_folder: Path, output: Path, config: EncodeConfig) -> None:
