@@ -48,11 +48,12 @@ class PackConfig:
     image_size: int | str | None = None
     """Pixels that every image is resized to: one number for squares, or height x width such as 128x256; by default the
     most frequent size of the images."""
-    image_mode: Literal["auto", "rgb", "gray"] = "auto"
+    image_mode: Literal["auto", "rgb", "gray", "level"] = "auto"
     """Three channels or one; auto: one if every image is single channel, else three. gray takes from coloured images
-    the level behind their colour map, and keeps the map as the palette of the PNGs."""
+    the level behind their colour map, and keeps the map as the palette of the PNGs; level: gray where that map is known
+    (or there are no coloured images), else rgb."""
     colormap: str = "auto"
-    """Colour map that image_mode gray inverts: jet-256 and jet-64 (MATLAB), matplotlib-jet, parula (MATLAB until
+    """Colour map that image_mode gray and level invert: jet-256 and jet-64 (MATLAB), matplotlib-jet, parula (MATLAB until
     R2016b), parula-2017 (since) or viridis; auto: told by the most frequent colour, which is the floor; none: the
     brightness of the colours."""
     group_by: str | None = None
@@ -74,8 +75,8 @@ class PackConfig:
         self.data_dir, self.output_dir = Path(self.data_dir), Path(self.output_dir)
         if self.image_size is not None:
             self.image_size = written(*height_width(self.image_size))
-        if self.image_mode not in ("auto", "rgb", "gray"):
-            raise ValueError(f"image_mode is '{self.image_mode}'; auto, rgb and gray are accepted")
+        if self.image_mode not in ("auto", "rgb", "gray", "level"):
+            raise ValueError(f"image_mode is '{self.image_mode}'; auto, rgb, gray and level are accepted")
         if self.colormap not in ("auto", "none", *COLORMAPS):
             raise ValueError(f"colormap is '{self.colormap}'; auto, none, {', '.join(COLORMAPS)} are accepted")
         if not 0 < self.val_fraction <= 0.5:
@@ -188,9 +189,11 @@ class _Job:
         sizes = Counter(checked[image.path].size for image in good)
         common = max(sizes, key=lambda size: (sizes[size], size))
         size = height_width(config.image_size)[::-1] if config.image_size else common
-        channels = {"rgb": 3, "gray": 1}.get(config.image_mode, max(checked[image.path].channels for image in good))
         coloured = [folder.root / image.path for image in good if checked[image.path].channels == 3]
-        colormap = _colormap(config.colormap, coloured) if channels == 1 and coloured else None
+        levels = config.image_mode in ("gray", "level")
+        colormap = _colormap(config.colormap, coloured) if levels and coloured else None
+        plain = not coloured or (config.image_mode == "level" and colormap is not None)
+        channels = {"rgb": 3, "gray": 1}.get(config.image_mode, 1 if plain else 3)
         samples: dict[str, list[SourceImage]] = {}
         for number, side in enumerate(SPLITS):
             own = [image for image in good if split.side[image.path] == side]
@@ -198,6 +201,11 @@ class _Job:
                 order = np.random.Generator(np.random.Philox(key=[config.seed, 1 + number])).permutation(len(own))
                 samples[side] = [own[i] for i in order]
         report = make_report(folder, checked, rejected, split, samples, size, channels, colormap)
+        if config.image_mode == "level" and channels == 3:
+            report["notes"].append(
+                "image_mode level keeps these images in colour (rgb): their colour map is not known, so the level "
+                f"behind a colour is not either; name the map with --colormap ({', '.join(COLORMAPS)})"
+            )
         return cls(folder, split, samples, size, channels, colormap, config.shard_size, report)
 
     def write_shards(self, output: Path, mapper: _Mapper) -> None:

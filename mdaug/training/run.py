@@ -39,8 +39,9 @@ class TrainingConfig:
     """Pixels of the images: one number for squares, or height x width such as 128x256."""
     group_by: str | None = None
     """How an image folder is split when it is packed here; see `mdaug pack --help`."""
-    image_mode: Literal["auto", "rgb", "gray"] = "auto"
-    """Channels of an image folder that is packed here; gray trains on the level behind the colour map."""
+    image_mode: Literal["auto", "rgb", "gray", "level"] = "auto"
+    """Channels of an image folder that is packed here; gray trains on the level behind the colour map, level does so
+    where the map is known."""
     colormap: str = "auto"
     """Colour map of that image folder; see `mdaug pack --help`."""
     batch_size: int = 16

@@ -118,10 +118,10 @@ def test_levels_of_grey_and_of_jet():
         assert np.array_equal(levels_of(picture), ramp)
 
 
-def coloured_folder(root: Path, name: str = "jet-256") -> Path:
+def coloured_folder(root: Path, name: str | None = "jet-256") -> Path:
     for i in range(12):
         (root / "walk").mkdir(parents=True, exist_ok=True)
-        picture = Image.fromarray(paint(levels(i, 64)[..., None], name))
+        picture = Image.fromarray(paint(levels(i, 64)[..., None], name) if name else levels(i, 64))
         picture.save(root / "walk" / f"walk_{100 * i}.png")
     return root
 
@@ -165,6 +165,30 @@ def test_a_named_map_overrules_and_none_takes_the_brightness(tmp_path):
         assert (index["image_shape"], index["colormap"]) == ([64, 64, 1], expected)
     with pytest.raises(ValueError, match="colormap is 'hot'"):
         PackConfig(source, tmp_path / "x", colormap="hot")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "shape", "kept"),
+    [
+        ("jet-64", {}, [64, 64, 1], "jet-64"),  # told by its floor
+        ("turned", {"colormap": "jet-256"}, [64, 64, 1], "jet-256"),  # named
+        ("turned", {}, [64, 64, 3], None),
+        ("turned", {"colormap": "none"}, [64, 64, 3], None),
+        (None, {}, [64, 64, 1], None),  # single channel
+    ],
+)
+def test_level_is_gray_where_the_map_is_known_and_colour_elsewhere(name, options, shape, kept, tmp_path, capsys):
+    source = coloured_folder(tmp_path / "images", "viridis" if name == "turned" else name)
+    if name == "turned":  # a map that nobody knows: viridis with its channels turned
+        for path in source.glob("*/*.png"):
+            Image.fromarray(np.asarray(Image.open(path))[..., [1, 2, 0]]).save(path)
+    pack(PackConfig(source, tmp_path / "packed", image_mode="level", workers=1, **options))
+    index = ShardDataset(tmp_path / "packed" / "train").index
+    assert (index["image_shape"], index["colormap"]) == (shape, kept)
+    assert ("keeps these images in colour" in capsys.readouterr().out) == (shape[2] == 3)
+    if shape[2] == 3:
+        pack(PackConfig(source, tmp_path / "rgb", image_mode="rgb", workers=1))
+        assert index["hash"] == ShardDataset(tmp_path / "rgb" / "train").hash
 
 
 def test_packed_images_of_another_mode_are_refused(tmp_path):
