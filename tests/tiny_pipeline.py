@@ -44,7 +44,12 @@ def tiny_unet(**options) -> HybridUNet2DModel:
 
 
 def tiny_pipeline(
-    scheduler=None, channels: int = 3, colormap: str | None = None, conditions: dict | None = None, **unet_options
+    scheduler=None,
+    channels: int = 3,
+    colormap: str | None = None,
+    conditions: dict | None = None,
+    floor: list[int] | None = None,
+    **unet_options,
 ) -> MicroDopplerPipeline:
     """Images of 16 x 16 pixels, latents of 4 x 8 x 8."""
     unet = tiny_unet(num_conditions=len(conditions["names"]) if conditions else 0, **unet_options)
@@ -70,6 +75,7 @@ def tiny_pipeline(
         latent_shape=[4, 8, 8],
         image_shape=[16, 16, channels],
         conditions=conditions,
+        floor=floor,
         colormap=colormap and {"name": colormap, "palette": palettes(colormap).palette.tobytes().hex()},
     )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mdaug.sampling.plan import Plan
-from shards.colormap import levels_of
+from shards.colormap import colormap, detect
 from shards.dataset import decode_image
 from shards.index import read_index
 from shards.writer import finished
@@ -49,7 +49,7 @@ def write_files(plan: Plan, folder: Path) -> Path:
                 image, text = (content[offset : offset + size] for offset, size in places)
                 meta = json.loads(text)
                 path = f"{meta['class']}/{key}{suffix}"
-                (temporary / path).write_bytes(image if suffix == ".png" else _decibels(image, plan.dynamic_range_db))
+                (temporary / path).write_bytes(image if suffix == ".png" else _decibels(image, plan))
                 table.writerow([path, meta["class"], meta["source"], meta["seed"], *(meta[name] for name in told)])
     for name in plan.counts:
         if not any((temporary / name).iterdir()):
@@ -59,9 +59,11 @@ def write_files(plan: Plan, folder: Path) -> Path:
     return final
 
 
-def _decibels(image: bytes, dynamic_range: float) -> bytes:
-    """Return the npy file of a picture whose lowest level is -dynamic_range dB and whose highest is 0 dB."""
+def _decibels(image: bytes, plan: Plan) -> bytes:
+    """Return the npy file of a picture whose lowest level is -dynamic_range_db and whose highest is 0 dB."""
     file = io.BytesIO()
-    share = levels_of(decode_image(image)).astype(np.float32) / 255
-    np.save(file, (share - 1) * np.float32(dynamic_range), allow_pickle=False)
+    picture = decode_image(image)
+    name = detect(plan.floor) if plan.floor and picture.shape[-1] == 3 else None
+    levels = picture[..., 0] if name is None else colormap(name).invert(picture)
+    np.save(file, (levels.astype(np.float32) / 255 - 1) * np.float32(plan.dynamic_range_db), allow_pickle=False)
     return file.getvalue()

@@ -44,6 +44,8 @@ class MicroDopplerPipeline(DiffusionPipeline):
         image_shape: [height, width, channels] of the images.
         colormap: {"name", "palette"} of images of one channel, or None; the palette is 256 x RRGGBB. Pictures
             ("pil") are painted with it, arrays and tensors hold the levels.
+        floor: most frequent colour of the training images, a level 0 to 255 per channel, or None; in colour pictures it
+            tells their map.
         conditions: {"names", "mean", "std", "values"} of the continuous conditions, or None; "values" are joint values
             of training images by class, in the units of the metadata, None where an image had none.
         training: {"made_from": {role: content hash}, "metrics": {name: number}} for the model card, or None.
@@ -65,6 +67,7 @@ class MicroDopplerPipeline(DiffusionPipeline):
         colormap: dict[str, str] | None = None,
         conditions: dict[str, Any] | None = None,
         training: dict[str, dict] | None = None,
+        floor: list[int] | None = None,
     ):
         super().__init__()
         if not (classes and latent_mean and latent_std and latent_shape and image_shape):
@@ -84,6 +87,7 @@ class MicroDopplerPipeline(DiffusionPipeline):
             colormap=colormap,
             conditions=conditions,
             training=training,
+            floor=floor,
         )
 
     @torch.no_grad()

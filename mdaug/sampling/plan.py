@@ -43,6 +43,7 @@ class Plan:
         device: "cpu" or "cuda": their arithmetic differs.
         cpu_threads: threads of a worker on a CPU; sums depend on it.
         compile: whether torch.compile runs the U-Net.
+        floor: most frequent colour of the training images, or None; it tells the colour map of pictures in colour.
         output_format: "shards"; "folder" or "npy" to have the samples as files too.
         dynamic_range_db: dB between the floor and the top of the colour scale, for "npy".
         include_real: {"hash", "samples"} of the packed set whose training images are mixed in, or None.
@@ -66,6 +67,7 @@ class Plan:
     guidance_interval: list[float] = dataclasses.field(default_factory=lambda: [0.0, 1.0])
     compile: bool = False
     colormap: str | None = None
+    floor: list[int] | None = None
     output_format: str = "shards"
     dynamic_range_db: float = 40.0
     include_real: dict | None = None

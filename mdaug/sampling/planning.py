@@ -11,6 +11,7 @@ from mdaug.sampling import conditioning, counts, schedulers
 from mdaug.sampling.pipeline_folder import find_pipeline
 from mdaug.sampling.plan import Plan
 from shards import provenance
+from shards.colormap import COLORMAPS, detect
 from shards.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,7 +62,14 @@ def make_plan(config: GenerateConfig) -> Plan:
     except ValueError as error:
         raise UserError(str(error)) from None
     classes, image_shape = about["classes"], about["image_shape"]
-    colormap = (about.get("colormap") or {}).get("name")
+    colormap, floor = (about.get("colormap") or {}).get("name"), about.get("floor")
+    if config.output_format == "npy" and image_shape[2] == 3 and (floor is None or detect(floor) is None):
+        raise UserError(
+            f"--format npy needs the level behind a colour, and the colour map of what {source} makes is not known "
+            "(its training images are in colour, and their most frequent colour is the floor of none of "
+            f"{', '.join(COLORMAPS)}); pack the images with --image_mode gray, with --colormap where the map is known, "
+            "and train on them, or take another --format"
+        )
     images = made["made_from"]["images"]
     assert not isinstance(config.conditions, str)
     mixed = real.describe(config.include_real, classes, image_shape, colormap) if config.include_real else None
@@ -72,6 +80,7 @@ def make_plan(config: GenerateConfig) -> Plan:
         images=images,
         image_shape=image_shape,
         colormap=colormap,
+        floor=floor,
         scheduler_type=name,
         num_inference_steps=steps,
         guidance_scale=config.guidance_scale,

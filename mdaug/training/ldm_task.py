@@ -180,6 +180,7 @@ class LDMTask(Task):
             latent_shape=self.geometry["latent_shape"],
             image_shape=self.geometry["image_shape"],
             conditions=self.conditions,
+            floor=self.geometry.get("floor"),
             colormap=name and {"name": name, "palette": colormap(name).palette.tobytes().hex()},
         )
 

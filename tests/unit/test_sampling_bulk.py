@@ -22,7 +22,7 @@ from mdaug.sampling.generate import GenerateConfig, generate, place
 from mdaug.sampling.inspection import is_whole
 from mdaug.sampling.plan import read_plan
 from shards import atomic, provenance
-from shards.colormap import levels_of
+from shards.colormap import colormap
 from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.index import content_hash, write_index
@@ -399,13 +399,33 @@ def test_the_folder_form_is_the_layout_of_the_user(ldm, tmp_path):
     assert not list(folder.glob(".*"))
 
 
-def test_the_npy_form_is_the_level_in_decibels(ldm, tmp_path):
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"floor": [0, 0, 131]}, "jet-256"),
+        ({"floor": [67, 2, 85]}, "viridis"),  # as JPEG changes it
+        ({"channels": 1, "colormap": "parula", "floor": [0]}, None),
+        ({"channels": 1}, None),
+    ],
+)
+def test_the_npy_form_is_the_level_in_decibels(options, name, tmp_path):
+    ldm = save_tiny(tmp_path / "ldm", **options)
     folder = make(ldm, tmp_path / "out", num_samples=3, output_format="npy", dynamic_range_db=30.0)
     dataset = ShardDataset(folder)
     for i, key in enumerate(dataset.keys):
         array = np.load(folder / "arrays" / CLASSES[dataset.labels[i]] / f"{key}.npy")
         assert (array.dtype, array.shape) == (np.float32, (16, 16))
-        np.testing.assert_allclose(array, levels_of(dataset[i]["image"]) / 255 * 30 - 30, atol=1e-5)
+        picture = dataset[i]["image"]
+        levels = colormap(name).invert(picture) if name else picture[..., 0]
+        np.testing.assert_allclose(array, levels / 255 * 30 - 30, atol=1e-5)
+
+
+@pytest.mark.parametrize("floor", [None, [11, 0, 0], [0, 0, 0]])
+def test_colours_of_an_unknown_map_have_no_decibels(floor, tmp_path):
+    ldm = save_tiny(tmp_path / "ldm", floor=floor)
+    with pytest.raises(UserError, match=r"colour map .* is not known .* pack the images with --image_mode gray"):
+        make(ldm, tmp_path / "out", num_samples=3, output_format="npy")
+    assert not (tmp_path / "out").exists()
 
 
 def read_plainly(folder: Path) -> list[tuple]:
