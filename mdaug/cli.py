@@ -51,11 +51,15 @@ def load(command: str):
 
 
 def run(argv: list[str]) -> None:
-    """Parse and run one command; mistakes of the user arrive as UserError."""
+    """Parse and run one command; mistakes of the user, and a full disk, arrive as UserError."""
     from mdaug import config
+    from shards.writer import one_line_for_a_full_disk
 
     config_class, function = load(argv[0])
-    function(config.parse(config_class, argv[1:], prog=f"mdaug {argv[0]}"))
+    parsed = config.parse(config_class, argv[1:], prog=f"mdaug {argv[0]}")
+    folders = (getattr(parsed, name, None) for name in ("output_dir", "run_dir", "vqvae_path"))
+    with one_line_for_a_full_disk(next(filter(None, folders))):
+        function(parsed)
 
 
 def main(argv: list[str] | None = None) -> int:

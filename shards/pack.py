@@ -53,8 +53,8 @@ class PackConfig:
     the level behind their colour map, and keeps the map as the palette of the PNGs; level: gray where that map is known
     (or there are no coloured images), else rgb."""
     colormap: str = "auto"
-    """Colour map that image_mode gray and level invert: jet-256 and jet-64 (MATLAB), matplotlib-jet, parula (MATLAB until
-    R2016b), parula-2017 (since) or viridis; auto: told by the most frequent colour, which is the floor; none: the
+    """Colour map that image_mode gray and level invert: jet-256 and jet-64 (MATLAB), matplotlib-jet, parula (MATLAB
+    until R2016b), parula-2017 (since) or viridis; auto: told by the most frequent colour, which is the floor; none: the
     brightness of the colours."""
     group_by: str | None = None
     """What must not be torn between train and val: a regular expression with one capture group, searched in the path

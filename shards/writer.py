@@ -23,6 +23,7 @@ from shards.errors import UserError
 KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 EXTENSION = re.compile(r"[a-z0-9]{1,16}")
 BLOCK = tarfile.BLOCKSIZE
+FULL = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)}  # safetensors' errors have the text alone
 
 
 def write_shard(
@@ -72,15 +73,19 @@ def finished(path: Path) -> dict | None:
 
 @contextlib.contextmanager
 def one_line_for_a_full_disk(path: Path) -> Iterator[None]:
-    """Turn "no space left" and "quota exceeded" into a UserError that names `path`."""
+    """Turn "no space left" and "quota exceeded" into a UserError that names the file, or `path` if it is not told."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except UserError:
+        raise
+    except Exception as error:
+        number = getattr(error, "errno", None)
+        said = next((text for code, text in FULL.items() if code == number or text in str(error)), None)
+        if said is None:
             raise
         raise UserError(
-            f"no space left while writing {path} ({error.strerror}); free some or choose another folder, "
-            "then run the same command again: finished shards are kept"
+            f"no space left while writing {getattr(error, 'filename', None) or path} ({said}); free some or choose "
+            "another folder, then run the same command again: what is finished is kept"
         ) from None
 
 

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mdaug.evaluation.data import ImageSet
 from mdaug.images import grid
+from shards.writer import one_line_for_a_full_disk
 
 TILE = 128  # pixels
 PER_SIDE = 4
@@ -50,7 +51,8 @@ def pairs(synthetic: ImageSet, train: ImageSet, memory: dict) -> np.ndarray:
 
 def save(path: Path, picture: np.ndarray) -> None:
     """Write uint8 (H, W, 3) as PNG."""
-    Image.fromarray(picture).save(path, optimize=True)
+    with one_line_for_a_full_disk(path):
+        Image.fromarray(picture).save(path, optimize=True)
 
 
 def _examples(images: ImageSet, label: int) -> list[np.ndarray]:

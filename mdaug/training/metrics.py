@@ -16,6 +16,7 @@ from mdaug import distributed
 from mdaug.training.run import BatchPlan, TrainingConfig
 from mdaug.training.scaling import GPUS
 from shards import atomic
+from shards.writer import one_line_for_a_full_disk
 
 
 class Metrics:
@@ -108,8 +109,9 @@ class Metrics:
     def write(self, record: dict[str, Any]) -> None:
         """Append a record to metrics.jsonl (and wandb) on rank 0."""
         if self._file is not None:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+            with one_line_for_a_full_disk(Path(self._file.name)):
+                self._file.write(json.dumps(record) + "\n")
+                self._file.flush()
         self._on_wandb("log", {name: value for name, value in record.items() if value is not None})
 
     def say(self, text: str) -> None:

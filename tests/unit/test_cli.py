@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib.metadata
 import re
 import shlex
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from launch import rank
 from launch.__main__ import LaunchConfig, _split
 from launch.demo import stage_flags
 from mdaug import cli, config
+from shards import atomic
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "diffusers", "deepspeed", "wandb", "matplotlib", "lpips", "accelerate")
@@ -114,3 +117,46 @@ def _check_command(command: str, flags: list[str]) -> None:
 
 def test_version_is_that_of_the_package():
     assert python("from mdaug import cli; cli.main(['--version'])") == f"mdaug {importlib.metadata.version('mdaug')}\n"
+
+
+def export_on_a_full_disk(config) -> None:
+    from safetensors import SafetensorError
+
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def picture_on_a_full_disk(config) -> None:
+    raise OSError(errno.EDQUOT, "Disk quota exceeded")  # as Pillow's, without the name of the file
+
+
+def text_on_a_full_disk(config) -> None:
+    config.output_dir.mkdir(exist_ok=True)
+    with atomic.replacing(config.output_dir / "report.html", "w"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [(export_on_a_full_disk, "out"), (picture_on_a_full_disk, "out"), (text_on_a_full_disk, "out/report.html")],
+)
+def test_a_full_disk_is_one_line_in_every_command_and_rank(function, named, monkeypatch, tmp_path, capsys):
+    config_class, _ = cli.load("encode")
+    monkeypatch.setattr(cli, "load", lambda command: (config_class, function))
+    argv = ["encode", "--data_dir", "a", "--vqvae_path", "b", "--output_dir", str(tmp_path / "out")]
+    assert cli.main(argv) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert f"no space left while writing {tmp_path / named} (" in printed
+    assert "free some or choose another folder, then run the same command again" in printed
+    assert rank._call("mdaug.cli:run", argv)[0] == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_other_errors_keep_their_traceback(monkeypatch):
+    def fail(config):
+        raise OSError(errno.EACCES, "Permission denied")
+
+    config_class, _ = cli.load("encode")
+    monkeypatch.setattr(cli, "load", lambda command: (config_class, fail))
+    with pytest.raises(PermissionError):
+        cli.main(["encode", "--data_dir", "a", "--vqvae_path", "b", "--output_dir", "c"])
