@@ -49,10 +49,12 @@ def tiny_pipeline(
     colormap: str | None = None,
     conditions: dict | None = None,
     floor: list[int] | None = None,
+    classes: list[str] = CLASSES,
     **unet_options,
 ) -> MicroDopplerPipeline:
     """Images of 16 x 16 pixels, latents of 4 x 8 x 8."""
-    unet = tiny_unet(num_conditions=len(conditions["names"]) if conditions else 0, **unet_options)
+    told = len(conditions["names"]) if conditions else 0
+    unet = tiny_unet(**{"num_conditions": told, "num_classes": len(classes)} | unet_options)
     vqvae = VQModel(
         in_channels=channels,
         out_channels=channels,
@@ -69,7 +71,7 @@ def tiny_pipeline(
         vqvae,
         unet,
         scheduler or build_scheduler(),
-        classes=CLASSES,
+        classes=classes,
         latent_mean=[0.1, 0.0, -0.1, 0.2],
         latent_std=[1.0, 0.9, 1.1, 1.0],
         latent_shape=[4, 8, 8],

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from mdaug.config import as_dict, dump, save
 from shards import atomic, provenance
 from shards.errors import UserError
+from shards.index import read_index
 
 IDENTITY, RESULTS, PARTS = "evaluation.json", "results", "parts"
 Part = Literal["usefulness", "fidelity", "kinematics", "memorization", "reconstruction"]
@@ -102,15 +103,16 @@ def evaluate(config: EvaluateConfig) -> dict | None:
 
     made_from = _check_origin(config)
     _check_alike(config)
+    wanted = _measurable(config)
     _claim(config, made_from)
     files = {part: config.output_dir / PARTS / f"{part}.json" for part in ALL}
     record = config.output_dir / provenance.FILE_NAME
-    if record.is_file() and all(files[part].is_file() for part in config.wanted):
+    if record.is_file() and all(files[part].is_file() for part in wanted):
         print(f"{config.output_dir} holds this evaluation already, finished; delete the folder to run it again.")
         metrics = json.loads((config.output_dir / report.METRICS).read_text(encoding="utf-8"))
     else:
         record.unlink(missing_ok=True)
-        done = _measure(config, made_from, files)
+        done = _measure(config, made_from, files, wanted)
         if done is None:
             return None
         metrics = done
@@ -125,7 +127,9 @@ def evaluate(config: EvaluateConfig) -> dict | None:
     return metrics
 
 
-def _measure(config: EvaluateConfig, made_from: dict[str, str], files: dict[Part, Path]) -> dict | None:
+def _measure(
+    config: EvaluateConfig, made_from: dict[str, str], files: dict[Part, Path], wanted: tuple[Part, ...]
+) -> dict | None:
     """Measure the parts that are wanted and not there yet, and write the report of all that are there."""
     from mdaug.evaluation import data, parts, pictures, report
     from mdaug.evaluation.verdict import verdict
@@ -142,7 +146,7 @@ def _measure(config: EvaluateConfig, made_from: dict[str, str], files: dict[Part
         for name, folder in folders.items()
     }
     inputs = parts.Inputs(config=config, results=config.output_dir / RESULTS, **sets)  # type: ignore[arg-type]
-    missing = [part for part in config.wanted if not files[part].is_file()]
+    missing = [part for part in wanted if not files[part].is_file()]
     if not parts.share(inputs, missing):
         print("this rank is done; the last rank to finish writes the report", flush=True)
         return None
@@ -168,10 +172,23 @@ def _measure(config: EvaluateConfig, made_from: dict[str, str], files: dict[Part
             for part, file in files.items()
         },
     }
-    metrics = {"verdict": verdict(metrics) if metrics["usefulness"] else None, **metrics}
+    metrics = {"verdict": verdict(metrics), **metrics}
     pictures.save(config.output_dir / report.GRID, pictures.real_and_synthetic(held_out, synthetic))
     report.write(config.output_dir, metrics)
     return metrics
+
+
+def _measurable(config: EvaluateConfig) -> tuple[Part, ...]:
+    """Return the wanted parts that the images allow; UserError where none is left."""
+    classes = read_index(config.data_dir / "train")["classes"]
+    if len(classes) > 1:
+        return config.wanted
+    if config.part == "usefulness":
+        raise UserError(
+            f"{config.data_dir} has one class only ('{classes[0]}'), and a classifier has nothing to tell apart; "
+            "measure something else: mdaug evaluate, or evaluate fidelity, kinematics or memorization"
+        )
+    return tuple(part for part in config.wanted if part != "usefulness")
 
 
 def _held_out(data_dir: Path) -> Path:

@@ -18,11 +18,23 @@ def outcome(comparison: dict) -> str:
     return "gain" if comparison["low"] > 0 else "none"
 
 
-def verdict(metrics: dict) -> dict:
+ONE_CLASS = (
+    "The images are of one class ('{}'), so whether synthetic images help a classifier cannot be measured: it has "
+    "nothing to tell apart. For the same reason the features of the classifier trained on the real images are those of "
+    "a network that had nothing to learn; go by the other networks, the motion and the copies."
+)
+
+
+def verdict(metrics: dict) -> dict | None:
     """Return {"outcome": the worst over the numbers of real images, "sentences": three strings}.
 
     Where there are several ratios of synthetic to real images, the largest speaks: the best of many would be luck.
+    Of one class one sentence says that there is nothing to tell apart; None where nobody has measured usefulness.
     """
+    if len(metrics["data"]["classes"]) == 1:
+        return {"outcome": "none", "sentences": [ONE_CLASS.format(*metrics["data"]["classes"])]}
+    if metrics["usefulness"] is None:
+        return None
     first, worst = _against_real(metrics)
     return {"outcome": worst, "sentences": [first, _against_transforms(metrics), _advice(metrics, worst)]}
 
