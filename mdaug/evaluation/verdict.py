@@ -31,7 +31,7 @@ def verdict(metrics: dict) -> dict | None:
     Where there are several ratios of synthetic to real images, the largest speaks: the best of many would be luck.
     Of one class one sentence says that there is nothing to tell apart; None where nobody has measured usefulness.
     """
-    if len(metrics["data"]["classes"]) == 1:
+    if len(metrics["data"]["train"]) == 1:
         return {"outcome": "none", "sentences": [ONE_CLASS.format(*metrics["data"]["classes"])]}
     if metrics["usefulness"] is None:
         return None
