@@ -6,6 +6,7 @@ goes to one side is therefore a group: what the user names, or a run of consecut
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import Counter, defaultdict
@@ -46,8 +47,8 @@ def split_images(images: list[SourceImage], *, group_by: str | None, val_fractio
     expression with one capture group or `column:<name>` of the metadata; the metadata column `group`; running numbers
     at the end of the file names; else every image for itself, with a warning.
 
-    With running numbers a run of consecutive numbers is a group, a long run is cut in two, and of one sequence no
-    train image is within `gap` numbers of a val image: such images are dropped.
+    With running numbers (one by one, or in steps of one size) a run of consecutive numbers is a group, a long run is
+    cut in two, and of one sequence no train image is within `gap` places of a val image: such images are dropped.
 
     Raises:
         UserError: `group_by` does not fit an image.
@@ -115,18 +116,28 @@ def _named_groups(images: list[SourceImage], group_by: str | None) -> dict[str, 
 
 
 def _sequences(images: list[SourceImage]) -> dict[str, tuple[str, int]]:
-    """Return path -> (name of its sequence, number in it) from the numbers that end the file names.
+    """Return path -> (name of its sequence, place in it) from the numbers that end the file names.
 
-    An image without such a number is a sequence of its own. {} where most images do not follow another one (no
-    numbers, or times or hashes).
+    Places count images: numbers 0, 25, 50, ... (first samples of windows, say) have the places 0, 1, 2, .... An image
+    without a number is a sequence of its own. {} where most images do not follow another one (no numbers, or times
+    or hashes).
     """
-    numbered: dict[str, tuple[str, int]] = {}
-    for image in images:
-        match = NUMBER_AT_END.fullmatch(os.path.splitext(image.path)[0])
-        numbered[image.path] = (match.group(1), int(match.group(2))) if match else (image.path, 0)
+    numbered = {image.path: _number(image.path) for image in images}
+    numbers: dict[str, set[int]] = defaultdict(set)
+    for name, number in numbered.values():
+        numbers[name].add(number)
+    # Two numbers have a distance, but no stride.
+    strides = {name: math.gcd(*(n - min(own) for n in own)) if len(own) > 2 else 1 for name, own in numbers.items()}
+    numbered = {path: (name, number // strides[name]) for path, (name, number) in numbered.items()}
     ordered = sorted(numbered.values())
     following = sum(_follows(place, last) for last, place in pairwise(ordered))
     return numbered if following >= len(images) / 2 else {}
+
+
+def _number(path: str) -> tuple[str, int]:
+    """Return what stands before the number at the end of a file name, and the number; without one (path, 0)."""
+    match = NUMBER_AT_END.fullmatch(os.path.splitext(path)[0])
+    return (match.group(1), int(match.group(2))) if match else (path, 0)
 
 
 def _follows(place: tuple[str, int], last: tuple[str, int]) -> bool:
@@ -146,7 +157,7 @@ def _runs(images: list[SourceImage], sequences: dict[str, tuple[str, int]], val_
     for run in runs:
         too_long = len(run) > 2 * val_fraction * sizes[run[0].class_name]
         for piece in _cut(run, val_fraction) if too_long else [run]:
-            (name, first), (_, last) = sequences[piece[0].path], sequences[piece[-1].path]
+            (name, first), (_, last) = _number(piece[0].path), _number(piece[-1].path)
             group |= {image.path: f"{name}[{first}-{last}]" for image in piece}
     return group
 

@@ -73,6 +73,24 @@ def test_one_long_run_is_cut_with_exactly_the_gap_lost(count, gap):
     assert len(split.dropped) == 2 * gap
 
 
+@pytest.mark.parametrize("start", [0, 7])
+def test_numbers_in_steps_of_one_size_are_a_sequence_whose_gap_counts_images(start):
+    """Windows named after their first sample: neighbours overlap as they do under running numbers."""
+    places = [*range(100), *range(150, 200)]
+    stepped, running = ([*numbered("walk", [start + step * i for i in places])] for step in (25, 1))
+    split, same = do_split(images(*stepped)), do_split(images(*running))
+    assert [split.side.get(path) for path in stepped] == [same.side.get(path) for path in running]
+    assert {"train", "val"} == set(split.side.values())
+    assert len(split.dropped) == len(same.dropped) == 4
+    assert f"walk/window[{start}-" in " ".join(split.group.values())
+    assert not split.warnings
+
+
+def test_two_numbers_are_no_sequence():
+    split = do_split(images(*(f"walk/p{p}_{number}.png" for p in range(20) for number in (3 * p, 500 + p * p))))
+    assert split.rule == "every image for itself"
+
+
 def test_numbers_count_by_value_not_by_letters():
     split = do_split(images(*numbered("walk", range(1, 121))), val_fraction=0.25)
     val = sorted(int(path.rpartition("window")[2][:-4]) for path, side in split.side.items() if side == "val")
