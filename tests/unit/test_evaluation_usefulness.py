@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mdaug import config as configuration
-from mdaug.evaluation import data, jobs, report, usefulness
+from mdaug.evaluation import data, features, jobs, report, usefulness
 from mdaug.evaluation.evaluate import EvaluateConfig, evaluate
 from mdaug.evaluation.usefulness import (
     BOTH,
@@ -263,6 +263,26 @@ def test_the_second_rank_leaves_the_report_to_the_last(config, capsys, monkeypat
     assert not (config.output_dir / report.REPORT).exists()
     monkeypatch.setenv("RANK", "0")
     assert evaluate(config)["verdict"] is not None
+    assert (config.output_dir / report.REPORT).is_file()
+
+
+def test_a_rank_that_ends_its_classifiers_first_and_its_features_last_writes_the_report(config, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config, extract_all = replace(config, part="fidelity"), features.extract_all
+    others: list[dict | None] = []
+
+    def after_the_other_rank(*arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(features, "extract_all", extract_all)
+            patch.setenv("RANK", "1")
+            others.append(evaluate(config))
+        monkeypatch.setattr(features, "extract_all", extract_all)
+        return extract_all(*arguments)
+
+    monkeypatch.setattr(features, "extract_all", after_the_other_rank)
+    monkeypatch.setenv("RANK", "0")
+    assert evaluate(config) is not None
+    assert others == [None]
     assert (config.output_dir / report.REPORT).is_file()
 
 
