@@ -18,7 +18,7 @@ from mdaug.sampling.inspection import CONSTANT, DAMAGED, Inspection, inspect
 from mdaug.sampling.manifest import Manifest
 from mdaug.sampling.plan import Plan
 from shards import index, provenance
-from shards.atomic import write_text
+from shards.atomic import replacing, write_text
 from shards.colormap import paint
 from shards.dataset import ShardDataset
 from shards.errors import UserError
@@ -31,6 +31,8 @@ KIND, MIXED = "synthetic", "mixed"  # `mdaug evaluate` takes the first only: it 
 
 def finalize(plan: Plan, folder: Path, *, config: dict, mend: str) -> str:
     """Look at every sample, and write index, manifest, card, pictures, the other output form and provenance.
+
+    One process at a time, see `shards.atomic.locked`.
 
     Args:
         plan: the plan of the folder.
@@ -90,7 +92,8 @@ def write_grid(plan: Plan, folder: Path) -> None:
         if len(first):
             rows.append([paint(dataset[i]["image"], plan.colormap) for i in first.tolist()])
             names.append(name)
-    Image.fromarray(grid(rows, names)).save(folder / "grid.png")
+    with replacing(folder / "grid.png") as file:
+        Image.fromarray(grid(rows, names)).save(file, "PNG")
 
 
 def _write_grids(plan: Plan, folder: Path) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from mdaug import config as configuration
 from mdaug.sampling import conditioning, counts, schedulers
-from shards import provenance
+from shards import atomic, provenance
 from shards.errors import UserError
 
 if TYPE_CHECKING:
@@ -194,14 +194,14 @@ def generate(config: GenerateConfig) -> None:
         planning.print_plan(plan, folder)
     if config.step in ("all", "plan"):
         planning.prepare(plan, config, worker)
-    finished = (folder / provenance.FILE_NAME).is_file()
-    if config.step == "work" or (config.step == "all" and (config.repair or not finished)):
+    before = _finished(folder)
+    if config.step == "work" or (config.step == "all" and (config.repair or not before)):
         _work(plan, config, worker, workers)
-    if config.step == "finalize" or (config.step == "all" and (config.repair or not finished)):
-        if not _finalize(plan, config, worker, workers):
+    if config.step == "finalize" or (config.step == "all" and (config.repair or not before)):
+        if not _finalize(plan, config, worker, workers, before):
             return
     elif config.step == "all":
-        print(f"found {plan.total} = asked {plan.total}: {folder} is finished", flush=True)
+        print(_found(plan, folder), flush=True)
     if config.grid and config.step in ("all", "finalize") and not (folder / "grid.png").is_file():
         from mdaug.sampling.finalize import write_grid
 
@@ -262,8 +262,13 @@ def _work(plan: Plan, config: GenerateConfig, worker: int, workers: int) -> None
     work(plan, pipeline.to(device), config.output_dir, worker, workers, sifter=sifter, repair=config.repair)
 
 
-def _finalize(plan: Plan, config: GenerateConfig, worker: int, workers: int) -> bool:
-    """Finalize, unless other workers are still at it; return whether it was done."""
+def _finalize(plan: Plan, config: GenerateConfig, worker: int, workers: int, before: int | None) -> bool:
+    """Finalize, one process at a time, unless other workers are still at it; return whether the folder is finished.
+
+    Of workers that come to the end together the first finalizes, and the others find that the folder was finished
+    after they began: `before` is what `_finished` said then.
+    """
+    from mdaug.sampling import plan as plans
     from mdaug.sampling.finalize import finalize
     from mdaug.sampling.worker import missing_shards
 
@@ -271,8 +276,23 @@ def _finalize(plan: Plan, config: GenerateConfig, worker: int, workers: int) -> 
         print(f"worker {worker} is done; the last worker to finish writes the index", flush=True)
         return False
     mend = f"mdaug generate --step work --ldm_path {config.ldm_path} --output_dir {config.output_dir}"
-    print(finalize(plan, config.output_dir, config=configuration.as_dict(config), mend=mend), flush=True)
+    with atomic.locked(config.output_dir / plans.FILE_NAME):
+        if config.step == "all" and _finished(config.output_dir) not in (None, before):
+            said = _found(plan, config.output_dir)
+        else:
+            said = finalize(plan, config.output_dir, config=configuration.as_dict(config), mend=mend)
+    print(said, flush=True)
     return True
+
+
+def _finished(folder: Path) -> int | None:
+    """Return when a folder was finished, or None for one that is not."""
+    path = folder / provenance.FILE_NAME
+    return path.stat().st_mtime_ns if path.is_file() else None
+
+
+def _found(plan: Plan, folder: Path) -> str:
+    return f"found {plan.total} = asked {plan.total}: {folder} is finished"
 
 
 def _wants_pipeline(config: GenerateConfig) -> bool:

@@ -1,0 +1,65 @@
+"""Workers that begin or end together, and folders that others damaged meanwhile."""
+
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from mdaug.sampling import finalize, worker
+from mdaug.sampling import generate as generating
+from mdaug.sampling.generate import GenerateConfig, generate
+from shards import provenance
+from tests.tiny_pipeline import save_tiny
+
+FAST = {"num_inference_steps": 2, "batch_size": 4, "samples_per_shard": 8, "scheduler_type": "dpmsolver++"}
+
+
+@pytest.fixture(scope="module")
+def ldm(tmp_path_factory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("ldm") / "best").parent
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def make(ldm: Path, folder: Path, **options) -> Path:
+    generate(GenerateConfig(ldm_path=ldm, output_dir=folder, **(FAST | options)))
+    return folder
+
+
+def test_of_workers_that_come_to_the_end_together_one_finalizes(ldm, tmp_path, monkeypatch, capsys):
+    folder = make(ldm, tmp_path / "out", num_samples=20, output_format="folder", grid=True)
+    (folder / provenance.FILE_NAME).unlink()  # a second pass over whole shards
+    original, missing = finalize.finalize, worker.missing_shards
+    both, calls = threading.Barrier(2), Counter()
+
+    def nothing_missing(*arguments):
+        both.wait(30)  # both have seen it before either goes on
+        return missing(*arguments)
+
+    def counted(*arguments, **options):
+        calls["finalize"] += 1
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(worker, "missing_shards", nothing_missing)
+    monkeypatch.setattr(finalize, "finalize", counted)
+    monkeypatch.setattr(generating, "_work", lambda *arguments: None)
+    options = {"num_samples": 20, "output_format": "folder", "num_workers": 2}
+    threads = [
+        threading.Thread(target=make, args=(ldm, folder), kwargs=options | {"worker": number}) for number in (0, 1)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert calls["finalize"] == 1
+    assert capsys.readouterr().out.count(f"found 20 = asked 20: {folder} is finished") == 3
+    assert (folder / provenance.FILE_NAME).is_file()
+    assert not list(folder.glob(".*"))
+    make(ldm, folder, step="finalize", num_samples=20, output_format="folder")
+    make(ldm, folder, repair=True, num_samples=20, output_format="folder")
+    assert calls["finalize"] == 3  # who asks for it gets it
