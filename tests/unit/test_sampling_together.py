@@ -9,6 +9,7 @@ import pytest
 from mdaug.sampling import finalize, worker
 from mdaug.sampling import generate as generating
 from mdaug.sampling.generate import GenerateConfig, generate
+from mdaug.sampling.plan import claim_folder, read_plan
 from shards import provenance
 from tests.tiny_pipeline import save_tiny
 
@@ -63,3 +64,20 @@ def test_of_workers_that_come_to_the_end_together_one_finalizes(ldm, tmp_path, m
     make(ldm, folder, step="finalize", num_samples=20, output_format="folder")
     make(ldm, folder, repair=True, num_samples=20, output_format="folder")
     assert calls["finalize"] == 3  # who asks for it gets it
+
+
+def test_a_plan_that_another_worker_writes_meanwhile_is_no_other_file(ldm, tmp_path, monkeypatch):
+    plan = read_plan(make(ldm, tmp_path / "other", num_samples=20, step="plan"))
+    folder, listed = tmp_path / "out", Path.iterdir
+    folder.mkdir()
+
+    def meanwhile(path):
+        monkeypatch.setattr(Path, "iterdir", listed)
+        claim_folder(folder, plan)
+        (folder / "000000.tar").touch()
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", meanwhile)
+    claim_folder(folder, plan)
+    assert Path.iterdir is listed
+    assert read_plan(folder) == plan
