@@ -43,9 +43,9 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock (flock) of a file that is there; whoever wants it too waits. It goes with the process that holds it.
+    """Hold the lock (flock) of a file that is there; whoever wants it too waits.
 
-    Where the file system has no locks nobody waits.
+    It goes with the process that holds it. Where the file system has no locks nobody waits.
     """
     with open(path, "ab") as file:
         with contextlib.suppress(OSError):
