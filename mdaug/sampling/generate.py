@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 PIPELINE_FOLDER = "vq_diffusion_pipeline"
 DEFAULT_STEPS = 50
 # Fields that do not describe the samples: any of the others makes a plan rather than go on with the one there is.
-HOW = ("ldm_path", "output_dir", "vqvae_path", "step", "worker", "num_workers", "repair", "grid", "save_pipeline")
+# include_real is among them since a plan knows that set by its hash and has to be told where it is.
+HOW = ("ldm_path", "output_dir", "vqvae_path", "include_real", "step", "worker", "num_workers", "repair", "grid")
+HOW += ("save_pipeline",)
 
 
 @dataclass
@@ -179,12 +181,14 @@ def generate(config: GenerateConfig) -> None:
         UserError: folders that do not fit, classes that the model does not know, no space left.
     """
     from mdaug.sampling import plan as plans
-    from mdaug.sampling import planning
+    from mdaug.sampling import planning, real
 
     worker, workers = place(config, os.environ)
     folder = config.output_dir
     if (folder / plans.FILE_NAME).is_file() and not config.describes_samples():
         plan = plans.read_plan(folder)
+        if config.include_real:
+            real.require(plan, config.include_real, folder)
     elif config.step == "finalize" and not (folder / plans.FILE_NAME).is_file():
         raise UserError(f"{folder} holds no {plans.FILE_NAME}; start with: mdaug generate --step plan")
     else:
@@ -275,7 +279,11 @@ def _finalize(plan: Plan, config: GenerateConfig, worker: int, workers: int, bef
     if config.step == "all" and workers > 1 and missing_shards(plan, config.output_dir):
         print(f"worker {worker} is done; the last worker to finish writes the index", flush=True)
         return False
-    mend = f"mdaug generate --step work --ldm_path {config.ldm_path} --output_dir {config.output_dir}"
+    places = f"--ldm_path {config.ldm_path} --output_dir {config.output_dir}"
+    mend = {
+        "synthetic": f"mdaug generate --step work {places}",
+        "real": f"mdaug generate --step plan {places} --include_real {config.include_real or 'PACKED'}",
+    }
     with atomic.locked(config.output_dir / plans.FILE_NAME):
         if config.step == "all" and _finished(config.output_dir) not in (None, before):
             said = _found(plan, config.output_dir)

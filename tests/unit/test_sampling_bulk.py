@@ -433,11 +433,38 @@ def test_a_mixed_set_is_level_and_says_what_is_real(ldm, packed, tmp_path):
     assert len({frozenset(meta) for *_, meta in plain}) == 1
     card = (folder / "README.md").read_text()
     assert "| 0 | walk | 1 | 6 |" in card
-    (folder / "real-000000.json").unlink()
-    with pytest.raises(UserError, match=r"real-000000.tar \(1 shard is\) missing"):
+
+
+def test_the_command_that_is_printed_mends_real_shards_too(ldm, packed, tmp_path):
+    folder = make(ldm, tmp_path / "out", num_samples=11, include_real=packed)
+    whole = files(folder)
+    places = f"--ldm_path {ldm} --output_dir {folder}"
+    for number in (0, 1):
+        (folder / f"real-00000{number}.json").unlink()
+    with pytest.raises(UserError, match=r"real-000000.tar, real-000001.tar \(2 shards are\) missing") as error:
         step(ldm, folder, "finalize")
-    make(ldm, folder, num_samples=11, include_real=packed)
-    assert finished(folder / "real-000000.tar")
+    command = str(error.value).split("make the rest with: mdaug ")[1]
+    assert command == f"generate --step plan {places} --include_real PACKED"
+    assert cli.main(command.replace("PACKED", str(packed)).split()) == 0
+    (folder / "real-000001.tar").write_bytes(whole["real-000001.tar"].replace(b"PNG", b"GIF"))
+    (folder / "000000.tar").write_bytes(whole["000000.tar"].replace(b"PNG", b"GIF"))
+    with pytest.raises(UserError, match=r"\(2 shards are\) damaged") as error:
+        step(ldm, folder, "finalize", include_real=packed)
+    for command in str(error.value).split("make them again with: ")[1].split(" && "):
+        assert cli.main(command.split()[1:]) == 0
+    step(ldm, folder, "finalize")
+    assert files(folder) == whole
+
+
+def test_a_packed_set_that_is_not_that_of_the_plan_is_refused(ldm, packed, tmp_path):
+    plain = make(ldm, tmp_path / "plain", num_samples=3, step="plan")
+    with pytest.raises(UserError, match="includes no real images"):
+        step(ldm, plain, "work", include_real=packed)
+    mixed = make(ldm, tmp_path / "mixed", num_samples=3, step="plan", include_real=packed)
+    (tmp_path / "other").mkdir()
+    provenance.write(tmp_path / "other", kind="images", content_hash="1" * 64, made_from={}, config={})
+    with pytest.raises(UserError, match="real images differ"):
+        step(ldm, mixed, "plan", include_real=tmp_path / "other")
 
 
 def test_real_images_of_other_classes_are_refused(packed, tmp_path):
