@@ -14,7 +14,7 @@ from PIL import Image
 
 from mdaug.images import grid
 from mdaug.sampling import card, export, real
-from mdaug.sampling.inspection import CONSTANT, DAMAGED, Inspection, inspect
+from mdaug.sampling.inspection import CONSTANT, DAMAGED, MISSING, Inspection, inspect
 from mdaug.sampling.manifest import Manifest
 from mdaug.sampling.plan import Plan
 from shards import index, provenance
@@ -123,7 +123,7 @@ def _inspections(plan: Plan, folder: Path) -> Iterator[Inspection]:
 
 
 def _refuse(faults: dict[str, list[str]], folder: Path, mend: dict[str, str]) -> None:
-    if missing := faults.get("missing"):
+    if missing := faults.get(MISSING):
         commands = _commands(missing, mend)
         raise UserError(f"{folder} is not complete: {_some(missing, 'shard')} missing; make the rest with: {commands}")
     if damaged := faults.get(DAMAGED):

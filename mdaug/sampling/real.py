@@ -67,7 +67,7 @@ def write_shards(plan: Plan, packed: Path, folder: Path) -> None:
     dataset = ShardDataset(packed / "train", fields=("image", "meta"))
     for shard in range(num_shards(plan)):
         path = folder / shard_name(shard)
-        if not is_whole(path, keys(plan, shard)):
+        if not is_whole(path, keys(plan, shard), None, plan.image_shape):
             write_shard(path, _samples(dataset, _indices(plan, shard), bool(plan.sift), plan.condition_names))
 
 

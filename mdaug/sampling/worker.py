@@ -48,9 +48,9 @@ def missing_shards(plan: Plan, folder: Path) -> list[int]:
 
 
 def is_there(plan: Plan, folder: Path, shard: int, repair: bool) -> bool:
-    """Return whether a shard is finished; with `repair`, whether its bytes and samples are the right ones too."""
+    """Return whether a shard is finished; with `repair`, whether finalize will find it whole too."""
     path = folder / plan.shard_name(shard)
-    return is_whole(path, *plan.keys_and_labels(shard)) if repair else finished(path) is not None
+    return is_whole(path, *plan.keys_and_labels(shard), plan.image_shape) if repair else finished(path) is not None
 
 
 def assigned(plan: Plan, folder: Path, worker: int, workers: int, repair: bool = False) -> list[int]:

@@ -489,10 +489,10 @@ def test_hugging_face_reads_the_shards(ldm, packed, tmp_path, monkeypatch, mixed
 def test_is_whole_sees_a_flipped_bit(ldm, tmp_path):
     shard = make(ldm, tmp_path / "out", num_samples=2) / "000000.tar"
     keys = ["000000000", "000000001"]
-    assert is_whole(shard, keys)
-    assert not is_whole(shard, keys[:1])
+    assert is_whole(shard, keys, None, [16, 16, 3])
+    assert not is_whole(shard, keys[:1], None, [16, 16, 3])
     content = bytearray(shard.read_bytes())
     content[700] ^= 1
     shard.write_bytes(content)
-    assert not is_whole(shard, keys)
+    assert not is_whole(shard, keys, None, [16, 16, 3])
     assert finished(shard) is not None  # its length is right

@@ -1,5 +1,6 @@
 """Workers that begin or end together, and folders that others damaged meanwhile."""
 
+import json
 import threading
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,7 @@ from mdaug.sampling import generate as generating
 from mdaug.sampling.generate import GenerateConfig, generate
 from mdaug.sampling.plan import claim_folder, read_plan
 from shards import provenance
+from shards.errors import UserError
 from tests.tiny_pipeline import save_tiny
 
 FAST = {"num_inference_steps": 2, "batch_size": 4, "samples_per_shard": 8, "scheduler_type": "dpmsolver++"}
@@ -81,3 +83,30 @@ def test_a_plan_that_another_worker_writes_meanwhile_is_no_other_file(ldm, tmp_p
     claim_folder(folder, plan)
     assert Path.iterdir is listed
     assert read_plan(folder) == plan
+
+
+def test_a_sidecar_that_cannot_be_read_is_none_and_its_shard_is_made_again(ldm, tmp_path):
+    folder = make(ldm, tmp_path / "out", num_samples=20)
+    sidecar = folder / "000001.json"
+    whole = sidecar.read_bytes()
+    for content in (b"", whole[:40], b"\xff\xfe"):
+        sidecar.write_bytes(content)
+        with pytest.raises(UserError, match=r"000001.tar \(1 shard is\) missing"):
+            generate(GenerateConfig(ldm_path=ldm, output_dir=folder, step="finalize"))
+        make(ldm, folder, num_samples=20, repair=content != b"")
+        assert sidecar.read_bytes() == whole
+
+
+@pytest.mark.parametrize("member", ["png", "json"])
+def test_a_shard_that_finalize_finds_damaged_is_repaired(ldm, tmp_path, member):
+    """Here the tar is right, and its sidecar says wrongly where the members are."""
+    folder = make(ldm, tmp_path / "out", num_samples=20)
+    sidecar = folder / "000001.json"
+    whole = sidecar.read_bytes()
+    record = json.loads(whole)
+    record["members"][member][3][0] += 1
+    sidecar.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"000001.tar \(1 shard is\) damaged .* --repair$"):
+        generate(GenerateConfig(ldm_path=ldm, output_dir=folder, step="finalize"))
+    make(ldm, folder, num_samples=20, repair=True)
+    assert sidecar.read_bytes() == whole
