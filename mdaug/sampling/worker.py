@@ -57,16 +57,17 @@ def assigned(plan: Plan, folder: Path, worker: int, workers: int, repair: bool =
     """Return the shards that a worker is to look at, in its order.
 
     Its own ones by the rule; where those are all there, as in a second pass after other workers were killed,
-    everything that is missing. Such helpers start at different places of the same list and go round it. With a look
-    at the disk before each shard they share it without locks, and none is left out whichever of them run; two that
-    meet write the same bytes.
+    everything that is missing. Such helpers begin at different places of the same list and walk it backwards and round,
+    while an owner walks its own shards forwards: they meet it last, and none begins at the first, where an owner would
+    be. With a look at the disk before each shard they share the list without locks, and none is left out whichever
+    of them run; two that meet write the same bytes.
     """
     own = [shard for shard in shards_of(plan, worker, workers) if not is_there(plan, folder, shard, repair)]
     if own or workers == 1:
         return own
     missing = missing_shards(plan, folder)
-    start = worker * len(missing) // workers
-    return missing[start:] + missing[:start]
+    end = len(missing) - worker * (len(missing) - 1) // workers
+    return missing[:end][::-1] + missing[end:][::-1]
 
 
 def work(

@@ -126,11 +126,12 @@ def test_workers_that_are_done_share_what_others_left_and_leave_nothing(ldm, tmp
     orders = [worker.assigned(plan, folder, number, 3) for number in range(3)]
     assert orders[1] == [1, 4, 7, 10]  # its own, by the rule
     assert orders[2] == [8, 11]
-    assert orders[0] == missing
-    # with all of their own there, helpers begin apart and go round
+    assert orders[0] == missing[::-1]  # a helper meets the owners last
+    # with all of their own there, helpers begin apart, none where an owner begins, and go round
     helpers = [worker.assigned(plan, folder, number, 13) for number in (0, 12)]
     assert [sorted(order) for order in helpers] == [missing, missing]
     assert helpers[0][0] != helpers[1][0]
+    assert helpers[1] == [4, 1, 11, 10, 8, 7]
     for number in (0, 1, 2):
         step(ldm, folder, "work", worker=number, num_workers=3)
     assert worker.missing_shards(plan, folder) == []
