@@ -127,9 +127,11 @@ def evaluate(config: EvaluateConfig) -> dict | None:
 
 def _measure(config: EvaluateConfig, made_from: dict[str, str], files: dict[Part, Path]) -> dict | None:
     """Measure the parts that are wanted and not there yet, and write the report of all that are there."""
+    from mdaug import distributed
     from mdaug.evaluation import data, parts, pictures, report
     from mdaug.evaluation.verdict import verdict
 
+    distributed.device()  # "cuda" is the GPU of this rank from here on
     held_out_dir = _held_out(config.data_dir)
     folders: dict[str, Path | None] = {
         "train": config.data_dir / "train",

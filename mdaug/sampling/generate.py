@@ -27,8 +27,8 @@ PIPELINE_FOLDER = "vq_diffusion_pipeline"
 DEFAULT_STEPS = 50
 # Fields that do not describe the samples: any of the others makes a plan rather than go on with the one there is.
 # include_real is among them since a plan knows that set by its hash and has to be told where it is.
-HOW = ("ldm_path", "output_dir", "vqvae_path", "include_real", "step", "worker", "num_workers", "repair", "grid")
-HOW += ("save_pipeline",)
+HOW = {"ldm_path", "output_dir", "vqvae_path", "include_real", "step", "worker", "num_workers", "repair", "grid"}
+HOW |= {"save_pipeline"}
 
 
 @dataclass
@@ -170,7 +170,7 @@ class GenerateConfig:
     def describes_samples(self) -> bool:
         """Return whether anything beside where and how is given, so that it has to agree with a plan."""
         plain = GenerateConfig(self.ldm_path, self.output_dir)
-        names = {field.name for field in dataclasses.fields(self)} - set(HOW)
+        names = {field.name for field in dataclasses.fields(self)} - HOW
         return any(getattr(self, name) != getattr(plain, name) for name in names)
 
 
