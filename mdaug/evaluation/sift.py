@@ -1,7 +1,8 @@
 """Which synthetic images are unlike the real ones of their class: four measures, each with a limit set on real images.
 
 Every limit is a quantile of the same measure over real validation images, so a real image is rejected by a measure
-as often as the settings say. Sifting by distance in a feature space: Erol, Gurbuz, Amin 2020 (PCA hull, +9 points of
+as often as the settings say. The figures of the envelopes are shares of the image, seen against the quartiles of the
+class; they are not in m/s. Sifting by distance in a feature space: Erol, Gurbuz, Amin 2020 (PCA hull, +9 points of
 accuracy); distance to the k-th neighbour: Kynkäänniemi et al. 2019 (improved precision).
 """
 
