@@ -198,6 +198,11 @@ def _check_origin(config: EvaluateConfig) -> dict[str, str]:
         made_from[kind] = record["hash"]
     if config.simulated_dir is not None:
         made_from["simulated"] = provenance.read(config.simulated_dir, "images")["hash"]
+        if made_from["simulated"] == made_from["images"]:
+            raise UserError(
+                f"simulated_dir {config.simulated_dir} holds the very images of data_dir {config.data_dir}; "
+                "name the packed set of a simulator, or leave simulated_dir out"
+            )
     return made_from
 
 

@@ -256,6 +256,12 @@ def test_simulated_images_are_an_arm_of_their_own(config, tmp_path):
     assert metrics["data"]["simulated"] == [8] * 4
 
 
+def test_the_real_images_are_no_simulated_ones(config):
+    with pytest.raises(UserError, match="the very images of data_dir"):
+        evaluate(replace(config, simulated_dir=config.data_dir))
+    assert not config.output_dir.exists()
+
+
 def test_the_second_rank_leaves_the_report_to_the_last(config, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
