@@ -12,7 +12,7 @@ from mdaug.config import as_dict, dump, save
 from shards import atomic, provenance
 from shards.errors import UserError
 
-IDENTITY, RESULTS, PARTS = "evaluation.json", "results", "parts"
+IDENTITY, RESULTS, PARTS, COMMANDS = "evaluation.json", "results", "parts", "commands.json"
 Part = Literal["usefulness", "fidelity", "kinematics", "memorization", "reconstruction"]
 ALL: tuple[Part, ...] = ("usefulness", "fidelity", "kinematics", "memorization", "reconstruction")
 
@@ -148,6 +148,11 @@ def _measure(config: EvaluateConfig, made_from: dict[str, str], files: dict[Part
     if not parts.share(inputs, missing):
         print("this rank is done; the last rank to finish writes the report", flush=True)
         return None
+    # Before the parts, so that none is without its command.
+    recorded = config.output_dir / PARTS / COMMANDS
+    commands = json.loads(recorded.read_text(encoding="utf-8")) if recorded.is_file() else {}
+    commands |= dict.fromkeys(missing, report.command(as_dict(config)))
+    atomic.write_text(recorded, json.dumps(commands) + "\n")
     for part in missing:
         atomic.write_text(files[part], json.dumps(getattr(parts, part)(inputs)) + "\n")
     train, held_out, synthetic = inputs.train, inputs.held_out, inputs.synthetic
@@ -165,6 +170,7 @@ def _measure(config: EvaluateConfig, made_from: dict[str, str], files: dict[Part
             "made_from": made_from,
         },
         "config": as_dict(config),
+        "commands": commands,
         **{
             part: json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
             for part, file in files.items()

@@ -240,7 +240,11 @@ def test_parts_add_up_to_the_whole(config):
     assert "not been measured yet" in (config.output_dir / report.REPORT).read_text(encoding="utf-8")
     for part in ("fidelity", "kinematics", "usefulness"):
         metrics = evaluate(replace(config, part=part))
-    without = ("config", "verdict")
+    assert [command.split()[2] for command in metrics["commands"].values()] == list(metrics["commands"])
+    text = (config.output_dir / report.REPORT).read_text(encoding="utf-8")
+    assert all(f"<pre>mdaug evaluate {part} --" in text for part in metrics["commands"])
+    assert len(set(whole["commands"].values())) == 1
+    without = ("config", "commands", "verdict")
     assert {k: v for k, v in metrics.items() if k not in without} == {
         k: v for k, v in whole.items() if k not in without
     }
