@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from mdaug import config as configuration
 from mdaug.sampling import conditioning, counts, schedulers
+from mdaug.sampling.place import place
 from shards import atomic, provenance
 from shards.errors import UserError
 
@@ -210,28 +210,6 @@ def generate(config: GenerateConfig) -> None:
         from mdaug.sampling.finalize import write_grid
 
         write_grid(plan, folder)
-
-
-def place(config: GenerateConfig, environment: Mapping[str, str]) -> tuple[int, int]:
-    """Return (number of this worker, number of workers): ranks within array tasks.
-
-    Raises:
-        UserError: a SLURM array with gaps, whose tasks cannot tell their place among the others.
-    """
-    outer, count = config.worker, config.num_workers
-    if outer is None or count is None:
-        count = int(environment.get("SLURM_ARRAY_TASK_COUNT", "1"))
-        first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
-        outer, rest = divmod(
-            int(environment.get("SLURM_ARRAY_TASK_ID", "0")) - first, int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))
-        )
-        if rest or not 0 <= outer < count:
-            raise UserError(
-                f"array task {environment['SLURM_ARRAY_TASK_ID']} of {count} from {first} has no place in a row; "
-                "submit --array=0-N without gaps (finished shards are skipped), or give --worker and --num_workers"
-            )
-    ranks = int(environment.get("WORLD_SIZE", "1"))
-    return outer * ranks + int(environment.get("RANK", "0")), count * ranks
 
 
 def _work(plan: Plan, config: GenerateConfig, worker: int, workers: int) -> None:

@@ -18,8 +18,9 @@ from pyarrow import parquet
 
 from mdaug import cli
 from mdaug.sampling import counts, planning, worker
-from mdaug.sampling.generate import GenerateConfig, generate, place
+from mdaug.sampling.generate import GenerateConfig, generate
 from mdaug.sampling.inspection import is_whole
+from mdaug.sampling.place import place
 from mdaug.sampling.plan import read_plan
 from shards import atomic, provenance
 from shards.colormap import levels_of
