@@ -44,7 +44,7 @@ class LaunchConfig:
     wait: bool = False
     """Stay, show the log of rank 0 of the SLURM job and end with the job's status."""
     workers: int = 1
-    """generate only: a job array of so many SLURM jobs, each of nodes x gpus_per_node ranks."""
+    """generate only: a job array of so many SLURM jobs, each of nodes x gpus_per_node ranks; not used without SLURM."""
     after: str | None = None
     """Id of the SLURM job that must succeed before this one starts."""
     snapshot: bool = True
@@ -68,7 +68,6 @@ class LaunchConfig:
             )
         if self.cluster != "slurm":
             given = [name for name in ("profile", "wait", "after") if getattr(self, name)]
-            given += ["workers"] if self.workers > 1 else []
             if given:
                 raise ValueError(f"{' and '.join(given)}: only jobs of SLURM have that; without it leave them out")
         if self.gpus_per_node != "auto" and self.gpus_per_node < 1:
@@ -105,6 +104,8 @@ def launch(command: str, launcher_flags: list[str], flags: list[str]) -> int:
     if where.cluster == "slurm":
         return _submit(command, where, resolved)
     ranks = _ranks(command, where)
+    if where.workers > 1:
+        print(f"launch: workers={where.workers} is for job arrays of SLURM; here {ranks} rank(s) do it all", flush=True)
     local = ranks > 1 or (where.cluster == "local" and command in PARALLEL)
     if where.dry_run:
         place = f"{ranks} rank(s) on this machine, logs in {resolved.output_dir}/logs" if local else "in this process"

@@ -35,10 +35,13 @@ def is_main() -> bool:
 
 
 def device() -> torch.device:
-    """Return this rank's device: its GPU, or the CPU where there is none."""
+    """Return this rank's device: its GPU, which "cuda" then means here, or the CPU where there is none."""
     import torch
 
-    return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(local_rank())  # else events and new tensors of all ranks land on the first GPU
+    return torch.device("cuda", local_rank())
 
 
 def init() -> torch.device:

@@ -44,6 +44,18 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock (flock) of a file that is there; whoever wants it too waits.
+
+    It goes with the process that holds it. Where the file system has no locks nobody waits.
+    """
+    with open(path, "ab") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def remove_debris(folder: Path, name: str = "*") -> None:
     """Remove the temporary files below `folder` itself whose writers are dead.
 

@@ -55,7 +55,7 @@ def write_shard(
             record["statistics"] = statistics() if statistics else {}
             # A sidecar must not describe another tar. That of the same bytes stays: a second writer of a shard would
             # hide it from others for a moment.
-            if sidecar.is_file() and json.loads(sidecar.read_text(encoding="utf-8"))["sha256"] != record["sha256"]:
+            if (_read_sidecar(path) or {}).get("sha256") != record["sha256"]:
                 sidecar.unlink(missing_ok=True)
         _sync_folder(path.parent)
         atomic.write_text(sidecar, json.dumps(record) + "\n")
@@ -64,11 +64,16 @@ def write_shard(
 
 def finished(path: Path) -> dict | None:
     """Return the sidecar of a finished shard, or None where there is no such shard (no sidecar, or a cut tar)."""
-    sidecar = path.with_suffix(".json")
-    if not (sidecar.is_file() and path.is_file()):
+    record = _read_sidecar(path)
+    return record if record and path.is_file() and path.stat().st_size == record["bytes"] else None
+
+
+def _read_sidecar(path: Path) -> dict | None:
+    """Return the sidecar of a tar, or None where there is none that can be read, such as one that a bad disk cut."""
+    try:
+        return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return None
-    record = json.loads(sidecar.read_text(encoding="utf-8"))
-    return record if path.stat().st_size == record["bytes"] else None
 
 
 @contextlib.contextmanager

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mdaug import augment
-from mdaug.distributed import local_rank
+from mdaug import augment, distributed
 from mdaug.images import to_tensor
 from shards.errors import UserError
 from shards.order import EpochOrder
@@ -99,6 +101,17 @@ class Block(nn.Module):
         return F.relu(self.skip(x) + self.norm2(self.conv2(h)))
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one CPU thread: more do not pay for so small a network, and they change the order of sums."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def train(
     images: np.ndarray,
     labels: np.ndarray,
@@ -110,6 +123,7 @@ def train(
     seed: int,
     transforms: bool,
     network: str = SMALL,
+    device: torch.device | None = None,
 ) -> Classifier:
     """Train a new classifier for exactly `steps` optimizer steps and return it as it is after the last.
 
@@ -125,8 +139,9 @@ def train(
         seed: decides initial weights, order and transforms; same seed, same device, same result.
         transforms: whether to apply `label_safe_transform` to every batch.
         network: as in `build`.
+        device: where to train (default: the device of this rank).
     """
-    device = torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    device = device or distributed.device()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build(network, images.shape[-1], num_classes, images.shape[1])

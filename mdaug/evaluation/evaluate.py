@@ -13,7 +13,7 @@ from shards import atomic, provenance
 from shards.errors import UserError
 from shards.index import read_index
 
-IDENTITY, RESULTS, PARTS = "evaluation.json", "results", "parts"
+IDENTITY, RESULTS, PARTS, COMMANDS = "evaluation.json", "results", "parts", "commands.json"
 Part = Literal["usefulness", "fidelity", "kinematics", "memorization", "reconstruction"]
 ALL: tuple[Part, ...] = ("usefulness", "fidelity", "kinematics", "memorization", "reconstruction")
 
@@ -131,9 +131,11 @@ def _measure(
     config: EvaluateConfig, made_from: dict[str, str], files: dict[Part, Path], wanted: tuple[Part, ...]
 ) -> dict | None:
     """Measure the parts that are wanted and not there yet, and write the report of all that are there."""
+    from mdaug import distributed
     from mdaug.evaluation import data, parts, pictures, report
     from mdaug.evaluation.verdict import verdict
 
+    distributed.device()  # "cuda" is the GPU of this rank from here on
     held_out_dir = _held_out(config.data_dir)
     folders: dict[str, Path | None] = {
         "train": config.data_dir / "train",
@@ -150,6 +152,11 @@ def _measure(
     if not parts.share(inputs, missing):
         print("this rank is done; the last rank to finish writes the report", flush=True)
         return None
+    # Before the parts, so that none is without its command.
+    recorded = config.output_dir / PARTS / COMMANDS
+    commands = json.loads(recorded.read_text(encoding="utf-8")) if recorded.is_file() else {}
+    commands |= dict.fromkeys(missing, report.command(as_dict(config)))
+    atomic.write_text(recorded, json.dumps(commands) + "\n")
     for part in missing:
         atomic.write_text(files[part], json.dumps(getattr(parts, part)(inputs)) + "\n")
     train, held_out, synthetic = inputs.train, inputs.held_out, inputs.synthetic
@@ -167,6 +174,7 @@ def _measure(
             "made_from": made_from,
         },
         "config": as_dict(config),
+        "commands": commands,
         **{
             part: json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
             for part, file in files.items()
@@ -213,6 +221,11 @@ def _check_origin(config: EvaluateConfig) -> dict[str, str]:
         made_from[kind] = record["hash"]
     if config.simulated_dir is not None:
         made_from["simulated"] = provenance.read(config.simulated_dir, "images")["hash"]
+        if made_from["simulated"] == made_from["images"]:
+            raise UserError(
+                f"simulated_dir {config.simulated_dir} holds the very images of data_dir {config.data_dir}; "
+                "name the packed set of a simulator, or leave simulated_dir out"
+            )
     return made_from
 
 

@@ -13,6 +13,7 @@ import torch
 
 from mdaug.distributed import rank, world_size
 from mdaug.evaluation import usefulness
+from mdaug.evaluation.classifier import one_thread
 from mdaug.evaluation.data import ImageSet
 from mdaug.evaluation.usefulness import Job
 from shards.atomic import write_text
@@ -90,10 +91,5 @@ def _in_worker(job: Job) -> dict:
 
 
 def _on_one_thread(job: Job, inputs: dict) -> dict:
-    """Run a job with one CPU thread: more do not pay for so small a network, and they change the order of sums."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return usefulness.run(job, **inputs)
-    finally:
-        torch.set_num_threads(threads)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,12 +84,14 @@ class Inputs:
 
 def share(inputs: Inputs, wanted: Collection[str]) -> bool:
     """Do this rank's share of the work of the parts: classifiers and features. Return whether all ranks' is done."""
-    done = True
+    work: list[Callable[[], object]] = []
     if {"usefulness", "fidelity"} & set(wanted):
-        done = inputs.classifiers(references_only="usefulness" not in wanted) is not None
+        work.append(partial(inputs.classifiers, references_only="usefulness" not in wanted))
     if "fidelity" in wanted:
-        done = inputs.features() is not None and done
-    return done
+        work.append(inputs.features)
+    there = [do() is not None for do in work]
+    # What others lacked at the first look they may have finished since. Whoever ends its share last finds all of it.
+    return all(found or do() is not None for found, do in zip(there, work, strict=True))
 
 
 def usefulness(inputs: Inputs) -> dict:

@@ -123,7 +123,7 @@ def html(folder: Path, metrics: dict) -> str:
 
 
 def command(config: dict) -> str:
-    """Return the command that made an evaluation, every setting spelled out."""
+    """Return the command that made an evaluation or a part of it, every setting spelled out."""
     given = {
         name: f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
         for name, value in config.items()
@@ -155,8 +155,8 @@ def _protocol(metrics: dict) -> list[str]:
         + ("; the weights of the generator that did best on val may have been.</p>" if split == "val" else ".</p>"),
         table(["images", "all", *names], rows),
         limited,
-        "<details><summary>Command, hashes and settings</summary>",
-        f"<pre>{escape(command(metrics['config']))}</pre>",
+        "<details><summary>Commands, hashes and settings</summary>",
+        *(f"<pre>{escape(given)}</pre>" for given in dict.fromkeys(metrics["commands"].values())),
         table(["made from", ""], origins),
         table(["setting", ""], settings),
         "</details>",

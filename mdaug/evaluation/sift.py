@@ -1,7 +1,8 @@
 """Which synthetic images are unlike the real ones of their class: four measures, each with a limit set on real images.
 
 Every limit is a quantile of the same measure over real validation images, so a real image is rejected by a measure
-as often as the settings say. Sifting by distance in a feature space: Erol, Gurbuz, Amin 2020 (PCA hull, +9 points of
+as often as the settings say. The figures of the envelopes are shares of the image, seen against the quartiles of the
+class; they are not in m/s. Sifting by distance in a feature space: Erol, Gurbuz, Amin 2020 (PCA hull, +9 points of
 accuracy); distance to the k-th neighbour: Kynkäänniemi et al. 2019 (improved precision).
 """
 
@@ -136,8 +137,11 @@ def envelope_figures(image: np.ndarray) -> np.ndarray:
     return np.array([*reach, centre.mean(), centre.std(), level.mean() / 255])
 
 
+@classifier.one_thread()
 def fit(train: data.ImageSet, val: data.ImageSet, settings: dict) -> tuple[Sifter, float]:
     """Train the classifier on some real images, set the limits on others.
+
+    On one CPU thread wherever it runs, so that the sifter is a function of images and settings.
 
     Args:
         train: what the classifier and its neighbours come from.
@@ -149,7 +153,7 @@ def fit(train: data.ImageSet, val: data.ImageSet, settings: dict) -> tuple[Sifte
     """
     count = len(train.dataset.classes)
     options = {"steps": settings["steps"], "batch_size": 32, "learning_rate": 1e-3, "seed": 0, "transforms": True}
-    model = classifier.train(train.images, train.labels, count, **options)
+    model = classifier.train(train.images, train.labels, count, device=torch.device("cpu"), **options)
     assert isinstance(model, classifier.SmallResNet)
     features = torch.from_numpy(classifier.outputs(model, train.images)[1].astype(np.float32))
     predicted, val_features = classifier.outputs(model, val.images)

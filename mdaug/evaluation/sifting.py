@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mdaug.evaluation import sift
+from mdaug.evaluation.classifier import one_thread
 from mdaug.evaluation.data import ImageSet
 from shards.atomic import write_text
 
@@ -36,8 +37,9 @@ def judge(train: ImageSet, held_out: ImageSet, synthetic: ImageSet, *, steps: in
     reasons = {name: _reasons(sifter, images) for name, images in sets.items()}
     rejected = {name: _rejected(reasons[name], images) for name, images in sets.items()}
     said = {"quantile": QUANTILE, "accuracy": accuracy, "reasons": reasons, "rejected": rejected}
-    write_text(file, json.dumps(said) + "\n")
-    return said
+    if not file.is_file():  # otherwise another rank was faster, and all take what it says
+        write_text(file, json.dumps(said) + "\n")
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def kept(said: dict, synthetic: ImageSet) -> ImageSet | None:
@@ -62,6 +64,7 @@ def limit_setters(train: ImageSet) -> np.ndarray:
     return chosen
 
 
+@one_thread()
 def _reasons(sifter: sift.Sifter, images: ImageSet) -> list[str]:
     found: list[str] = []
     for start in range(0, len(images), CHUNK):

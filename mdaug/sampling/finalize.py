@@ -14,11 +14,11 @@ from PIL import Image
 
 from mdaug.images import grid
 from mdaug.sampling import card, export, real
-from mdaug.sampling.inspection import CONSTANT, DAMAGED, Inspection, inspect
+from mdaug.sampling.inspection import CONSTANT, DAMAGED, MISSING, Inspection, inspect
 from mdaug.sampling.manifest import Manifest
 from mdaug.sampling.plan import Plan
 from shards import index, provenance
-from shards.atomic import write_text
+from shards.atomic import replacing, write_text
 from shards.colormap import paint
 from shards.dataset import ShardDataset
 from shards.errors import UserError
@@ -29,14 +29,16 @@ GRIDS = "grids"
 KIND, MIXED = "synthetic", "mixed"  # `mdaug evaluate` takes the first only: it compares synthetic images with real ones
 
 
-def finalize(plan: Plan, folder: Path, *, config: dict, mend: str) -> str:
+def finalize(plan: Plan, folder: Path, *, config: dict, mend: dict[str, str]) -> str:
     """Look at every sample, and write index, manifest, card, pictures, the other output form and provenance.
+
+    One process at a time, see `shards.atomic.locked`.
 
     Args:
         plan: the plan of the folder.
         folder: where the shards are.
         config: the resolved configuration, as plain JSON values.
-        mend: the command that makes what is missing.
+        mend: the commands that make what is missing of the "synthetic" and of the "real" images.
 
     Returns:
         A sentence that says what was found.
@@ -90,7 +92,8 @@ def write_grid(plan: Plan, folder: Path) -> None:
         if len(first):
             rows.append([paint(dataset[i]["image"], plan.colormap) for i in first.tolist()])
             names.append(name)
-    Image.fromarray(grid(rows, names)).save(folder / "grid.png")
+    with replacing(folder / "grid.png") as file:
+        Image.fromarray(grid(rows, names)).save(file, "PNG")
 
 
 def _write_grids(plan: Plan, folder: Path) -> None:
@@ -119,19 +122,26 @@ def _inspections(plan: Plan, folder: Path) -> Iterator[Inspection]:
         yield from threads.map(copied, range(real.num_shards(plan)))
 
 
-def _refuse(faults: dict[str, list[str]], folder: Path, mend: str) -> None:
-    if missing := faults.get("missing"):
-        raise UserError(f"{folder} is not complete: {_some(missing, 'shard')} missing; make the rest with: {mend}")
+def _refuse(faults: dict[str, list[str]], folder: Path, mend: dict[str, str]) -> None:
+    if missing := faults.get(MISSING):
+        commands = _commands(missing, mend)
+        raise UserError(f"{folder} is not complete: {_some(missing, 'shard')} missing; make the rest with: {commands}")
     if damaged := faults.get(DAMAGED):
+        commands = _commands(damaged, mend | {"synthetic": f"{mend['synthetic']} --repair"})
         raise UserError(
             f"{folder}: {_some(damaged, 'shard')} damaged or of another plan (sha256, samples or pictures differ); "
-            f"make them again with: {mend} --repair"
+            f"make them again with: {commands}"
         )
     if constant := faults.get(CONSTANT):
         raise UserError(
             f"{folder}: {_some(constant, 'image')} of one colour only; that lies in the model or its settings: "
             "look at them, choose other steps, guidance or precision and a new --output_dir, or reject them with --sift"
         )
+
+
+def _commands(shards: list[str], mend: dict[str, str]) -> str:
+    kinds = {"real" if name.startswith(real.PREFIX) else "synthetic" for name in shards}
+    return " && ".join(command for kind, command in mend.items() if kind in kinds)
 
 
 def _some(names: list[str], what: str) -> str:

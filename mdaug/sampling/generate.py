@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from mdaug import config as configuration
 from mdaug.sampling import conditioning, counts, schedulers
-from shards import provenance
+from mdaug.sampling.place import place
+from shards import atomic, provenance
 from shards.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 PIPELINE_FOLDER = "vq_diffusion_pipeline"
 DEFAULT_STEPS = 50
 # Fields that do not describe the samples: any of the others makes a plan rather than go on with the one there is.
-HOW = ("ldm_path", "output_dir", "vqvae_path", "step", "worker", "num_workers", "repair", "grid", "save_pipeline")
+# include_real is among them since a plan knows that set by its hash and has to be told where it is.
+HOW = {"ldm_path", "output_dir", "vqvae_path", "include_real", "step", "worker", "num_workers", "repair", "grid"}
+HOW |= {"save_pipeline"}
 
 
 @dataclass
@@ -168,7 +170,7 @@ class GenerateConfig:
     def describes_samples(self) -> bool:
         """Return whether anything beside where and how is given, so that it has to agree with a plan."""
         plain = GenerateConfig(self.ldm_path, self.output_dir)
-        names = {field.name for field in dataclasses.fields(self)} - set(HOW)
+        names = {field.name for field in dataclasses.fields(self)} - HOW
         return any(getattr(self, name) != getattr(plain, name) for name in names)
 
 
@@ -179,12 +181,14 @@ def generate(config: GenerateConfig) -> None:
         UserError: folders that do not fit, classes that the model does not know, no space left.
     """
     from mdaug.sampling import plan as plans
-    from mdaug.sampling import planning
+    from mdaug.sampling import planning, real
 
     worker, workers = place(config, os.environ)
     folder = config.output_dir
     if (folder / plans.FILE_NAME).is_file() and not config.describes_samples():
         plan = plans.read_plan(folder)
+        if config.include_real:
+            real.require(plan, config.include_real, folder)
     elif config.step == "finalize" and not (folder / plans.FILE_NAME).is_file():
         raise UserError(f"{folder} holds no {plans.FILE_NAME}; start with: mdaug generate --step plan")
     else:
@@ -194,40 +198,18 @@ def generate(config: GenerateConfig) -> None:
         planning.print_plan(plan, folder)
     if config.step in ("all", "plan"):
         planning.prepare(plan, config, worker)
-    finished = (folder / provenance.FILE_NAME).is_file()
-    if config.step == "work" or (config.step == "all" and (config.repair or not finished)):
+    before = _finished(folder)
+    if config.step == "work" or (config.step == "all" and (config.repair or not before)):
         _work(plan, config, worker, workers)
-    if config.step == "finalize" or (config.step == "all" and (config.repair or not finished)):
-        if not _finalize(plan, config, worker, workers):
+    if config.step == "finalize" or (config.step == "all" and (config.repair or not before)):
+        if not _finalize(plan, config, worker, workers, before):
             return
     elif config.step == "all":
-        print(f"found {plan.total} = asked {plan.total}: {folder} is finished", flush=True)
+        print(_found(plan, folder), flush=True)
     if config.grid and config.step in ("all", "finalize") and not (folder / "grid.png").is_file():
         from mdaug.sampling.finalize import write_grid
 
         write_grid(plan, folder)
-
-
-def place(config: GenerateConfig, environment: Mapping[str, str]) -> tuple[int, int]:
-    """Return (number of this worker, number of workers): ranks within array tasks.
-
-    Raises:
-        UserError: a SLURM array with gaps, whose tasks cannot tell their place among the others.
-    """
-    outer, count = config.worker, config.num_workers
-    if outer is None or count is None:
-        count = int(environment.get("SLURM_ARRAY_TASK_COUNT", "1"))
-        first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
-        outer, rest = divmod(
-            int(environment.get("SLURM_ARRAY_TASK_ID", "0")) - first, int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))
-        )
-        if rest or not 0 <= outer < count:
-            raise UserError(
-                f"array task {environment['SLURM_ARRAY_TASK_ID']} of {count} from {first} has no place in a row; "
-                "submit --array=0-N without gaps (finished shards are skipped), or give --worker and --num_workers"
-            )
-    ranks = int(environment.get("WORLD_SIZE", "1"))
-    return outer * ranks + int(environment.get("RANK", "0")), count * ranks
 
 
 def _work(plan: Plan, config: GenerateConfig, worker: int, workers: int) -> None:
@@ -262,17 +244,41 @@ def _work(plan: Plan, config: GenerateConfig, worker: int, workers: int) -> None
     work(plan, pipeline.to(device), config.output_dir, worker, workers, sifter=sifter, repair=config.repair)
 
 
-def _finalize(plan: Plan, config: GenerateConfig, worker: int, workers: int) -> bool:
-    """Finalize, unless other workers are still at it; return whether it was done."""
+def _finalize(plan: Plan, config: GenerateConfig, worker: int, workers: int, before: int | None) -> bool:
+    """Finalize, one process at a time, unless other workers are still at it; return whether the folder is finished.
+
+    Of workers that come to the end together the first finalizes, and the others find that the folder was finished
+    after they began: `before` is what `_finished` said then.
+    """
+    from mdaug.sampling import plan as plans
     from mdaug.sampling.finalize import finalize
     from mdaug.sampling.worker import missing_shards
 
     if config.step == "all" and workers > 1 and missing_shards(plan, config.output_dir):
         print(f"worker {worker} is done; the last worker to finish writes the index", flush=True)
         return False
-    mend = f"mdaug generate --step work --ldm_path {config.ldm_path} --output_dir {config.output_dir}"
-    print(finalize(plan, config.output_dir, config=configuration.as_dict(config), mend=mend), flush=True)
+    places = f"--ldm_path {config.ldm_path} --output_dir {config.output_dir}"
+    mend = {
+        "synthetic": f"mdaug generate --step work {places}",
+        "real": f"mdaug generate --step plan {places} --include_real {config.include_real or 'PACKED'}",
+    }
+    with atomic.locked(config.output_dir / plans.FILE_NAME):
+        if config.step == "all" and _finished(config.output_dir) not in (None, before):
+            said = _found(plan, config.output_dir)
+        else:
+            said = finalize(plan, config.output_dir, config=configuration.as_dict(config), mend=mend)
+    print(said, flush=True)
     return True
+
+
+def _finished(folder: Path) -> int | None:
+    """Return when a folder was finished, or None for one that is not."""
+    path = folder / provenance.FILE_NAME
+    return path.stat().st_mtime_ns if path.is_file() else None
+
+
+def _found(plan: Plan, folder: Path) -> str:
+    return f"found {plan.total} = asked {plan.total}: {folder} is finished"
 
 
 def _wants_pipeline(config: GenerateConfig) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from shards.dataset import decode_image
 from shards.writer import finished
 
-DAMAGED, CONSTANT = "damaged", "constant"
+MISSING, DAMAGED, CONSTANT = "missing", "damaged", "constant"
 
 
 @dataclass
@@ -30,10 +30,9 @@ class Inspection:
     statistics: dict = field(default_factory=dict)
 
 
-def is_whole(path: Path, keys: list[str], labels: list[int] | None = None) -> bool:
-    """Return whether a shard is finished, holds the samples expected, and has the bytes that were written."""
-    record = finished(path)
-    return record is not None and _fits(record, path.read_bytes(), keys, labels)
+def is_whole(path: Path, keys: list[str], labels: list[int] | None, image_shape: list[int]) -> bool:
+    """Return whether `inspect` finds a shard neither missing nor damaged."""
+    return not {MISSING, DAMAGED} & inspect(path, keys, labels, image_shape).faults.keys()
 
 
 def inspect(path: Path, keys: list[str], labels: list[int] | None, image_shape: list[int]) -> Inspection:
@@ -48,25 +47,26 @@ def inspect(path: Path, keys: list[str], labels: list[int] | None, image_shape: 
     found = Inspection(path.name)
     record = finished(path)
     if record is None:
-        return Inspection(path.name, {"missing": [path.name]})
+        return Inspection(path.name, {MISSING: [path.name]})
     content = path.read_bytes()
     if not _fits(record, content, keys, labels):
         return Inspection(path.name, {DAMAGED: [path.name]})
     found.statistics = record["statistics"]
     for row, (key, label) in enumerate(zip(record["keys"], record["labels"], strict=True)):
-        image, meta = (
-            content[offset : offset + size]
-            for offset, size in (record["members"][name][row] for name in ("png", "json"))
-        )
         try:
-            pixels = decode_image(image)
-        except Exception:  # whatever Pillow says about bytes that are not a picture
-            pixels = None
-        if pixels is None or list(pixels.shape) != image_shape:
+            image, meta = (
+                content[offset : offset + size]
+                for offset, size in (record["members"][name][row] for name in ("png", "json"))
+            )
+            pixels, about = decode_image(image), json.loads(meta)
+        except Exception:  # whatever is said about bytes that are no picture or no JSON
+            found.faults.setdefault(DAMAGED, []).append(path.name)
+            continue
+        if list(pixels.shape) != image_shape:
             found.faults.setdefault(DAMAGED, []).append(path.name)
         elif (pixels == pixels[0, 0]).all():
             found.faults.setdefault(CONSTANT, []).append(f"{path.name}: {key}")
-        found.rows.append({"key": key, "file": f"{key}.png", "label": label, "shard": path.name, **json.loads(meta)})
+        found.rows.append({"key": key, "file": f"{key}.png", "label": label, "shard": path.name, **about})
     return found
 
 

@@ -153,6 +153,8 @@ def claim_folder(folder: Path, plan: Plan) -> None:
     """
     path = folder / FILE_NAME
     text = json.dumps(dataclasses.asdict(plan), indent=1, ensure_ascii=False) + "\n"
+    # Looked at before the plan: another worker that has written anything here has written its plan first.
+    foreign = folder.is_dir() and any(entry.name[0] != "." and entry.name != LOGS for entry in folder.iterdir())
     if path.is_file():
         there = json.loads(path.read_text(encoding="utf-8"))
         wanted = json.loads(text)
@@ -166,7 +168,7 @@ def claim_folder(folder: Path, plan: Plan) -> None:
                 "or the settings of that plan to go on with it"
             )
         return
-    if folder.is_dir() and any(not entry.name.startswith(".") and entry.name != LOGS for entry in folder.iterdir()):
+    if foreign:
         raise UserError(f"{folder} holds other files and no {FILE_NAME}; choose an empty or new --output_dir")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, text)

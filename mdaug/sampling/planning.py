@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mdaug import distributed
 from mdaug.sampling import conditioning, counts, schedulers
 from mdaug.sampling.pipeline_folder import find_pipeline
 from mdaug.sampling.plan import Plan
@@ -21,10 +21,8 @@ SEEDS = 2**32  # that torch's CPU generator tells apart
 
 
 def device() -> str:
-    """Return the device of this process."""
-    import torch
-
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    """Return the device of this process, "cpu" or "cuda:0"."""
+    return str(distributed.device())
 
 
 def open_folder(config: GenerateConfig) -> tuple[Path, dict]:

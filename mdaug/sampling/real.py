@@ -14,6 +14,8 @@ from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.writer import write_shard
 
+PREFIX = "real-"  # of the names of shards
+
 
 def describe(packed: Path, classes: list[str], image_shape: list[int], colormap: str | None) -> dict:
     """Return {"hash", "samples"} of a packed set that can be mixed with samples of a model.
@@ -36,9 +38,18 @@ def describe(packed: Path, classes: list[str], image_shape: list[int], colormap:
     return {"hash": made["hash"], "samples": len(dataset)}
 
 
+def require(plan: Plan, packed: Path, folder: Path) -> None:
+    """Refuse a packed set that is not the one whose images the plan of `folder` includes."""
+    if plan.include_real is None:
+        raise UserError(f"the plan of {folder} includes no real images; leave out include_real, or make another set")
+    provenance.require_same(
+        "real images", packed, provenance.read(packed, "images")["hash"], folder, plan.include_real["hash"]
+    )
+
+
 def shard_name(number: int) -> str:
     """Return the file name of a shard of real images."""
-    return f"real-{number:06d}.tar"
+    return f"{PREFIX}{number:06d}.tar"
 
 
 def num_shards(plan: Plan) -> int:
@@ -56,7 +67,7 @@ def write_shards(plan: Plan, packed: Path, folder: Path) -> None:
     dataset = ShardDataset(packed / "train", fields=("image", "meta"))
     for shard in range(num_shards(plan)):
         path = folder / shard_name(shard)
-        if not is_whole(path, keys(plan, shard)):
+        if not is_whole(path, keys(plan, shard), None, plan.image_shape):
             write_shard(path, _samples(dataset, _indices(plan, shard), bool(plan.sift), plan.condition_names))
 
 

@@ -48,25 +48,26 @@ def missing_shards(plan: Plan, folder: Path) -> list[int]:
 
 
 def is_there(plan: Plan, folder: Path, shard: int, repair: bool) -> bool:
-    """Return whether a shard is finished; with `repair`, whether its bytes and samples are the right ones too."""
+    """Return whether a shard is finished; with `repair`, whether finalize will find it whole too."""
     path = folder / plan.shard_name(shard)
-    return is_whole(path, *plan.keys_and_labels(shard)) if repair else finished(path) is not None
+    return is_whole(path, *plan.keys_and_labels(shard), plan.image_shape) if repair else finished(path) is not None
 
 
 def assigned(plan: Plan, folder: Path, worker: int, workers: int, repair: bool = False) -> list[int]:
     """Return the shards that a worker is to look at, in its order.
 
     Its own ones by the rule; where those are all there, as in a second pass after other workers were killed,
-    everything that is missing. Such helpers start at different places of the same list and go round it. With a look
-    at the disk before each shard they share it without locks, and none is left out whichever of them run; two that
-    meet write the same bytes.
+    everything that is missing. Such helpers begin at different places of the same list and walk it backwards and round,
+    while an owner walks its own shards forwards: they meet it last, and none begins at the first, where an owner would
+    be. With a look at the disk before each shard they share the list without locks, and none is left out whichever
+    of them run; two that meet write the same bytes.
     """
     own = [shard for shard in shards_of(plan, worker, workers) if not is_there(plan, folder, shard, repair)]
     if own or workers == 1:
         return own
     missing = missing_shards(plan, folder)
-    start = worker * len(missing) // workers
-    return missing[start:] + missing[:start]
+    end = len(missing) - worker * (len(missing) - 1) // workers
+    return missing[:end][::-1] + missing[end:][::-1]
 
 
 def work(

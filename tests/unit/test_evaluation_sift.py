@@ -125,6 +125,16 @@ def test_a_sifter_is_trained_once_and_shared(packed, tmp_path, capsys):
         sift.prepare(tmp_path / "other", settings, None)
 
 
+def test_a_sifter_does_not_depend_on_the_threads_there_are(packed, tmp_path):
+    hashes = set()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        (tmp_path / str(threads)).mkdir()
+        hashes.add(sift.prepare(tmp_path / str(threads), SETTINGS | {"steps": 20}, packed).hash)
+        assert torch.get_num_threads() == threads
+    assert len(hashes) == 1
+
+
 def plan_of(total: int, **options) -> Plan:
     settings = {"seed": 0, "pipeline": "", "images": "", "image_shape": [16, 16, 1], "scheduler_type": "ddim"}
     settings |= {"num_inference_steps": 5, "guidance_scale": 1.0, "mixed_precision": "no", "device": "cpu"}

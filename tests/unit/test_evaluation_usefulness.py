@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mdaug import config as configuration
-from mdaug.evaluation import data, jobs, report, usefulness
+from mdaug.evaluation import data, features, jobs, report, usefulness
 from mdaug.evaluation.evaluate import EvaluateConfig, evaluate
 from mdaug.evaluation.usefulness import (
     BOTH,
@@ -240,7 +240,11 @@ def test_parts_add_up_to_the_whole(config):
     assert "not been measured yet" in (config.output_dir / report.REPORT).read_text(encoding="utf-8")
     for part in ("fidelity", "kinematics", "usefulness"):
         metrics = evaluate(replace(config, part=part))
-    without = ("config", "verdict")
+    assert [command.split()[2] for command in metrics["commands"].values()] == list(metrics["commands"])
+    text = (config.output_dir / report.REPORT).read_text(encoding="utf-8")
+    assert all(f"<pre>mdaug evaluate {part} --" in text for part in metrics["commands"])
+    assert len(set(whole["commands"].values())) == 1
+    without = ("config", "commands", "verdict")
     assert {k: v for k, v in metrics.items() if k not in without} == {
         k: v for k, v in whole.items() if k not in without
     }
@@ -256,6 +260,12 @@ def test_simulated_images_are_an_arm_of_their_own(config, tmp_path):
     assert metrics["data"]["simulated"] == [8] * 4
 
 
+def test_the_real_images_are_no_simulated_ones(config):
+    with pytest.raises(UserError, match="the very images of data_dir"):
+        evaluate(replace(config, simulated_dir=config.data_dir))
+    assert not config.output_dir.exists()
+
+
 def test_the_second_rank_leaves_the_report_to_the_last(config, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
@@ -263,6 +273,26 @@ def test_the_second_rank_leaves_the_report_to_the_last(config, capsys, monkeypat
     assert not (config.output_dir / report.REPORT).exists()
     monkeypatch.setenv("RANK", "0")
     assert evaluate(config)["verdict"] is not None
+    assert (config.output_dir / report.REPORT).is_file()
+
+
+def test_a_rank_that_ends_its_classifiers_first_and_its_features_last_writes_the_report(config, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config, extract_all = replace(config, part="fidelity"), features.extract_all
+    others: list[dict | None] = []
+
+    def after_the_other_rank(*arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(features, "extract_all", extract_all)
+            patch.setenv("RANK", "1")
+            others.append(evaluate(config))
+        monkeypatch.setattr(features, "extract_all", extract_all)
+        return extract_all(*arguments)
+
+    monkeypatch.setattr(features, "extract_all", after_the_other_rank)
+    monkeypatch.setenv("RANK", "0")
+    assert evaluate(config) is not None
+    assert others == [None]
     assert (config.output_dir / report.REPORT).is_file()
 
 

@@ -243,13 +243,16 @@ def test_the_batch_script_is_that_of_an_array_only_where_asked_for(tmp_path, mon
         assert (line in shown) == (workers == 3)
 
 
-def test_only_generate_is_an_array_and_only_under_slurm(tmp_path, monkeypatch, capsys):
+def test_only_generate_is_an_array_and_without_slurm_its_ranks_do_it_all(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(queue, "available", lambda: False)
     flags = ["--", "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
     assert main(["train-vqvae", "--cluster", "slurm", "--workers", "2", *flags]) == 2
     assert "only generate runs as a job array" in capsys.readouterr().err
-    assert main(["generate", "--workers", "2", "--", "--ldm_path", "x", "--output_dir", "y"]) == 2
-    assert "workers: only jobs of SLURM have that" in capsys.readouterr().err
+    local = ["generate", "--workers", "64", "--gpus_per_node", "2", "--dry_run"]
+    assert main([*local, "--", "--ldm_path", "x", "--output_dir", "y"]) == 0
+    shown = capsys.readouterr().out
+    assert "launch: workers=64 is for job arrays of SLURM; here 2 rank(s) do it all" in shown
+    assert "# mdaug generate: 2 rank(s) on this machine" in shown
 
 
 def test_a_path_that_begins_elsewhere_is_the_same_in_the_job(tmp_path, monkeypatch, capsys):

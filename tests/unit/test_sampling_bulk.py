@@ -18,8 +18,9 @@ from pyarrow import parquet
 
 from mdaug import cli
 from mdaug.sampling import counts, planning, worker
-from mdaug.sampling.generate import GenerateConfig, generate, place
+from mdaug.sampling.generate import GenerateConfig, generate
 from mdaug.sampling.inspection import is_whole
+from mdaug.sampling.place import place
 from mdaug.sampling.plan import read_plan
 from shards import atomic, provenance
 from shards.colormap import colormap
@@ -126,11 +127,12 @@ def test_workers_that_are_done_share_what_others_left_and_leave_nothing(ldm, tmp
     orders = [worker.assigned(plan, folder, number, 3) for number in range(3)]
     assert orders[1] == [1, 4, 7, 10]  # its own, by the rule
     assert orders[2] == [8, 11]
-    assert orders[0] == missing
-    # with all of their own there, helpers begin apart and go round
+    assert orders[0] == missing[::-1]  # a helper meets the owners last
+    # with all of their own there, helpers begin apart, none where an owner begins, and go round
     helpers = [worker.assigned(plan, folder, number, 13) for number in (0, 12)]
     assert [sorted(order) for order in helpers] == [missing, missing]
     assert helpers[0][0] != helpers[1][0]
+    assert helpers[1] == [4, 1, 11, 10, 8, 7]
     for number in (0, 1, 2):
         step(ldm, folder, "work", worker=number, num_workers=3)
     assert worker.missing_shards(plan, folder) == []
@@ -453,11 +455,38 @@ def test_a_mixed_set_is_level_and_says_what_is_real(ldm, packed, tmp_path):
     assert len({frozenset(meta) for *_, meta in plain}) == 1
     card = (folder / "README.md").read_text()
     assert "| 0 | walk | 1 | 6 |" in card
-    (folder / "real-000000.json").unlink()
-    with pytest.raises(UserError, match=r"real-000000.tar \(1 shard is\) missing"):
+
+
+def test_the_command_that_is_printed_mends_real_shards_too(ldm, packed, tmp_path):
+    folder = make(ldm, tmp_path / "out", num_samples=11, include_real=packed)
+    whole = files(folder)
+    places = f"--ldm_path {ldm} --output_dir {folder}"
+    for number in (0, 1):
+        (folder / f"real-00000{number}.json").unlink()
+    with pytest.raises(UserError, match=r"real-000000.tar, real-000001.tar \(2 shards are\) missing") as error:
         step(ldm, folder, "finalize")
-    make(ldm, folder, num_samples=11, include_real=packed)
-    assert finished(folder / "real-000000.tar")
+    command = str(error.value).split("make the rest with: mdaug ")[1]
+    assert command == f"generate --step plan {places} --include_real PACKED"
+    assert cli.main(command.replace("PACKED", str(packed)).split()) == 0
+    (folder / "real-000001.tar").write_bytes(whole["real-000001.tar"].replace(b"PNG", b"GIF"))
+    (folder / "000000.tar").write_bytes(whole["000000.tar"].replace(b"PNG", b"GIF"))
+    with pytest.raises(UserError, match=r"\(2 shards are\) damaged") as error:
+        step(ldm, folder, "finalize", include_real=packed)
+    for command in str(error.value).split("make them again with: ")[1].split(" && "):
+        assert cli.main(command.split()[1:]) == 0
+    step(ldm, folder, "finalize")
+    assert files(folder) == whole
+
+
+def test_a_packed_set_that_is_not_that_of_the_plan_is_refused(ldm, packed, tmp_path):
+    plain = make(ldm, tmp_path / "plain", num_samples=3, step="plan")
+    with pytest.raises(UserError, match="includes no real images"):
+        step(ldm, plain, "work", include_real=packed)
+    mixed = make(ldm, tmp_path / "mixed", num_samples=3, step="plan", include_real=packed)
+    (tmp_path / "other").mkdir()
+    provenance.write(tmp_path / "other", kind="images", content_hash="1" * 64, made_from={}, config={})
+    with pytest.raises(UserError, match="real images differ"):
+        step(ldm, mixed, "plan", include_real=tmp_path / "other")
 
 
 def test_real_images_of_other_classes_are_refused(packed, tmp_path):
@@ -482,10 +511,10 @@ def test_hugging_face_reads_the_shards(ldm, packed, tmp_path, monkeypatch, mixed
 def test_is_whole_sees_a_flipped_bit(ldm, tmp_path):
     shard = make(ldm, tmp_path / "out", num_samples=2) / "000000.tar"
     keys = ["000000000", "000000001"]
-    assert is_whole(shard, keys)
-    assert not is_whole(shard, keys[:1])
+    assert is_whole(shard, keys, None, [16, 16, 3])
+    assert not is_whole(shard, keys[:1], None, [16, 16, 3])
     content = bytearray(shard.read_bytes())
     content[700] ^= 1
     shard.write_bytes(content)
-    assert not is_whole(shard, keys)
+    assert not is_whole(shard, keys, None, [16, 16, 3])
     assert finished(shard) is not None  # its length is right
