@@ -67,7 +67,7 @@ class TrainingConfig:
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
     """auto: bf16 on GPUs that have it, fp16 on older ones, no (fp32) on CPU."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed ZeRO stage; picks deepspeed_configs/zero<stage>_<precision>.json."""
+    """DeepSpeed ZeRO stage; picks deepspeed_configs/zero<stage>_<precision>.json. 0 leaves it to --deepspeed_config."""
     deepspeed_config: Path | None = None
     """A DeepSpeed JSON of your own instead; "auto" values are filled in from this configuration."""
     val_epochs: int = 1
