@@ -77,6 +77,13 @@ def test_global_batch_divides_or_the_numbers_are_printed(monkeypatch):
         plan_batches(options(batch_size=3, global_batch_size=8), 30)
 
 
+def test_global_batch_goes_with_a_micro_batch_still_to_be_found():
+    config = options(batch_size="auto", global_batch_size=12)
+    config.check_ranks(4)
+    with pytest.raises(UserError, match=r"does not divide into 5 rank\(s\) x batch_size=auto .* multiple of 5"):
+        config.check_ranks(5)
+
+
 def test_lengths_and_intervals_in_samples_or_epochs():
     plan = plan_batches(options(batch_size=8, epochs=3, val_epochs=2), num_samples=20)
     assert plan.steps == 8
