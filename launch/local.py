@@ -10,6 +10,7 @@ import codecs
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import sys
@@ -213,7 +214,7 @@ class LogStream:
 @contextlib.contextmanager
 def _environment(ranks: int) -> Iterator[None]:
     """Put into the environment, for the moment of submission, what all ranks share."""
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     if "OMP_NUM_THREADS" not in os.environ:
         shared["OMP_NUM_THREADS"] = str(max(1, _cores() // ranks))
     previous = {name: os.environ.get(name) for name in shared}
@@ -235,10 +236,13 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def free_port() -> int:
+    """Return a free port in [20000, 32000), where no outgoing connection takes it before rank 0 binds it."""
+    while True:
+        port = random.SystemRandom().randrange(20000, 32000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _alive(process: psutil.Process) -> bool:

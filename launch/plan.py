@@ -101,6 +101,7 @@ def estimate(asked: PlanConfig, training: Any) -> list[str]:
     load = workload.count(training, precision, channels, _latent_shape(asked, training), classes)
     how = scaling.Sharding(training.zero_stage, ranks, passes, precision)
     networks = scaling.network_bytes(load.parameters, how, load.persistent) + load.beside
+    networks += scaling.average_bytes(load.parameters, load.averages, ranks)
     buffers = scaling.buffer_bytes(load.parameters, how)
     total = (networks + load.activations + buffers) / 1e9
 
@@ -110,7 +111,7 @@ def estimate(asked: PlanConfig, training: Any) -> list[str]:
     speed = scaling.ring_bandwidth(
         asked.gpus_per_node, asked.nodes, gpu.link_gb_s * 1e9, asked.network_gbit_s / 8 * 1e9
     )
-    traffic = scaling.traffic(load.parameters, how, load.persistent, load.averaged)
+    traffic = scaling.traffic(load.parameters, how, load.persistent, averaged=load.averages > 0)
     time = scaling.StepTime(flops / (asked.mfu * peak), traffic.sent(ranks) / speed if ranks > 1 else 0.0)
     steps = -(-(training.train_samples or training.epochs * samples) // global_batch)
     hours = steps * time.longest / 3600

@@ -10,6 +10,7 @@ from shards.errors import UserError
 
 ENDED = {
     "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "REVOKED",
+    "PREEMPTED",
 }  # fmt: skip
 GONE = "GONE"
 

@@ -97,7 +97,7 @@ def run_slurm_rank(entry: str, argv: list[str], logs: str, folder: str) -> int:
         logs: folder for `rank-00003.log`.
         folder: the folder of the job, for the reports of this attempt.
     """
-    from launch import attempt
+    from launch import attempt, caches
 
     job = submitit.JobEnvironment()
     mine = Path(folder)
@@ -118,6 +118,7 @@ def run_slurm_rank(entry: str, argv: list[str], logs: str, folder: str) -> int:
     )
     logging.getLogger("submitit").setLevel(logging.WARNING)
     _redirect(log_path(Path(logs), job.global_rank))
+    caches.prepare()
     return _run(entry, argv, attempt.reports_folder(mine, attempt.number()), job.global_rank)
 
 

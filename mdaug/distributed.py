@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib
 import os
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
 # A collective that waits longer than this has lost a rank; torch's own default (30 min) hides it.
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+# For ranks that work apart, as long as it takes; a peer that dies is noticed at once all the same.
+WORK_TIMEOUT = timedelta(days=1)
+_workers: Any = None
 
 
 def rank() -> int:
@@ -66,6 +69,8 @@ def init() -> torch.device:
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         torch.distributed.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
         deepspeed.init_distributed(dist_backend=backend, verbose=False)
+        global _workers
+        _workers = torch.distributed.new_group(backend="gloo", timeout=WORK_TIMEOUT)
     return device()
 
 
@@ -95,6 +100,14 @@ def barrier() -> None:
 
     if world_size() > 1:
         torch.distributed.barrier()
+
+
+def wait_for_work() -> None:
+    """Wait until every rank is here, after work that may take one rank much longer than the others."""
+    import torch.distributed
+
+    if world_size() > 1:
+        torch.distributed.barrier(_workers)
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:

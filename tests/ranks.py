@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+from launch.local import free_port
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -48,9 +49,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, ti
 
 def start_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """Start processes that call `function(*arguments)` as ranks, and return them in rank order."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     processes = [
         _CONTEXT.Process(target=_rank, args=(rank, world_size, port, function, arguments)) for rank in range(world_size)
     ]

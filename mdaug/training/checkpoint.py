@@ -73,7 +73,13 @@ def collect(
         files[folder / PIECES / pieces.file_name()] = partial(save_file, to_host(own))
     if distributed.is_main():
         whole = {name: tensor.contiguous() for name, tensor in to_host(extra).items()}
-        record = {**asdict(state), "ranks": distributed.world_size(), "zero_stage": engine.stage}
+        record = {
+            **asdict(state),
+            "skipped": int(engine.skipped),
+            "skipped_in_a_row": int(engine.skipped_in_a_row),
+            "ranks": distributed.world_size(),
+            "zero_stage": engine.stage,
+        }
         text = json.dumps(record, indent=2) + "\n"
         files |= {
             folder / EXTRA_FILE: partial(save_file, whole),
@@ -118,6 +124,8 @@ def load(path: Path, engine: Engine, state: TrainingState) -> dict[str, torch.Te
             f"add --global_batch_size {record['global_batch']} --gradient_accumulation_steps 1"
         )
     engine.load(path)
+    engine.skipped.fill_(record["skipped"])
+    engine.skipped_in_a_row.fill_(record["skipped_in_a_row"])
     for name in vars(state):
         setattr(state, name, record[name])
     return load_file(path / EXTRA_FILE)

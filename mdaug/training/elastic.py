@@ -43,7 +43,7 @@ def convert(checkpoint: Path) -> Path:
             groups = _from_sharded(source, target)
         model_states = _read(next(iter(sorted(source.glob("*model_states.pt")))))
         _write_common(target, groups, model_states)
-    distributed.barrier()
+    distributed.wait_for_work()
     return target
 
 

@@ -126,7 +126,7 @@ def encode_packed(packed: Path, vqvae_folder: Path, output: Path, config: Encode
                     latents = _latents(views, part, model, precision, geometry, config)
                     write_shard(target, _samples(views, part, latents, statistics), statistics.as_dict)
                 progress.update(size * (1 + copies))
-        distributed.barrier()
+        distributed.wait_for_work()
         if distributed.is_main():
             extra = {"copies": copies} if copies else {}
             write_index(output / split, images.classes, latent_shape=geometry["latent_shape"], **extra)

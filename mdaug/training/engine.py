@@ -18,6 +18,7 @@ from mdaug.training.run import BatchPlan, TrainingConfig
 from shards.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "deepspeed_configs"
+ADAM_EPS = 1e-8  # added to the root of the second moment
 
 
 def resolve_precision(requested: str, device: torch.device) -> str:
@@ -32,7 +33,7 @@ def resolve_precision(requested: str, device: torch.device) -> str:
 
 
 def deepspeed_config(config: TrainingConfig, plan: BatchPlan, precision: str) -> dict[str, Any]:
-    """Return the DeepSpeed configuration of the run with every "auto" filled in.
+    """Return the DeepSpeed configuration of the run, every "auto" filled in or left to DeepSpeed's default.
 
     Raises UserError if a DeepSpeed JSON of the user contradicts the flags, naming both values.
     """
@@ -41,26 +42,64 @@ def deepspeed_config(config: TrainingConfig, plan: BatchPlan, precision: str) ->
     if not path.is_file():
         raise UserError(f"--deepspeed_config {path} does not exist")
     settings = json.loads(path.read_text(encoding="utf-8"))
-    from_flags = {
+    from_flags: dict[str, tuple[str, Any]] = {
         "train_batch_size": ("global batch", plan.global_batch),
         "train_micro_batch_size_per_gpu": ("batch_size", plan.micro_batch),
         "gradient_accumulation_steps": ("accumulation", plan.accumulation),
         "gradient_clipping": ("max_grad_norm", config.max_grad_norm),
     }
     for key, (name, value) in from_flags.items():
-        if settings.get(key, "auto") not in ("auto", value):
-            raise UserError(f'{path}: "{key}" is {settings[key]}, but {name} is {value}; set it to "auto" or agree')
+        _agree(path, key, settings.get(key), name, value)
         settings[key] = value
-    if (settings.get("fp16", {}).get("enabled") or _autocast(settings) == "float16") and precision != "fp16":
-        raise UserError(f"{path} switches fp16 on, but mixed_precision is {precision}; make them agree")
-    if (settings.get("bf16", {}).get("enabled") or _autocast(settings) == "bfloat16") and precision != "bf16":
-        raise UserError(f"{path} switches bf16 on, but mixed_precision is {precision}; make them agree")
-    return settings
+    if config.zero_stage:  # 0, the default, leaves the choice to the JSON
+        _agree(path, "zero_optimization.stage", zero_stage(settings), "zero_stage", config.zero_stage)
+    optimizer = settings.pop("optimizer", {})  # made here; DeepSpeed would ignore the section
+    _agree(path, "optimizer.type", optimizer.get("type"), "the optimizer", "AdamW")
+    own: dict[str, tuple[str, Any]] = {
+        "lr": ("lr", config.lr),
+        "betas": ("adam_betas", list(config.adam_betas)),
+        "weight_decay": ("weight_decay", config.weight_decay),
+        "eps": ("AdamW's eps", ADAM_EPS),
+    }
+    for key, (name, value) in own.items():
+        _agree(path, f"optimizer.params.{key}", optimizer.get("params", {}).get(key), name, value)
+    if "scheduler" in settings:
+        raise UserError(
+            f'{path}: "scheduler" is {settings["scheduler"].get("type")}, but the learning rate follows lr={config.lr} '
+            "and this command's own schedule; remove the section"
+        )
+    _fill_precision(path, settings, precision)
+    settings.setdefault("zero_force_ds_cpu_optimizer", False)  # else offload refuses torch's AdamW
+    return _without_auto(settings)
 
 
-def _autocast(settings: dict[str, Any]) -> str | None:
-    section = settings.get("torch_autocast", {})
-    return section.get("dtype") if section.get("enabled") else None
+def _agree(path: Path, key: str, there: Any, name: str, value: Any) -> None:
+    if there not in (None, "auto", value):
+        raise UserError(f'{path}: "{key}" is {there}, but {name} is {value}; set it to "auto" or agree')
+
+
+def _fill_precision(path: Path, settings: dict[str, Any], precision: str) -> None:
+    """Fill "enabled": "auto" and refuse sections that switch on another precision than the flag says."""
+    autocast = settings.get("torch_autocast", {})
+    dtype = str(autocast.get("dtype", "bfloat16")).removeprefix("torch.")
+    sections = {name: settings.get(name, {}) for name in ("fp16", "bf16")}
+    on = set()
+    for name, section in [*sections.items(), ({"float16": "fp16", "bfloat16": "bf16"}.get(dtype, dtype), autocast)]:
+        if section.get("enabled") == "auto":
+            section["enabled"] = name == precision
+        if section.get("enabled"):
+            on.add(name)
+    if on != {precision} - {"no"}:
+        there = " and ".join(sorted(on)) or "neither bf16 nor fp16"
+        raise UserError(f"{path} switches {there} on, but mixed_precision is {precision}; make them agree")
+
+
+def _without_auto(settings: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_auto(value) if isinstance(value, dict) else value
+        for key, value in settings.items()
+        if value != "auto"
+    }
 
 
 def zero_stage(settings: dict[str, Any]) -> int:
@@ -90,6 +129,7 @@ class Engine:
             lr=config.lr,
             betas=config.adam_betas,
             weight_decay=config.weight_decay,
+            eps=ADAM_EPS,
             fused=True,
         )
         self.stage = zero_stage(settings)
@@ -159,7 +199,8 @@ class Engine:
         for parameter in self.module.parameters():
             if self.stage == 3:  # cut in the same way, but padded
                 start, stop = pieces.bounds(parameter.ds_numel, distributed.rank(), distributed.world_size())
-                yield safe_get_local_fp32_param(parameter)[: stop - start]
+                # Under offload the masters lie in CPU memory.
+                yield safe_get_local_fp32_param(parameter)[: stop - start].to(self.device, non_blocking=True)
             else:
                 yield pieces.cut(self._whole(parameter))
 

@@ -67,7 +67,7 @@ class TrainingConfig:
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
     """auto: bf16 on GPUs that have it, fp16 on older ones, no (fp32) on CPU."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed ZeRO stage; picks deepspeed_configs/zero<stage>_<precision>.json."""
+    """DeepSpeed ZeRO stage; picks deepspeed_configs/zero<stage>_<precision>.json. 0 leaves it to --deepspeed_config."""
     deepspeed_config: Path | None = None
     """A DeepSpeed JSON of your own instead; "auto" values are filled in from this configuration."""
     val_epochs: int = 1
@@ -153,13 +153,14 @@ class BatchPlan:
 
 def accumulation(config: TrainingConfig, ranks: int) -> int:
     """Return the micro batches per rank and step; raises UserError with the numbers where none would do."""
-    micro = config.batch_size
+    micro = 1 if config.batch_size == "auto" else config.batch_size
     if config.global_batch_size is None:
         return config.gradient_accumulation_steps
     if config.global_batch_size % (micro * ranks):
         raise UserError(
-            f"global_batch_size={config.global_batch_size} does not divide into {ranks} rank(s) x batch_size={micro} "
-            f"= {ranks * micro} samples per pass; choose a multiple of {ranks * micro} or another --batch_size"
+            f"global_batch_size={config.global_batch_size} does not divide into {ranks} rank(s) x "
+            f"batch_size={config.batch_size} = {ranks * micro} samples per pass; choose a multiple of {ranks * micro} "
+            "or another --batch_size"
         )
     return config.global_batch_size // (micro * ranks)
 

@@ -85,6 +85,11 @@ def network_bytes(parameters: int, how: Sharding, persistent: int = 0) -> int:
     return weight * persistent + parameters * (weight + gradient + MASTER + MOMENTS) // how.ranks
 
 
+def average_bytes(parameters: int, averages: int, ranks: int) -> int:
+    """Return the bytes of the averaged weights on each rank: fp32, cut over the ranks at every stage."""
+    return averages * MASTER * parameters // ranks
+
+
 def buffer_bytes(parameters: int, how: Sharding) -> int:
     """Return the bytes of what is on its way on each rank: buckets of gradients, and gathered weights of stage 3."""
     if how.stage == 0 or how.ranks == 1:
@@ -120,19 +125,20 @@ def traffic(parameters: int, how: Sharding, persistent: int = 0, averaged: bool 
         parameters: number of elements.
         how: ZeRO stage, ranks, micro batches and precision.
         persistent: elements that stage 3 leaves whole.
-        averaged: every rank keeps averaged weights, so it needs all master weights after the step.
+        averaged: averaged weights follow the masters after the step. A rank averages the piece that it holds, but
+            under the fp16 section DeepSpeed shows masters only whole, summed over the ranks, at stages 1 and 2.
     """
     if how.ranks == 1:
         return Traffic(0, 0, 0)
     gradients = how.sent_gradient * parameters * (how.passes if how.stage >= 2 else 1)
-    masters = 4 * parameters if averaged else 0
     if how.stage == 0:
         return Traffic(gradients, 0, 0)
-    if how.stage < 3:  # fp16 weights do not show their masters, which DeepSpeed then sums over the ranks
-        return Traffic(gradients + (masters if how.weight == 2 else 0), 0, how.weight * parameters)
+    if how.stage < 3:
+        masters = MASTER * parameters if averaged and how.weight == 2 else 0
+        return Traffic(gradients + masters, 0, how.weight * parameters)
     gathers = how.passes * (1 if parameters <= REUSED else 2)
     weights = gathers * how.sent_weight * (parameters - persistent) + how.weight * persistent
-    return Traffic(0, gradients, weights + masters)
+    return Traffic(0, gradients, weights)
 
 
 def ring_bandwidth(gpus_per_node: int, nodes: int, link: float, network: float) -> float:

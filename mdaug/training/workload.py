@@ -31,13 +31,13 @@ class Workload:
     persistent: int
     """Those of them that ZeRO-3 leaves whole."""
     beside: int
-    """Bytes of what every rank holds whole: averaged weights, LPIPS, discriminator with its optimizer."""
+    """Bytes of what every rank holds whole: LPIPS, discriminator with its optimizer."""
     activations: int
     """Bytes that the backward pass of one micro batch needs."""
     flops_per_sample: float
     """Forward and backward."""
-    averaged: bool
-    """Whether every rank keeps averaged weights."""
+    averages: int
+    """Averages of the weights, each cut over the ranks."""
 
 
 def count(config: TrainingConfig, precision: str, channels: int, latent_shape: list[int], classes: int) -> Workload:
@@ -64,7 +64,7 @@ def count(config: TrainingConfig, precision: str, channels: int, latent_shape: l
 
     parameters = _numbers(unet)
     own = _count(unet, forward, precision, batch)
-    return Workload(sum(parameters), _persistent(parameters), 4 * sum(parameters), own[0], 3 * own[1], True)
+    return Workload(sum(parameters), _persistent(parameters), 0, own[0], 3 * own[1], 1 + len(config.ema_profiles))
 
 
 def _vqvae(config: VQVAEConfig, precision: str, channels: int, micro_batch: int) -> Workload:
@@ -100,7 +100,7 @@ def _vqvae(config: VQVAEConfig, precision: str, channels: int, micro_batch: int)
         around.append(2 * more)
         beside += (4 + 4 + 8) * sum(p.numel() for p in critic.parameters())
         flops += (2 + 6) * once  # its judgement of the reconstruction, and its own step on both images
-    return Workload(sum(parameters), _persistent(parameters), beside, saved + max(around), flops, False)
+    return Workload(sum(parameters), _persistent(parameters), beside, saved + max(around), flops, 0)
 
 
 def _count(network: nn.Module, forward: Callable, precision: str, batch: int) -> tuple[int, float]:

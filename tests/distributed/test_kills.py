@@ -20,6 +20,7 @@ from tests.ranks import start_ranks
 from tests.toy import toy_packed
 
 KILLS, RANKS, BATCH, STEPS = 20, 2, 8, 100
+PACE = 0.02  # seconds that a step takes at least; also how long after a step or the start of a save a kill may come
 FLAGS = (
     "--image_size 16 --block_out_channels [8,16] --num_heads 2 --norm_num_groups 4 --layers_per_block 1 --window_size 4"
     f" --global_batch_size {BATCH} --batch_size 4 --train_samples {BATCH * STEPS} --lr 2e-3 --logging_steps 1"
@@ -31,21 +32,30 @@ FLAGS = (
 def command(argv: list[str], logs: Path) -> None:
     """Do what a rank of the launcher does: the command itself, its output to a log, and a report of how it ended."""
     from launch import rank
+    from mdaug.training.ldm_task import LDMTask
 
+    after_step = LDMTask.after_step
+
+    def paced(*arguments: Any) -> None:
+        time.sleep(PACE)  # on any machine the kills come before the last step
+        after_step(*arguments)
+
+    LDMTask.after_step = paced  # type: ignore[method-assign]
     number = int(os.environ["RANK"])
     rank._redirect(rank.log_path(logs, number))
     os._exit(rank._run("mdaug.cli:run", argv, logs, number))
 
 
 def moment(number: int, rng: np.random.Generator, output: Path, log: Path) -> Callable[[], bool]:
-    """Return what is waited for before the kill: nothing, a save that has begun, or some steps."""
-    steps = 1 if number % 3 == 1 else int(rng.integers(1, 8))
+    """Return what is waited for before the kill: a moment of the start, a save that has begun, or some steps."""
+    steps = 1 if number % 3 == 1 or number % 5 == 0 else int(rng.integers(1, 8))
+    later = time.monotonic() + rng.uniform(0, 2.0)
 
     def reached() -> bool:
         return log.is_file() and log.read_text().count("grad norm") >= steps
 
     if number % 5 == 0:
-        return lambda: True  # while it starts
+        return lambda: time.monotonic() > later or reached()  # a fast machine may have started by then
     if number % 3 == 1:
         return lambda: reached() and bool(unfinished(output))
     return reached
@@ -67,7 +77,7 @@ def kill_one(argv: list[str], output: Path, number: int, rng: np.random.Generato
         assert time.monotonic() < deadline, "waited in vain"
         assert all(rank.exitcode is None for rank in ranks), (logs / "rank-00000.log").read_text()
         time.sleep(0.001)
-    time.sleep(rng.uniform(0, 0.02 if number % 5 else 2.0))
+    time.sleep(rng.uniform(0, PACE))
     os.kill(ranks[victim].pid, signal.SIGKILL)
     ranks[victim].join(10)
     assert ranks[victim].exitcode == -signal.SIGKILL
@@ -118,7 +128,7 @@ def test_run_killed_twenty_times_ends_with_the_same_bytes(tmp_path):
     (tmp_path / "logs").mkdir()
     undisturbed = tmp_path / "undisturbed"
     for rank in start_ranks(RANKS, command, [*argv, "--output_dir", str(undisturbed)], tmp_path / "logs"):
-        rank.join()
+        rank.join(300)
         assert rank.exitcode == 0, (tmp_path / "logs/rank-00000.log").read_text()
 
     output, rng, caught = tmp_path / "run", np.random.default_rng(0), 0
@@ -130,7 +140,7 @@ def test_run_killed_twenty_times_ends_with_the_same_bytes(tmp_path):
     assert caught >= 3, "hardly any kill fell into a save"
     (tmp_path / "last").mkdir()
     for rank in start_ranks(RANKS, command, argv, tmp_path / "last"):
-        rank.join()
+        rank.join(300)
         assert rank.exitcode == 0, (tmp_path / "last/rank-00000.log").read_text()
 
     assert not unfinished(output)

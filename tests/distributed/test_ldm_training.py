@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from mdaug.training.engine import CONFIGS
 from tests.distributed.test_kills import tensors_in
 from tests.distributed.test_vqvae_training import losses
 from tests.distributed.test_vqvae_training import train as train_vqvae
@@ -120,9 +121,43 @@ def test_loss_curve_latents_and_average_are_the_same_for_any_ranks(folders, one_
         assert np.abs(value - expected[name]).max() < 1e-4, name
 
 
+def test_fifty_steps_are_the_same_for_any_ranks_and_micro_batch(folders, tmp_path):
+    fifty = {"train_samples": 50 * 16, "val_samples": 50 * 16, "save_samples": 50 * 16}
+    for ranks, changes in ((1, {"batch_size": 16}), (2, {"batch_size": 8}), (4, {"batch_size": 4, "zero_stage": 2})):
+        run_ranks(ranks, train_with, folders, tmp_path / str(ranks), {**fifty, **changes})
+    expected = losses(tmp_path / "1")
+    assert len(expected) == 50
+    for ranks in (2, 4):
+        assert losses(tmp_path / str(ranks))[:10] == pytest.approx(expected[:10], rel=1e-5)
+        assert losses(tmp_path / str(ranks)) == pytest.approx(expected, rel=1e-4)
+
+
+OWN = {
+    "optimizer": {"type": "AdamW", "params": {"lr": 2e-3, "weight_decay": "auto"}},
+    "zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"},
+    "bf16": {"enabled": "auto"},
+    "train_micro_batch_size_per_gpu": 4,
+}
+
+
+@pytest.mark.parametrize("which", ["own", "offload"])
+def test_deepspeed_json_given_by_path_trains_on_the_same_curve(folders, one_rank, tmp_path, which):
+    path = CONFIGS / "zero3_offload_fp32.json"
+    if which == "own":
+        path = tmp_path / "own.json"
+        path.write_text(json.dumps(OWN))
+    run_ranks(2, train_with, folders, tmp_path / "run", {"deepspeed_config": path})
+    assert losses(tmp_path / "run") == pytest.approx(losses(one_rank), rel=1e-4)
+    expected = averaged(one_rank)
+    for name, value in averaged(tmp_path / "run").items():
+        assert np.abs(value - expected[name]).max() < 1e-4, name
+    (state,) = (tmp_path / "run" / "checkpoints").glob("*/state.json")
+    assert json.loads(state.read_text())["zero_stage"] == (2 if which == "own" else 3)
+
+
 def test_bf16_stays_near_fp32(folders, one_rank, tmp_path):
     run_ranks(2, train_with, folders, tmp_path / "run", {"zero_stage": 2, "mixed_precision": "bf16"})
-    assert losses(tmp_path / "run") == pytest.approx(losses(one_rank), rel=2e-2)
+    assert losses(tmp_path / "run") == pytest.approx(losses(one_rank), rel=5e-3)  # measured: 5e-4
     assert losses(tmp_path / "run") != losses(one_rank)
 
 

@@ -30,7 +30,7 @@ def measure(cases: list[tuple[int, int, str]], deepspeed_config: Path | None = N
 def _measure(stage: int, passes: int, precision: str, deepspeed_config: Path | None) -> dict[str, Any]:
     from mdaug import distributed
     from mdaug.models.hybrid_unet import HybridUNet2DModel
-    from mdaug.training import engine
+    from mdaug.training import engine, pieces
     from mdaug.training.run import BatchPlan, TrainingConfig
 
     ranks = distributed.world_size()
@@ -61,7 +61,8 @@ def _measure(stage: int, passes: int, precision: str, deepspeed_config: Path | N
             counted.bytes.clear()  # in the first steps ZeRO-3 learns in which order the network is used
     averaging = Counting()
     with averaging:
-        assert sum(value.numel() for _, value in trained.full_parameters()) == sum(sizes)
+        own = [piece.numel() for piece in trained.master_pieces()]
+    assert own == [stop - start for start, stop in (pieces.bounds(size, distributed.rank(), ranks) for size in sizes)]
     return {
         "parameters": sum(sizes),
         "persistent": sum(size for size in sizes if size < PERSISTENT),

@@ -114,8 +114,12 @@ def test_run_moves_to_other_ranks_and_zero_stages(packed, one_rank, tmp_path, fi
     assert losses(output) == pytest.approx(losses(one_rank), rel=1e-4)
 
 
-def train_with_bad_steps(packed: Path, output: Path, stage: int, bad: tuple[int, ...]) -> str:
-    """Train with a loss that is not a number in some steps, on the last rank alone; return the error, if any."""
+def train_with_bad_steps(
+    packed: Path, output: Path, stage: int, bad: tuple[int, ...], stop_after: int | None = None
+) -> str:
+    """Train with a loss that is not a number in some steps (counted from the start of this process), on the last
+    rank alone; return the error, if any.
+    """
     from mdaug import distributed
     from mdaug.training.vqvae_task import VQVAETask
     from shards.errors import UserError
@@ -131,7 +135,7 @@ def train_with_bad_steps(packed: Path, output: Path, stage: int, bad: tuple[int,
 
     VQVAETask.loss = spoiled
     try:
-        train(packed, output, zero_stage=stage, max_skipped_steps=4)
+        train(packed, output, stop_after=stop_after, zero_stage=stage, max_skipped_steps=4)
     except UserError as error:
         return str(error)
     return ""
@@ -145,6 +149,14 @@ def test_step_that_is_not_finite_on_one_rank_is_left_out_on_all(packed, tmp_path
     assert [r["skipped_steps"] for r in records if "loss" in r] == [0] * 3 + [1] * 4 + [2] + [3] * 16
     assert all(np.isfinite(value).all() for value in weights(tmp_path / "run").values())
     assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
+
+
+def test_skipped_steps_are_remembered_when_resuming(packed, tmp_path):
+    assert run_ranks(2, train_with_bad_steps, packed, tmp_path / "run", 2, (3, 4), 5) == ["", ""]
+    errors = run_ranks(2, train_with_bad_steps, packed, tmp_path / "run", 2, (0, 1))
+    assert all("not finite in the last 4 steps (now at step 7)" in error for error in errors)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["skipped_steps"] for r in records if "loss" in r] == [0, 0, 0, 1, 2, 3, 4]
 
 
 def test_run_that_stays_not_finite_stops_and_names_the_last_good_checkpoint(packed, tmp_path):

@@ -66,10 +66,13 @@ stop_daemon() { # PIDFILE
   rm -f "$1"
 }
 
+ours() { grep -qsF "$MARK" "${SLURM_CONF:-$CONF}" && scontrol ping 2> /dev/null | grep -q "is UP"; }
+
 up() {
   [ "$(id -u)" = 0 ] || fail "needs root"
   command -v slurmctld > /dev/null && command -v munged > /dev/null || fail "needs: apt-get install slurm-wlm munge"
-  if scontrol ping 2> /dev/null | grep -q "is UP"; then echo "Slurm is up"; return; fi
+  if ours; then echo "Slurm is up"; return; fi
+  if scontrol ping 2> /dev/null | grep -q "is UP"; then fail "what is up belongs to another Slurm"; fi
   write_conf
   # A rank finds rank 0 by the name of its node.
   grep -qw n1 /etc/hosts || echo "127.0.0.1 n1 n2" >> /etc/hosts
@@ -93,7 +96,7 @@ up() {
 }
 
 down() {
-  if scontrol ping 2> /dev/null | grep -q "is UP"; then
+  if ours; then
     scancel --user=root 2> /dev/null || true
     sleep 1
   fi
@@ -107,6 +110,7 @@ down() {
 case "${1:-}" in
   up) up ;;
   down) down ;;
+  ours) ours ;;
   status) sinfo && squeue ;;
   *) fail "usage: cluster.sh up|down|status" ;;
 esac

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from launch.__main__ import main
+from mdaug.training.ema import EMA
 from mdaug.training.ldm import LDMConfig
 from mdaug.training.memory import saved_bytes
-from mdaug.training.scaling import Sharding, StepTime, network_bytes, ring_bandwidth, traffic
+from mdaug.training.scaling import Sharding, StepTime, average_bytes, network_bytes, ring_bandwidth, traffic
 from mdaug.training.unet import build_unet
 from mdaug.training.workload import count
 
@@ -37,6 +39,18 @@ def test_memory_falls_with_every_stage_and_with_the_ranks():
     assert network_bytes(1000, Sharding(3, 10**6), persistent=300) == pytest.approx(1200, abs=1)
 
 
+def test_averages_are_cut_over_the_ranks_and_move_only_under_fp16():
+    network = EMA(nn.Linear(31, 33), half_life=10, profiles=(0.05, 0.1))
+    held = sum(piece.nbytes for piece in network.state().values())
+    assert average_bytes(31 * 33 + 33, 3, 1) == held
+    assert average_bytes(31 * 33 + 33, 3, 8) == held // 8
+    for precision in ("no", "bf16", "fp16"):
+        for stage in range(4):
+            how = Sharding(stage, 8, precision=precision)
+            more = traffic(10**6, how, averaged=True).sent(8) - traffic(10**6, how).sent(8)
+            assert more == pytest.approx(7e6 if precision == "fp16" and stage in (1, 2) else 0)
+
+
 def test_the_narrowest_link_is_the_rings():
     assert ring_bandwidth(8, 1, link=450, network=50) == 450
     assert ring_bandwidth(8, 2, link=450, network=50) == 50
@@ -56,7 +70,7 @@ def test_what_is_counted_without_data_is_what_autograd_keeps():
     saved, largest = saved_bytes(lambda: unet(torch.zeros(3, 4, 16, 16), label, label).sample)
     load = count(config, "no", 3, [4, 16, 16], 5)
     assert load.parameters == sum(parameter.numel() for parameter in unet.parameters())
-    assert load.beside == 4 * load.parameters  # the averaged weights
+    assert (load.beside, load.averages) == (0, 3)  # of a half-life, and of two profiles
     assert load.activations == pytest.approx(saved + 2 * largest, rel=0.02)
 
 

@@ -159,6 +159,8 @@ def test_a_controller_that_does_not_answer_has_not_ended_the_job(slurm_says):
         ("COMPLETED PENDING FAILED", "PENDING"),
         ("COMPLETED FAILED COMPLETED", "FAILED"),
         ("COMPLETED COMPLETED", "COMPLETED"),
+        ("PREEMPTED RUNNING", "RUNNING"),
+        ("PREEMPTED PENDING", "PENDING"),
     ],
 )
 def test_an_array_is_as_its_tasks_are(slurm_says, tasks, whole):
