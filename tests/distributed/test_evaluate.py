@@ -48,7 +48,7 @@ def _evaluate(config: EvaluateConfig) -> tuple[dict | None, set[str]]:
 
 
 def without_names(metrics: dict) -> dict:
-    return {key: value for key, value in metrics.items() if key != "config"}
+    return {key: value for key, value in metrics.items() if key not in ("config", "commands")}
 
 
 def test_two_ranks_share_the_work_and_find_the_figures_of_one(config, alone):
