@@ -103,8 +103,9 @@ slurm-up:
 slurm-down:
 	@tests/slurm/cluster.sh down
 
+# One thread for each process: the tests run several, and compare sums of one rank and of many to the last bit.
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .
