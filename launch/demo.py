@@ -6,6 +6,7 @@ a stage is exactly the command a user would type, leaves no memory to the next, 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ import psutil
 from mdaug import config
 from shards.errors import UserError
 
-POLL = 0.25
+POLL_S = 1.0  # asking for the shared memory of a process stops it for milliseconds
 
 
 @dataclass
@@ -120,7 +121,8 @@ class _Runner:
         peak = 0
         while self.child.poll() is None:
             peak = max(peak, _memory(self.child.pid))
-            time.sleep(POLL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.child.wait(POLL_S)
         self.peak = max(self.peak, peak)
         status = self.child.returncode
         if self.signal:  # a stage that saved and ended well when told to is no reason to start the next
