@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import webdataset
 from PIL import Image
 from pyarrow import parquet
 
@@ -22,62 +21,13 @@ from mdaug.sampling.generate import GenerateConfig, generate
 from mdaug.sampling.inspection import is_whole
 from mdaug.sampling.place import place
 from mdaug.sampling.plan import read_plan
-from shards import atomic, provenance
+from shards import provenance
 from shards.colormap import colormap
 from shards.dataset import ShardDataset
 from shards.errors import UserError
-from shards.index import content_hash, write_index
 from shards.writer import finished, write_shard
 from tests.tiny_pipeline import CLASSES, save_tiny
-
-FAST = {"num_inference_steps": 2, "batch_size": 4, "samples_per_shard": 8, "scheduler_type": "dpmsolver++"}
-
-
-@pytest.fixture(scope="module")
-def ldm(tmp_path_factory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("ldm") / "best").parent
-
-
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory) -> Path:
-    """Real images of the classes of the tiny pipeline: 6, 3 and 1 for training."""
-    folder = tmp_path_factory.mktemp("packed")
-    rng = np.random.default_rng(0)
-    for split, numbers in (("train", (6, 3, 1)), ("val", (1, 1, 1))):
-        samples = []
-        for label, number in enumerate(numbers):
-            for i in range(number):
-                file = io.BytesIO()
-                Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(file, "PNG")
-                meta = {"class": CLASSES[label], "group": f"g{i}", "source": f"{CLASSES[label]}/{i}.png"}
-                members = {"png": file.getvalue(), "cls": str(label).encode(), "json": json.dumps(meta).encode()}
-                samples.append((f"{split}_{label}_{i}", members))
-        write_shard(folder / split / "000000.tar", samples)
-        write_index(folder / split, CLASSES, image_shape=[16, 16, 3])
-    atomic.write_text(folder / "classes.json", json.dumps(CLASSES))
-    provenance.write(folder, kind="images", content_hash=content_hash(folder), made_from={}, config={})
-    return folder
-
-
-def make(ldm: Path, folder: Path, **options) -> Path:
-    generate(GenerateConfig(ldm_path=ldm, output_dir=folder, **(FAST | options)))
-    return folder
-
-
-def step(ldm: Path, folder: Path, name: str, **options) -> None:
-    """A step that knows no more than where the pipeline and the plan are."""
-    generate(GenerateConfig(ldm_path=ldm, output_dir=folder, step=name, **options))
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    return {name: data for name, data in found.items() if name != provenance.FILE_NAME}
+from tests.unit.sampling_helpers import files, make, step
 
 
 def test_plan_work_and_finalize_apart_make_what_they_make_together(ldm, tmp_path, capsys):
@@ -428,71 +378,6 @@ def test_colours_of_an_unknown_map_have_no_decibels(floor, tmp_path):
     with pytest.raises(UserError, match=r"colour map .* is not known .* pack the images with --image_mode gray"):
         make(ldm, tmp_path / "out", num_samples=3, output_format="npy")
     assert not (tmp_path / "out").exists()
-
-
-def read_plainly(folder: Path) -> list[tuple]:
-    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
-    data = webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8")
-    return [(sample["__key__"], sample["cls"], sample["png"].shape, sample["json"]) for sample in data]
-
-
-def test_a_mixed_set_is_level_and_says_what_is_real(ldm, packed, tmp_path):
-    folder = make(ldm, tmp_path / "out", num_samples=11, include_real=packed)
-    rows = parquet.read_table(folder / "manifest.parquet").to_pylist()
-    assert Counter(row["class"] for row in rows) == {"walk": 7, "fall": 7, "bird": 7}
-    real = [row for row in rows if row["source"] == "real"]
-    assert len(real) == 10
-    assert {row["original"] for row in real} == {
-        f"{c}/{i}.png" for c, n in zip(CLASSES, (6, 3, 1), strict=True) for i in range(n)
-    }
-    assert {row["group"] for row in real} == {f"g{i}" for i in range(6)}
-    images = ShardDataset(packed / "train")
-    mixed = ShardDataset(folder)
-    assert np.array_equal(mixed[mixed.keys.index("real_000000000")]["image"], images[0]["image"])
-    assert provenance.read(folder, "mixed")["made_from"]["real"] == provenance.read(packed, "images")["hash"]
-    plain = read_plainly(folder)
-    assert [key for key, *_ in plain] == mixed.keys
-    assert len({frozenset(meta) for *_, meta in plain}) == 1
-    card = (folder / "README.md").read_text()
-    assert "| 0 | walk | 1 | 6 |" in card
-
-
-def test_the_command_that_is_printed_mends_real_shards_too(ldm, packed, tmp_path):
-    folder = make(ldm, tmp_path / "out", num_samples=11, include_real=packed)
-    whole = files(folder)
-    places = f"--ldm_path {ldm} --output_dir {folder}"
-    for number in (0, 1):
-        (folder / f"real-00000{number}.json").unlink()
-    with pytest.raises(UserError, match=r"real-000000.tar, real-000001.tar \(2 shards are\) missing") as error:
-        step(ldm, folder, "finalize")
-    command = str(error.value).split("make the rest with: mdaug ")[1]
-    assert command == f"generate --step plan {places} --include_real PACKED"
-    assert cli.main(command.replace("PACKED", str(packed)).split()) == 0
-    (folder / "real-000001.tar").write_bytes(whole["real-000001.tar"].replace(b"PNG", b"GIF"))
-    (folder / "000000.tar").write_bytes(whole["000000.tar"].replace(b"PNG", b"GIF"))
-    with pytest.raises(UserError, match=r"\(2 shards are\) damaged") as error:
-        step(ldm, folder, "finalize", include_real=packed)
-    for command in str(error.value).split("make them again with: ")[1].split(" && "):
-        assert cli.main(command.split()[1:]) == 0
-    step(ldm, folder, "finalize")
-    assert files(folder) == whole
-
-
-def test_a_packed_set_that_is_not_that_of_the_plan_is_refused(ldm, packed, tmp_path):
-    plain = make(ldm, tmp_path / "plain", num_samples=3, step="plan")
-    with pytest.raises(UserError, match="includes no real images"):
-        step(ldm, plain, "work", include_real=packed)
-    mixed = make(ldm, tmp_path / "mixed", num_samples=3, step="plan", include_real=packed)
-    (tmp_path / "other").mkdir()
-    provenance.write(tmp_path / "other", kind="images", content_hash="1" * 64, made_from={}, config={})
-    with pytest.raises(UserError, match="real images differ"):
-        step(ldm, mixed, "plan", include_real=tmp_path / "other")
-
-
-def test_real_images_of_other_classes_are_refused(packed, tmp_path):
-    other = save_tiny(tmp_path / "grey", channels=1)
-    with pytest.raises(UserError, match=r"has images of .* \[16, 16, 3\], the model has \[16, 16, 1\]"):
-        make(other, tmp_path / "out", include_real=packed, num_samples=3)
 
 
 @pytest.mark.parametrize("mixed", [False, True])

@@ -13,25 +13,7 @@ from mdaug.sampling.generate import GenerateConfig, generate
 from mdaug.sampling.plan import claim_folder, read_plan
 from shards import provenance
 from shards.errors import UserError
-from tests.tiny_pipeline import save_tiny
-
-FAST = {"num_inference_steps": 2, "batch_size": 4, "samples_per_shard": 8, "scheduler_type": "dpmsolver++"}
-
-
-@pytest.fixture(scope="module")
-def ldm(tmp_path_factory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("ldm") / "best").parent
-
-
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"):
-        monkeypatch.delenv(name, raising=False)
-
-
-def make(ldm: Path, folder: Path, **options) -> Path:
-    generate(GenerateConfig(ldm_path=ldm, output_dir=folder, **(FAST | options)))
-    return folder
+from tests.unit.sampling_helpers import make
 
 
 def test_of_workers_that_come_to_the_end_together_one_finalizes(ldm, tmp_path, monkeypatch, capsys):
