@@ -141,7 +141,14 @@ class Engine:
         )
         self.module = module
         self.device = device
+        self.max_grad_norm = config.max_grad_norm
         self.grad_norm: torch.Tensor | None = None
+        scaler = self.deepspeed.torch_autocast_z0_gradscaler
+        # AdamW's own kernel clips and leaves steps out (see `step`): DeepSpeed's passes over the gradients are spared.
+        self.fused = self.stage == 0 and scaler is None and self.deepspeed.optimizer is optimizer
+        if self.fused:
+            self.deepspeed.clip_fp32_gradients = lambda: None
+            self.deepspeed.enable_backward_allreduce = distributed.world_size() > 1
         # Steps left out because their gradient was not finite; on the device, so that no step waits for them.
         self.skipped = torch.zeros((), device=device)
         self.skipped_in_a_row = torch.zeros((), device=device)
@@ -168,11 +175,14 @@ class Engine:
             group["lr"] = lr
         if self.stage == 0:
             # DeepSpeed neither reports the norm nor guards the step here. The gradients are reduced already,
-            # so all ranks see the same; a fused optimizer leaves the step out by itself where found_inf is 1.
+            # so all ranks see the same. A fused optimizer divides them by grad_scale, and leaves the step out by itself
+            # where found_inf is 1.
             self.grad_norm = self._norm_of_gradients()
             skipped = (~self.grad_norm.isfinite()).float()
-            if self.deepspeed.torch_autocast_z0_gradscaler is None:
-                optimizer.found_inf, optimizer.grad_scale = skipped, None
+            if self.fused:
+                optimizer.found_inf = skipped
+                limit = self.max_grad_norm
+                optimizer.grad_scale = (self.grad_norm / limit).clamp(min=1) if limit else None
             self.deepspeed.step()
         else:
             self.deepspeed.step()
