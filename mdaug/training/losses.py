@@ -47,19 +47,21 @@ def spectrogram_distance(
 def edge_distance(reconstruction: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """Return how far the strength of the edges is off, (B,), of image pairs (B, C, H, W) in [-1, 1].
 
-    The strength in a window is the root of its mean squared difference of neighbouring pixels; mean |E - E'| over the
+    The strength in a window is the root of its mean squared difference of neighbouring pixels, along Doppler and along
+    time apart, else ripple in one direction could stand for edges in the other; sum of both mean |E - E'| over the
     windows. A distance of pixels is least for the mean of all that the codes leave open, whose edges are soft. This one
     leaves open where in the window the edges lie, so it is least where they are as strong as those of the original.
     """
 
-    def strength(pictures: torch.Tensor) -> torch.Tensor:
-        pictures = pictures.float()
-        down, right = (torch.diff(pictures, dim=axis).square().mean(1, keepdim=True) for axis in (2, 3))
-        energy = functional.pad(down, (0, 0, 0, 1)) + functional.pad(right, (0, 1))
+    def strength(pictures: torch.Tensor, axis: int) -> torch.Tensor:
+        difference = torch.diff(pictures.float(), dim=axis)
+        # a last row or column of zeros: windows of whole steps then reach every pixel
+        energy = functional.pad(difference.square().mean(1, keepdim=True), (0, 0, 0, 1) if axis == 2 else (0, 1))
         window = min(EDGE_WINDOW, *energy.shape[2:])
         return (functional.avg_pool2d(energy, window, max(1, window // 2)) + 1e-4).sqrt()
 
-    return (strength(reconstruction) - strength(images)).abs().flatten(1).mean(1)
+    apart = [(strength(reconstruction, axis) - strength(images, axis)).abs().flatten(1).mean(1) for axis in (2, 3)]
+    return apart[0] + apart[1]
 
 
 def doppler_distance(reconstruction: torch.Tensor, images: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:

@@ -67,8 +67,9 @@ def test_edge_distance_is_least_for_edges_as_strong_as_the_originals():
     assert distances[2] < 0.1 * distances[0]
     assert float(pixel_distance(other, image, "l2")) > 1.5 * float(pixel_distance(0 * other, image, "l2"))
     ramp = torch.linspace(-1, 1, 32).expand(1, 1, 32, 32)  # steps of 2 / 31 to the right, none in the last column
-    expected = (np.array([1, 1, 15 / 16]) * (2 / 31) ** 2 + 1e-4) ** 0.5 - 1e-2
-    assert float(edge_distance(ramp, torch.zeros_like(ramp))) == pytest.approx(expected.mean(), rel=1e-4)
+    expected = ((np.array([1, 1, 15 / 16]) * (2 / 31) ** 2 + 1e-4) ** 0.5 - 1e-2).mean()
+    assert float(edge_distance(ramp, torch.zeros_like(ramp))) == pytest.approx(expected, rel=1e-4)
+    assert float(edge_distance(ramp, ramp.mT)) == pytest.approx(2 * expected, rel=1e-4)  # no stand-in for each other
 
 
 def test_doppler_distance_grows_with_the_shift():
