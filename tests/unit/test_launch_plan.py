@@ -80,8 +80,8 @@ def test_plan_of_a_preset_prints_memory_hours_and_assumptions(capsys):
     one = capsys.readouterr().out
     assert main([*argv, "--nodes", "4", "--mfu", "0.15"]) == 0
     four = capsys.readouterr().out
-    assert "675 steps of 32 samples" in one  # the preset is 21,600 samples long
-    assert "169 steps of 128 samples" in four
+    assert "563 steps of 32 samples" in one  # the preset is 18,000 samples long
+    assert "141 steps of 128 samples" in four
     computing = [float(re.search(r"ms: ([\d.]+) ms computing", shown)[1]) for shown in (one, four)]
     assert computing[1] == pytest.approx(2 * computing[0], rel=0.1)
     for word in ("GB per GPU", "GPU-hours", "65 TFLOP/s peak", "0.3 MFU", "400 Gbit/s", "nothing was measured"):
