@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from html import escape
-from pathlib import Path
 
 
 def table(head: list[str], rows: list[list]) -> str:
@@ -26,10 +25,10 @@ def confusion(title: str, names: list[str], matrix: list[list[int]]) -> str:
     return f'<p>{escape(title)}</p><div class="scroll">{body}</div>'
 
 
-def picture(path: Path, description: str, css: str = "") -> str:
-    """Return a PNG file as part of the page."""
-    encoded = base64.b64encode(path.read_bytes()).decode()
-    return f'<img class="{css}" alt="{escape(description)}" src="data:image/png;base64,{encoded}">'
+def inline(png: bytes, description: str) -> str:
+    """Return a PNG as part of the page."""
+    encoded = base64.b64encode(png).decode()
+    return f'<img alt="{escape(description)}" src="data:image/png;base64,{encoded}">'
 
 
 def share(value: float | None) -> str:

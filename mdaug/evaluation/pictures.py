@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,16 +15,31 @@ from shards.writer import one_line_for_a_full_disk
 
 TILE = 128  # pixels
 PER_SIDE = 4
-GAP, HEADING = 4, 24  # pixels
+GAP, HEADING, SPACE = 4, 24, 16  # pixels
 
 
 def real_and_synthetic(real: ImageSet, synthetic: ImageSet) -> np.ndarray:
     """Return one RGB picture with a row per class: held-out real images at the left, synthetic ones at the right."""
     classes = real.dataset.classes
     left, right = ([_examples(images, label) for label in range(len(classes))] for images in (real, synthetic))
-    halves = [_headed(left, classes, ["real, held out"]), _headed(right, [], ["synthetic"])]
-    space = np.full((len(halves[0]), TILE // 8, 3), 255, dtype=np.uint8)
-    return np.concatenate([halves[0], space, halves[1]], axis=1)
+    sides = [_headed(left, classes, ["real, held out"]), _headed(right, [], ["synthetic"])]
+    space = np.full((len(sides[0]), SPACE, 3), 255, dtype=np.uint8)
+    return np.concatenate([sides[0], space, sides[1]], axis=1)
+
+
+def halves(path: Path) -> list[tuple[bytes, bytes]]:
+    """Return each row of a saved `real_and_synthetic` as two PNGs, its real and its synthetic images, without names."""
+    sheet, width = Image.open(path), PER_SIDE * (TILE + GAP)
+    right = sheet.width - width
+    left = right - SPACE - width
+
+    def png(x: int, row: int) -> bytes:
+        buffer, top = io.BytesIO(), HEADING + row * (TILE + GAP)
+        sheet.crop((x, top, x + width - GAP, top + TILE)).save(buffer, "PNG", optimize=True)
+        return buffer.getvalue()
+
+    rows = (sheet.height - HEADING) // (TILE + GAP)
+    return [(png(left, row), png(right, row)) for row in range(rows)]
 
 
 def strips(rows: Sequence[Sequence[np.ndarray]], classes: Sequence[dict]) -> np.ndarray:

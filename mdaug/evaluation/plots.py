@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from mdaug.evaluation.drawing import COLOURS, Drawing
@@ -30,7 +31,7 @@ def curves(series: dict[str, list[tuple[int, float, float, float]]], ticks: Sequ
     plot.text((LEFT + WIDTH) / 2, HEIGHT - 3, "real images per class", "middle")
     for number, points in enumerate(series.values()):
         colour = COLOURS[number]
-        offset = 0.4 * (number - (len(series) - 1) / 2) / max(len(series), 2)  # intervals side by side
+        offset = 0.7 * (number - (len(series) - 1) / 2) / max(len(series), 2)  # intervals side by side
         places = [(x(position + offset), y(value)) for position, value, _, _ in points]
         plot.line(places, colour, 1.5)
         for (px, py), (_, _, bottom, top) in zip(places, points, strict=True):
@@ -67,8 +68,9 @@ def boxes(names: Sequence[str], groups: Sequence[list[list[float] | None]], titl
             plot.line([(x(row[0]), middle), (x(row[4]), middle)], colour, 1.5)
             plot.box(x(row[1]), middle - 5, max(x(row[3]) - x(row[1]), 1), 10, colour)
             plot.line([(x(row[2]), middle - 6), (x(row[2]), middle + 6)], colour, 3)
+    digits = max(0, 1 - math.floor(math.log10(span)))  # two that matter in the width of the axis
     for value, anchor in ((low, "start"), ((low + high) / 2, "middle"), (high, "end")):
-        plot.text(x(value), plot.height - 6, f"{value:.2g}", anchor)
+        plot.text(x(value), plot.height - 6, f"{round(value, digits) + 0.0:.{digits}f}", anchor)
     return plot
 
 

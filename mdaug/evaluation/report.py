@@ -9,8 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from mdaug.evaluation import figures, sections
-from mdaug.evaluation.markup import picture, table
+from mdaug.evaluation import figures, pictures, sections
+from mdaug.evaluation.markup import inline, table
 from mdaug.evaluation.sections import GRID, PAIRS, RECONSTRUCTION
 from mdaug.evaluation.verdict import percent
 from shards.atomic import write_text
@@ -19,22 +19,30 @@ METRICS, REPORT = "metrics.json", "report.html"
 __all__ = ["GRID", "METRICS", "PAIRS", "RECONSTRUCTION", "REPORT", "command", "html", "summary", "write"]
 
 STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#1b1f24;background:#fff}
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#1b1f24;background:#fff;
+overflow-wrap:break-word}
 h1{font-size:1.5rem;margin:.2rem 0}h2{font-size:1.2rem;margin:2rem 0 .5rem}
 .verdict{border-left:.4rem solid;padding:.1rem 1rem;background:#f4f6f8}
+.verdict p:first-child{font-weight:600}
 .loss{border-color:#b42318}.none{border-color:#b7791f}.gain{border-color:#1a7f37}
-.scroll{overflow-x:auto;margin:.5rem 0}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+/* A shadow at the edge behind which there is more. */
+.scroll{overflow-x:auto;margin:.5rem 0;background:linear-gradient(to right,#fff 50%,#fff0) 0/3rem 100% no-repeat local,
+linear-gradient(to left,#fff 50%,#fff0) 100%/3rem 100% no-repeat local,
+linear-gradient(to right,#1b1f2440,#1b1f2400) 0/.8rem 100% no-repeat scroll,
+linear-gradient(to left,#1b1f2440,#1b1f2400) 100%/.8rem 100% no-repeat scroll}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .6rem;border-bottom:1px solid #d9dee3;text-align:right}
-th,td{white-space:nowrap}th:first-child,td:first-child{text-align:left;white-space:normal;min-width:8.5rem}
-th{font-weight:600}.confusion th:first-child{min-width:0}
+td{white-space:nowrap}th:first-child,td:first-child{text-align:left;white-space:normal;min-width:8.5rem}
+th{font-weight:600;vertical-align:bottom}.confusion th:first-child{min-width:0}
 svg{max-width:100%;height:auto}svg text{font:13px system-ui,sans-serif;fill:#1b1f24}
 .plots{display:flex;flex-wrap:wrap;gap:1rem}.legend span{margin-right:1rem;white-space:nowrap}
 .legend i{display:inline-block;width:.8rem;height:.8rem;margin-right:.3rem}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85rem}
 img{max-width:100%;height:auto;border:1px solid #d9dee3}small,.note{color:#57606a}
 .confusion td,.confusion th{padding:.15rem .4rem;text-align:center;font-size:.85rem;border:0}
-details{margin:.4rem 0}summary{cursor:pointer}.wide{min-width:44rem}
-@media(max-width:40rem){th,td{padding:.2rem .35rem;font-size:.85rem}}
+.sides{display:flex;flex-wrap:wrap;gap:.5rem 1rem}figure{flex:1 1 20rem;min-width:0;margin:0}
+figcaption{font-size:.85rem}figure img{width:100%}details{margin:.4rem 0}summary{cursor:pointer}
+@media(max-width:40rem){th,td{padding:.2rem .25rem;font-size:.8rem}th:first-child,td:first-child{min-width:6rem}}
 """
 
 
@@ -106,9 +114,7 @@ def html(folder: Path, metrics: dict) -> str:
         "</div>",
         *sections.usefulness(metrics),
         "<h2>Real and synthetic, side by side</h2>",
-        '<div class="scroll">',
-        picture(folder / GRID, "held-out real and synthetic images of each class", "wide"),
-        "</div>",
+        *_sides(folder, metrics["data"]["classes"]),
         *sections.fidelity(metrics),
         *sections.kinematics(metrics),
         *sections.memorization(folder, metrics),
@@ -131,6 +137,16 @@ def command(config: dict) -> str:
     }
     flags = [f"--{name} {shlex.quote(value)}" for name, value in given.items()]
     return " ".join([f"mdaug evaluate {config['part']}", *flags])
+
+
+def _sides(folder: Path, classes: list[str]) -> list[str]:
+    """Return real and synthetic images of each class: beside each other, or one above the other on a phone."""
+    lines = ['<div class="sides">']
+    for name, halves in zip(classes, pictures.halves(folder / GRID), strict=True):
+        for kind, half in zip(("real, held out", "synthetic"), halves, strict=True):
+            title = f"{name}: {kind}"
+            lines.append(f"<figure><figcaption>{escape(title)}</figcaption>{inline(half, title)}</figure>")
+    return [*lines, "</div>"]
 
 
 def _protocol(metrics: dict) -> list[str]:

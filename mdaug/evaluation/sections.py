@@ -9,12 +9,13 @@ from mdaug.evaluation import figures as drawn
 from mdaug.evaluation.drawing import Figure
 from mdaug.evaluation.fidelity import MEASURES, NEIGHBOURS
 from mdaug.evaluation.figures import NAMES
-from mdaug.evaluation.markup import confusion, number, picture, share, table
+from mdaug.evaluation.markup import confusion, inline, number, share, table
 from mdaug.evaluation.usefulness import FEWEST_GROUPS
 from mdaug.evaluation.verdict import outcome, percent
 
 GRID, RECONSTRUCTION, PAIRS = "grid_real_synthetic.png", "reconstruction.png", "nearest_pairs.png"
 BETTER = {"frechet": "lower", "kid": "lower", "precision": "higher", "recall": "higher", "density": "near 1"}
+SAID = {"loss": "<b>loss</b> ", "none": "", "gain": "<b>gain</b> "}
 TITLES = {"frechet": "Fréchet distance", "kid": "KID"}
 
 
@@ -38,9 +39,8 @@ def usefulness(metrics: dict) -> list[str]:
         [
             f"{escape(_arm(item))} against {escape(item['baseline'])}",
             item["n_real"],
-            f"{100 * item['difference']:+.1f}",
+            f"{SAID[outcome(item)]}{100 * item['difference']:+.1f}",
             f"{100 * item['low']:+.1f} to {100 * item['high']:+.1f}",
-            {"loss": "loss", "none": "–", "gain": "gain"}[outcome(item)],
         ]
         for item in figures["comparisons"]
     ]
@@ -70,7 +70,7 @@ def usefulness(metrics: dict) -> list[str]:
         "the training set they pass on, not what a generator trained on so few images would do.</p>",
         "<p>Differences in points with 95 % intervals, from a paired bootstrap over "
         f"{units} and the spread over seeds. {_by_chance(figures['comparisons'])}</p>",
-        table(["", "n", "points", "95 % interval", ""], differences),
+        table(["", "n", "points", "95 % interval"], differences),
         "<details open><summary>All arms: accuracy, mean ± standard deviation over seeds</summary>",
         table(["trained on", "n", "accuracy", "95 % interval", "real images", "further"], arms),
         *_sifting(figures["sifting"], names),
@@ -101,8 +101,10 @@ def fidelity(metrics: dict) -> list[str]:
             ]
             for name in MEASURES
         ]
-        title = f"in features of: {escape(network['name'])} ({network['size']} images of each kind)"
-        lines.append(table([title, "synthetic", "floor: held-out real", "better"], rows))
+        lines += [
+            f"<p>In features of the {escape(network['name'])}, {network['size']} images of each kind:</p>",
+            table(["", "synthetic", "floor: held-out real", "better"], rows),
+        ]
     if all(network["synthetic"] is None for network in figures["networks"]):
         lines.append("<p>Too few synthetic and held-out images of the same classes for distances between sets.</p>")
     lines.append(
@@ -210,7 +212,7 @@ def memorization(folder: Path, metrics: dict) -> list[str]:
         table(["nearest training image", "synthetic", "held-out real"], rows),
         "<p>The ten synthetic images that are nearest to a training image at any shift in time, with their distances; "
         "the training images are shown shifted so:</p>",
-        picture(folder / PAIRS, "synthetic images beside their nearest training images"),
+        inline((folder / PAIRS).read_bytes(), "synthetic images beside their nearest training images"),
     ]
 
 
@@ -236,7 +238,7 @@ def reconstruction(folder: Path, metrics: dict) -> list[str]:
         "<p>Reconstructions of held-out images; no synthetic image can be sharper than these.</p>",
         table(["class", "images", "PSNR dB", "worst", "SSIM", "worst"], rows),
         "<p>The worst image of each class by SSIM:</p>",
-        picture(folder / RECONSTRUCTION, "original, reconstruction and difference of the worst image of each class"),
+        inline((folder / RECONSTRUCTION).read_bytes(), "original, reconstruction and difference of each class's worst"),
     ]
 
 
@@ -278,4 +280,4 @@ def _arm(item: dict) -> str:
 
 
 def _with_spread(value: float, spread: float | None) -> str:
-    return number(value) if spread is None else f"{number(value)} ± {number(spread)}"
+    return number(value) if spread is None else f"{number(value)} ± {spread:.2g}"

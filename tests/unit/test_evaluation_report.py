@@ -1,0 +1,120 @@
+"""report.html: the numbers of the metrics in one file, readable on a phone and on a desktop."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mdaug.evaluation import report
+from mdaug.evaluation.evaluate import EvaluateConfig, evaluate
+from mdaug.models.vqvae import GEOMETRY_FILE, build_vqvae
+from shards import provenance
+from tests import browser
+from tests.toy import CLASSES, toy_packed
+from tests.unit.test_evaluation_usefulness import toy_synthetic
+
+SIZE = 32
+WIDTHS = {"phone": 390, "desktop": 1280}
+# What sticks out at the right and does not scroll within a frame of its own, and by how many pixels.
+OVERFLOW = """[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll'))
+              .map(e => [e.getBoundingClientRect().right - innerWidth, e.outerHTML.slice(0, 99)])
+              .filter(o => o[0] > 0)"""
+PICTURES = "[...document.images].map(i => [i.complete, i.naturalWidth, i.alt])"
+
+
+@pytest.fixture(scope="module")
+def vqvae(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("vqvae") / "best"
+    build_vqvae(image_channels=1, latent_channels=4, num_codes=8, n_layers=2, max_channels=32).save_pretrained(folder)
+    (folder / GEOMETRY_FILE).write_text(json.dumps({"image_shape": [SIZE, SIZE, 1], "latent_shape": [4, 8, 8]}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(vqvae, tmp_path_factory) -> tuple[Path, dict]:
+    """Return the folder of an evaluation of all parts, and its metrics."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    packed = toy_packed(folder / "packed", size=SIZE, train=96, val=80)
+    synthetic = toy_synthetic(folder / "synthetic", packed)
+    made_from = {"images": provenance.read(packed, "images")["hash"]}
+    provenance.write(vqvae, kind="vqvae", content_hash="v", made_from=made_from, config={})
+    options = {"steps": 2, "batch_size": 8, "image_size": SIZE, "seeds": 2, "workers": 1}
+    numbers = {"n_real_per_class": [2], "synthetic_per_real": [1]}
+    metrics = evaluate(EvaluateConfig(packed, synthetic, folder / "out", vqvae.parent, **numbers, **options))
+    assert metrics is not None
+    return folder / "out", metrics
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    found = browser.executable()
+    if found is None:
+        pytest.skip("no Chromium is installed here (Debian: apt-get install chromium)")
+    with browser.page(found, tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
+
+
+def test_one_file_with_the_numbers_of_the_metrics(evaluated):
+    folder, metrics = evaluated
+    text = (folder / report.REPORT).read_text(encoding="utf-8")
+    assert json.loads((folder / report.METRICS).read_text(encoding="utf-8")) == metrics
+    for arm in metrics["usefulness"]["arms"]:
+        assert f"{100 * arm['accuracy']:.1f} ± {100 * arm['std']:.1f}" in text
+    assert "<p>" + metrics["verdict"]["sentences"][1] in text
+    # Self-contained: whatever a browser would load is in the file.
+    sources = re.findall(r"""(?:src|href|srcset|data)\s*=\s*["']?([^"'\s>]+)""", text)
+    assert len(sources) == 2 * len(CLASSES) + 2  # pictures; the plots are part of the page
+    assert text.count("<svg") >= 10
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not re.search(r"https?://|url\(|@import|<script|<link", text)
+    for name in (report.GRID, report.PAIRS, report.RECONSTRUCTION):
+        assert Image.open(folder / name).size > (200, 200)
+    assert provenance.read(folder, "evaluation")["made_from"] == metrics["data"]["made_from"]
+
+
+def test_reconstructions_of_held_out_images_are_in_it(evaluated):
+    folder, metrics = evaluated
+    figures = metrics["reconstruction"]
+    assert [row["count"] for row in figures["classes"]] == [20] * 4
+    assert all(row["psnr_worst"] <= row["psnr"] and row["ssim_worst"] <= row["ssim"] for row in figures["classes"])
+    assert f"{figures['psnr']:.2f}" in (folder / report.REPORT).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("device", WIDTHS)
+def test_a_browser_shows_it_without_sideways_scrolling_and_loads_nothing_else(evaluated, page, tmp_path, device):
+    folder, metrics = evaluated
+    names = ["a_class_whose_folder_has_a_name_without_any_break_" + name for name in CLASSES]
+    shown = {**metrics, "data": {**metrics["data"], "classes": names}}
+    file = tmp_path / report.REPORT
+    file.write_text(report.html(folder, shown), encoding="utf-8")
+    page.open(file, WIDTHS[device], 844)
+    assert page.value("document.querySelector('.verdict').getBoundingClientRect().top") < 844 / 4
+    assert page.value("document.querySelectorAll('.verdict p').length") == 3
+    page.value("document.querySelectorAll('details').forEach(e => e.open = true)")
+    assert page.value("innerWidth") == WIDTHS[device]
+    assert page.value("document.documentElement.scrollWidth") <= WIDTHS[device]
+    assert page.value(OVERFLOW) == []
+    pictures = page.value(PICTURES)
+    assert len(pictures) == 2 * len(CLASSES) + 2
+    assert all(complete and width > 100 for complete, width, _ in pictures), pictures
+    assert page.requests[0] == file.as_uri()
+    assert all(url.startswith("data:") for url in page.requests[1:])
+
+
+def test_on_a_phone_synthetic_images_stand_below_the_real_ones_and_on_a_desktop_beside_them(evaluated, page):
+    folder, _ = evaluated
+    places = {}
+    for device, width in WIDTHS.items():
+        page.open(folder / report.REPORT, width, 844)
+        boxes = "[...document.querySelectorAll('figure')].map(e => e.getBoundingClientRect())"
+        places[device] = page.value(f"{boxes}.map(b => [b.left, b.top, b.width])")
+    (real, synthetic), (wide_real, wide_synthetic) = (places[device][:2] for device in WIDTHS)
+    assert (real[0], real[2]) == (synthetic[0], synthetic[2])
+    assert synthetic[1] > real[1]
+    assert real[2] > 0.85 * WIDTHS["phone"]
+    assert wide_synthetic[0] > wide_real[0] + wide_real[2]
+    assert wide_synthetic[1] == wide_real[1]
