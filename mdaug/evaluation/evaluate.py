@@ -133,6 +133,7 @@ def _measure(
     """Measure the parts that are wanted and not there yet, and write the report of all that are there."""
     from mdaug import distributed
     from mdaug.evaluation import data, parts, pictures, report
+    from mdaug.evaluation.targets import targets
     from mdaug.evaluation.verdict import verdict
 
     distributed.device()  # "cuda" is the GPU of this rank from here on
@@ -180,7 +181,7 @@ def _measure(
             for part, file in files.items()
         },
     }
-    metrics = {"verdict": verdict(metrics), **metrics}
+    metrics = {"verdict": verdict(metrics), "targets": targets(metrics), **metrics}
     pictures.save(config.output_dir / report.GRID, pictures.real_and_synthetic(held_out, synthetic))
     report.write(config.output_dir, metrics)
     return metrics

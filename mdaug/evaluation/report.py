@@ -66,7 +66,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def summary(metrics: dict, folder: Path) -> str:
-    """Return the table of arms, the other figures and the verdict as plain text."""
+    """Return the table of arms, the other figures, the targets and the verdict as plain text."""
     lines = [""]
     if metrics["usefulness"]:
         lines.append(
@@ -94,8 +94,12 @@ def summary(metrics: dict, folder: Path) -> str:
     if metrics["reconstruction"]:
         kept = metrics["reconstruction"]
         lines.append(f"reconstruction of held-out images: PSNR {kept['psnr']:.2f} dB, SSIM {kept['ssim']:.3f}")
-    said = metrics["verdict"]["sentences"] if metrics["verdict"] else []
-    return "\n".join([*lines, "", *said, "", f"report: {folder / REPORT}"])
+    if rows := sections.target_rows(metrics):
+        lines.append("")
+        for name, synthetic, real, ratio, limit, said in [[*sections.TARGET_HEAD, ""], *rows]:
+            lines.append(f"{name:51s} {synthetic:>9s} {real:>7s} {ratio:>6s}  {limit:5s}  {said}".rstrip())
+    sentences = metrics["verdict"]["sentences"] if metrics["verdict"] else []
+    return "\n".join([*lines, "", *sentences, "", f"report: {folder / REPORT}"])
 
 
 def html(folder: Path, metrics: dict) -> str:
@@ -112,6 +116,7 @@ def html(folder: Path, metrics: dict) -> str:
         f'<div class="verdict {said["outcome"]}">',
         *(f"<p>{escape(sentence)}</p>" for sentence in said["sentences"]),
         "</div>",
+        *sections.passing(metrics),
         *sections.usefulness(metrics),
         "<h2>Real and synthetic, side by side</h2>",
         *_sides(folder, metrics["data"]["classes"]),

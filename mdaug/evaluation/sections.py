@@ -10,13 +10,34 @@ from mdaug.evaluation.drawing import Figure
 from mdaug.evaluation.fidelity import MEASURES, NEIGHBOURS
 from mdaug.evaluation.figures import NAMES
 from mdaug.evaluation.markup import confusion, inline, number, share, table
+from mdaug.evaluation.targets import targets
 from mdaug.evaluation.usefulness import FEWEST_GROUPS
 from mdaug.evaluation.verdict import outcome, percent
 
 GRID, RECONSTRUCTION, PAIRS = "grid_real_synthetic.png", "reconstruction.png", "nearest_pairs.png"
 BETTER = {"frechet": "lower", "kid": "lower", "precision": "higher", "recall": "higher", "density": "near 1"}
+TARGET_HEAD = ("target", "synthetic", "real", "ratio", "limit")
 SAID = {"loss": "<b>loss</b> ", "none": "", "gain": "<b>gain</b> "}
 TITLES = {"frechet": "Fréchet distance", "kid": "KID"}
+
+
+def passing(metrics: dict) -> list[str]:
+    """Whether the synthetic images pass for real ones: the targets, and which of them are reached."""
+    rows = [[f"{escape(name)}: <b>{said}</b>", *cells] for name, *cells, said in target_rows(metrics)]
+    return ["<h2>Do they pass for real ones?</h2>", table([*TARGET_HEAD], rows)] if rows else []
+
+
+def target_rows(metrics: dict) -> list[list[str]]:
+    """Return the targets as text: what, synthetic, real, ratio, limit, "reached" or "not reached"."""
+    return [
+        [
+            row["name"],
+            *(number(row[key]) for key in ("synthetic", "real", "ratio")),
+            f"≥ {row['at_least']:g}" if "at_least" in row else f"≤ {row['at_most']:g}",
+            "reached" if row["reached"] else "not reached",
+        ]
+        for row in targets(metrics)
+    ]
 
 
 def usefulness(metrics: dict) -> list[str]:

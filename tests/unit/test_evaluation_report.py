@@ -65,6 +65,7 @@ def test_one_file_with_the_numbers_of_the_metrics(evaluated):
     for arm in metrics["usefulness"]["arms"]:
         assert f"{100 * arm['accuracy']:.1f} ± {100 * arm['std']:.1f}" in text
     assert "<p>" + metrics["verdict"]["sentences"][1] in text
+    assert [f"{row['ratio']:.3g}" in text for row in metrics["targets"]] == [True] * 3
     # Self-contained: whatever a browser would load is in the file.
     sources = re.findall(r"""(?:src|href|srcset|data)\s*=\s*["']?([^"'\s>]+)""", text)
     assert len(sources) == 2 * len(CLASSES) + 2  # pictures; the plots are part of the page
@@ -98,6 +99,10 @@ def test_a_browser_shows_it_without_sideways_scrolling_and_loads_nothing_else(ev
     assert page.value("innerWidth") == WIDTHS[device]
     assert page.value("document.documentElement.scrollWidth") <= WIDTHS[device]
     assert page.value(OVERFLOW) == []
+    # The targets are seen whole, without sideways scrolling in their own frame either.
+    frame = "document.querySelector('.verdict ~ .scroll')"
+    assert "reached" in page.value(f"{frame}.textContent")
+    assert page.value(f"{frame}.scrollWidth <= {frame}.clientWidth")
     pictures = page.value(PICTURES)
     assert len(pictures) == 2 * len(CLASSES) + 2
     assert all(complete and width > 100 for complete, width, _ in pictures), pictures
