@@ -20,13 +20,14 @@ def targets(metrics: dict) -> list[dict]:
         real = max((arm for arm in metrics["usefulness"]["arms"] if arm["arm"] == "real"), key=lambda arm: arm["real"])
         judged = metrics["usefulness"]["real_to_synthetic"]["accuracy"]
         rows.append(_row("intended class seen by classifiers of real images", judged, real["accuracy"], RIGHT_CLASS))
-    network = metrics["fidelity"]["networks"][0] if metrics["fidelity"] else {"synthetic": None}
-    if network["synthetic"] is not None:
-        pair = (network[kind]["frechet"] for kind in ("synthetic", "floor"))
-        rows.append(_row("Fréchet distance in features of a classifier", *pair, DISTANCE, most=True))
+    if metrics["fidelity"] and metrics["fidelity"]["networks"][0]["synthetic"] is not None:
+        network = metrics["fidelity"]["networks"][0]
+        mine, floor = network["synthetic"]["frechet"], network["floor"]["frechet"]
+        rows.append(_row("Fréchet distance in features of a classifier", mine, floor, DISTANCE, most=True))
     if metrics["memorization"]:
-        pair = (metrics["memorization"][f"{kind}_median"] for kind in ("synthetic", "held_out"))
-        rows.append(_row("distance to the nearest training image", *pair, NEAREST))
+        memory = metrics["memorization"]
+        mine, floor = memory["synthetic_median"], memory["held_out_median"]
+        rows.append(_row("distance to the nearest training image", mine, floor, NEAREST))
     return rows
 
 
