@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from scipy.spatial import cKDTree
+from prdc import compute_prdc
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kernel_mmd
 from torch_fidelity.metric_prc import prc_features_to_metric
@@ -72,16 +72,13 @@ def test_density_and_coverage_count_balls_as_by_hand():
     assert shares["precision"] == pytest.approx(2 / 3)
 
 
-def test_density_and_coverage_agree_with_a_search_tree_whatever_the_size_of_the_blocks(rng, monkeypatch):
-    real, other, k = rng.standard_normal((90, 6)), 1.2 * rng.standard_normal((70, 6)) + 0.3, 5
-    reach, among = cKDTree(real).query(real, k + 1)[0][:, k], cKDTree(other)
-    balls = [among.query_ball_point(point, radius) for point, radius in zip(real, reach, strict=True)]
-    expected = {"density": sum(map(len, balls)) / (k * 70), "coverage": sum(map(bool, balls)) / 90}
-    whole = fidelity.manifold_shares(real, other, k)
-    assert {name: whole[name] for name in expected} == pytest.approx(expected)
-    assert 0.2 < expected["coverage"] < 1
-    monkeypatch.setattr(fidelity, "CHUNK", 32)
-    assert fidelity.manifold_shares(real, other, k) == whole
+@pytest.mark.parametrize("chunk", [32, 1024])
+def test_all_four_shares_are_those_of_prdc_whatever_the_size_of_the_blocks(rng, monkeypatch, chunk):
+    monkeypatch.setattr(fidelity, "CHUNK", chunk)
+    real, other = rng.standard_normal((90, 6)), rng.standard_normal((70, 6)) + 0.8
+    expected = compute_prdc(real, other, nearest_k=fidelity.NEIGHBOURS)
+    assert fidelity.manifold_shares(real, other) == pytest.approx(expected, abs=1e-4)
+    assert all(0.2 < share < 0.95 for share in expected.values())
 
 
 def test_a_dropped_mode_lowers_recall_and_not_precision(rng):
