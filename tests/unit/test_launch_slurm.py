@@ -231,10 +231,9 @@ def test_a_profile_is_all_in_the_batch_script_which_is_shown_without_a_slurm(tmp
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_the_batch_script_is_that_of_an_array_only_where_asked_for(tmp_path, monkeypatch, capsys, workers):
+def test_the_batch_script_is_that_of_an_array_only_where_asked_for(ldm, tmp_path, monkeypatch, capsys, workers):
     monkeypatch.setattr(queue, "available", lambda: False)
-    (tmp_path / "ldm").mkdir()
-    flags = ["--ldm_path", str(tmp_path / "ldm"), "--output_dir", str(tmp_path / "out")]
+    flags = ["--ldm_path", str(ldm), "--output_dir", str(tmp_path / "out")]
     assert main(["generate", "--cluster", "slurm", "--workers", str(workers), "--dry_run", "--", *flags]) == 0
     shown = capsys.readouterr().out
     for line in (
