@@ -23,6 +23,7 @@ REQUEUE = 75  # EX_TEMPFAIL: the batch script requeues the job
 STUCK_AFTER = 3  # restarts in a row that began where the one before them did
 STOPPED = {128 + signal.SIGUSR2, 128 + signal.SIGTERM}
 JOB_FILE, ATTEMPTS_FILE, OUTCOME_FILE = "job.json", "attempts.jsonl", "outcome.json"
+NOTHING = "0 shards"  # progress before the first checkpoint or shard
 WORKERS = "workers"  # folder of the tasks of a job array, each with the same files again
 
 

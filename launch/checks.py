@@ -1,7 +1,8 @@
 """What would fail after an hour in the queue fails before the job is queued.
 
-Commands say what they need: `mdaug.cli.INPUTS` names the fields that must exist, and a configuration that cannot run
-on every number of ranks has a method `check_ranks(ranks)` that raises UserError.
+Commands say what they need: `mdaug.cli.INPUTS` names the fields that must exist; a configuration that cannot run on
+every number of ranks has a method `check_ranks(ranks)`, and one whose output folder must not hold anything else has
+`check_output(inputs_there)`. Both raise UserError, as the command itself would.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ def check(command: str, config: object, ranks: int, *, inputs_later: bool = Fals
             raise UserError(f"{name}={path} does not exist; nothing was submitted")
     if hasattr(config, "check_ranks"):
         config.check_ranks(ranks)
+    if hasattr(config, "check_output"):
+        config.check_output(not inputs_later)
 
 
 def unshared(config: object) -> list[str]:

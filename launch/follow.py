@@ -98,6 +98,8 @@ def status(run_dir: Path) -> int:
             f"progress  {record['samples']:,} samples, epoch {record['epoch']:.2f}, loss {record['loss']:.4g}, "
             f"{record['img_s']:.1f} img/s, {days}{left} left"
         )
+    elif (shards := attempt.progress(Path(job.output_dir))) != attempt.NOTHING:
+        print(f"progress  {shards}")
     if told is not None and told[0] not in (0, attempt.REQUEUE):
         print(f"error     {told[1]}")
     return 0

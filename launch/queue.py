@@ -1,4 +1,4 @@
-"""What Slurm says of a job, asked through squeue alone: many clusters keep no accounting, and sacct is slow."""
+"""What Slurm says of a job: through squeue, and through sacct, which many clusters lack, what squeue has forgotten."""
 
 from __future__ import annotations
 
@@ -21,18 +21,32 @@ def available() -> bool:
 
 
 def state(job_id: str) -> str:
-    """Return the state of a job as squeue names it, or GONE once Slurm has forgotten it (default: after 5 minutes).
+    """Return the state of a job as squeue names it.
 
+    Once squeue has forgotten it (default: after 5 minutes): how it ended by sacct, or GONE where there are no accounts.
     A job array runs while any of its tasks does, and has completed when all have of which Slurm knows.
     Raises UserError when Slurm does not answer: nothing is known then, least of all that the job has ended.
     """
     asked = _ask(["squeue", "--noheader", "--states=all", "--array", f"--jobs={job_id}", "--format=%T"])
     if asked.returncode == 0:
-        states = asked.stdout.split() or [GONE]
-        return min(states, key=lambda each: (each == "COMPLETED", each in ENDED, each != "RUNNING"))
+        states = asked.stdout.split()
+        return _of_all(states) if states else _accounted(job_id)
     if "Invalid job id" in asked.stderr:
-        return GONE
+        return _accounted(job_id)
     raise UserError(f"squeue does not answer: {asked.stderr.strip()}")
+
+
+def _of_all(states: list[str]) -> str:
+    return min(states, key=lambda each: (each == "COMPLETED", each in ENDED, each != "RUNNING"))
+
+
+def _accounted(job_id: str) -> str:
+    """Return how a job ended that squeue has forgotten, or GONE where sacct does not know or has missed it."""
+    if shutil.which("sacct") is None:
+        return GONE
+    asked = _ask(["sacct", "--allocations", "--noheader", "--parsable2", f"--jobs={job_id}", "--format=State"])
+    states = [line.split()[0] for line in asked.stdout.splitlines() if line.strip()]  # "CANCELLED by 1000"
+    return _of_all(states) if asked.returncode == 0 and states and set(states) <= ENDED else GONE
 
 
 def reason(job_id: str) -> str:

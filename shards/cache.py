@@ -36,20 +36,7 @@ def open_packed(data_dir: Path, image_size: int | str, cache_dir: Path | None = 
     """
     url = url_of(data_dir)
     data_dir = fetch(url, cache_dir) if url else Path(data_dir)
-    if (data_dir / PLAN).is_file() or (data_dir / "train" / INDEX).is_file():
-        provenance.read(data_dir, "images")
-        height, width, channels = read_index(data_dir / "train")["image_shape"]
-        if (height, width) != height_width(image_size):
-            raise UserError(
-                f"{data_dir} holds images of {height}x{width}, but image_size is {image_size}; "
-                f"give --image_size {written(height, width)} or pack the image folder again with "
-                f"--image_size {image_size}"
-            )
-        if channels != {"rgb": 3, "gray": 1}.get(options.get("image_mode", "auto"), channels):
-            raise UserError(
-                f"{data_dir} holds images of {channels} channel(s), but image_mode is {options['image_mode']}; "
-                f"pack the image folder again with --image_mode {options['image_mode']}"
-            )
+    if packed_hash(data_dir, image_size, **options) is not None:
         return data_dir
     folder = read_folder(data_dir)
     if cache_dir is None:
@@ -65,3 +52,26 @@ def open_packed(data_dir: Path, image_size: int | str, cache_dir: Path | None = 
     config.output_dir = cache_dir / name
     pack(config)
     return config.output_dir
+
+
+def packed_hash(data_dir: Path, image_size: int | str, **options: Any) -> str | None:
+    """Return the content hash of a packed folder, or None for an image folder or a URL; reads and packs no image.
+
+    Raises UserError as `open_packed` does for a packed folder that does not fit.
+    """
+    if not ((data_dir / PLAN).is_file() or (data_dir / "train" / INDEX).is_file()):
+        return None
+    content = provenance.read(data_dir, "images")["hash"]
+    height, width, channels = read_index(data_dir / "train")["image_shape"]
+    if (height, width) != height_width(image_size):
+        raise UserError(
+            f"{data_dir} holds images of {height}x{width}, but image_size is {image_size}; "
+            f"give --image_size {written(height, width)} or pack the image folder again with "
+            f"--image_size {image_size}"
+        )
+    if channels != {"rgb": 3, "gray": 1}.get(options.get("image_mode", "auto"), channels):
+        raise UserError(
+            f"{data_dir} holds images of {channels} channel(s), but image_mode is {options['image_mode']}; "
+            f"pack the image folder again with --image_mode {options['image_mode']}"
+        )
+    return content

@@ -96,6 +96,12 @@ class PackConfig:
         """Return what decides the bytes of the output, besides the images."""
         return {k: v for k, v in asdict(self).items() if k not in ("data_dir", "output_dir", "workers")}
 
+    def check_output(self, inputs_there: bool) -> None:
+        """Raise UserError where output_dir holds something else, as far as that shows without reading the images."""
+        require_apart(self.data_dir, self.output_dir)
+        if self.output_dir.is_dir():
+            read_plan(self.output_dir, self.options())
+
 
 def pack(config: PackConfig) -> None:
     """Pack `config.data_dir` into `config.output_dir`; docs/data-format.md describes what is written.

@@ -148,10 +148,16 @@ def open_images(data_dir: Path, vqvae: Path) -> Path:
 
     So images that trained the VQ-VAE stay training images. Raises UserError as `open_packed` does.
     """
+    size, options = how_packed(vqvae)
+    return open_packed(data_dir, size, **options)
+
+
+def how_packed(vqvae: Path) -> tuple[int | str, dict[str, Any]]:
+    """Return image size and packing options of the images that trained a VQ-VAE."""
     folder = find_vqvae(vqvae)
     height, width, channels = load_geometry(folder)["image_shape"]
     told = provenance.read(folder, "vqvae")["config"]
     options = {name: told[name] for name in ("group_by", "image_mode", "colormap") if name in told}
     if channels == 1 and options.get("image_mode") == "auto":  # its packed folder may have been coloured pictures
         options["image_mode"] = "gray"
-    return open_packed(data_dir, written(height, width), **options)
+    return written(height, width), options

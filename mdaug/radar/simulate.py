@@ -83,6 +83,10 @@ class SimulateConfig:
         if self.workers < 0 or self.seed < 0:
             raise ValueError(f"workers is {self.workers} and seed is {self.seed}; both must be 0 or more")
 
+    def check_output(self, inputs_there: bool) -> None:
+        """Raise UserError where output_dir holds something else."""
+        _refuse_other(self)
+
 
 def simulate(config: SimulateConfig) -> None:
     """Write the image folder, metadata.csv (one row per picture) and, last, provenance.json.
@@ -148,11 +152,21 @@ def _preset(config: SimulateConfig) -> ModuleType:
 
 def _open(folder: Path, config: SimulateConfig) -> dict:
     """Create the folder, or make sure that it holds this very configuration; return the latter as plain values."""
-    import yaml
-
     from mdaug.config import as_dict, dump
 
-    plain = as_dict(config)
+    _refuse_other(config)
+    if not (folder / CONFIG_FILE).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic.write_text(folder / CONFIG_FILE, dump(config))
+    return as_dict(config)
+
+
+def _refuse_other(config: SimulateConfig) -> None:
+    import yaml
+
+    from mdaug.config import as_dict
+
+    folder, plain = config.output_dir, as_dict(config)
     path = folder / CONFIG_FILE
     if path.is_file():
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -170,10 +184,6 @@ def _open(folder: Path, config: SimulateConfig) -> dict:
         raise UserError(f"{folder} holds files that simulate did not write; give another --output_dir")
     elif folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; give a folder as --output_dir")
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        atomic.write_text(path, dump(config))
-    return plain
 
 
 def _run(function: Callable[[list[dict]], int], jobs: list[list[dict]], workers: int) -> Iterator[int]:

@@ -173,6 +173,18 @@ class GenerateConfig:
         names = {field.name for field in dataclasses.fields(self)} - HOW
         return any(getattr(self, name) != getattr(plain, name) for name in names)
 
+    def check_output(self, inputs_there: bool) -> None:
+        """Raise UserError where output_dir holds samples of another plan, or inputs that are there do not fit.
+
+        Where the job will run need not be like here, so a plan that is there is taken to be for that kind of device.
+        """
+        from mdaug.sampling import plan as plans
+        from mdaug.sampling import planning
+
+        begun = (self.output_dir / plans.FILE_NAME).is_file()
+        kind = plans.read_plan(self.output_dir).device if begun else "cuda"
+        plans.refuse_other(self.output_dir, planning.wanted_plan(self, kind) if inputs_there else None)
+
 
 def generate(config: GenerateConfig) -> None:
     """Make the samples of a configuration; see the module's docstring.
@@ -181,19 +193,12 @@ def generate(config: GenerateConfig) -> None:
         UserError: folders that do not fit, classes that the model does not know, no space left.
     """
     from mdaug.sampling import plan as plans
-    from mdaug.sampling import planning, real
+    from mdaug.sampling import planning
 
     worker, workers = place(config, os.environ)
     folder = config.output_dir
-    if (folder / plans.FILE_NAME).is_file() and not config.describes_samples():
-        plan = plans.read_plan(folder)
-        if config.include_real:
-            real.require(plan, config.include_real, folder)
-    elif config.step == "finalize" and not (folder / plans.FILE_NAME).is_file():
-        raise UserError(f"{folder} holds no {plans.FILE_NAME}; start with: mdaug generate --step plan")
-    else:
-        plan = planning.make_plan(config)
-        plans.claim_folder(folder, plan)
+    plan = planning.wanted_plan(config, planning.device().split(":")[0])
+    plans.claim_folder(folder, plan)
     if worker == 0 and config.step != "finalize":
         planning.print_plan(plan, folder)
     if config.step in ("all", "plan"):

@@ -151,13 +151,20 @@ def claim_folder(folder: Path, plan: Plan) -> None:
     Raises:
         UserError: the folder holds another plan (naming what differs) or other files; nothing is touched.
     """
+    refuse_other(folder, plan)
+    if not (folder / FILE_NAME).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / FILE_NAME, _text(plan))
+
+
+def refuse_other(folder: Path, plan: Plan | None) -> None:
+    """Raise UserError where a folder holds another plan (None: any will do) or other files; touches nothing."""
     path = folder / FILE_NAME
-    text = json.dumps(dataclasses.asdict(plan), indent=1, ensure_ascii=False) + "\n"
     # Looked at before the plan: another worker that has written anything here has written its plan first.
     foreign = folder.is_dir() and any(entry.name[0] != "." and entry.name != LOGS for entry in folder.iterdir())
     if path.is_file():
         there = json.loads(path.read_text(encoding="utf-8"))
-        wanted = json.loads(text)
+        wanted = there if plan is None else json.loads(_text(plan))
         names = dict.fromkeys([*wanted, *there])
         changes = [
             f"{n} {there.get(n)!s:.200} -> {wanted.get(n)!s:.200}" for n in names if there.get(n) != wanted.get(n)
@@ -170,8 +177,10 @@ def claim_folder(folder: Path, plan: Plan) -> None:
         return
     if foreign:
         raise UserError(f"{folder} holds other files and no {FILE_NAME}; choose an empty or new --output_dir")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
+
+
+def _text(plan: Plan) -> str:
+    return json.dumps(dataclasses.asdict(plan), indent=1, ensure_ascii=False) + "\n"
 
 
 def read_plan(folder: Path) -> Plan:

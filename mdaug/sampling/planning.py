@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mdaug import distributed
 from mdaug.sampling import conditioning, counts, schedulers
+from mdaug.sampling import plan as plans
 from mdaug.sampling.pipeline_folder import find_pipeline
 from mdaug.sampling.plan import Plan
 from shards import provenance
@@ -37,15 +38,33 @@ def open_folder(config: GenerateConfig) -> tuple[Path, dict]:
     return source, made
 
 
-def make_plan(config: GenerateConfig) -> Plan:
-    """Return the plan of a configuration.
+def wanted_plan(config: GenerateConfig, kind: str) -> Plan:
+    """Return the plan that a configuration follows: a new one, or that of its folder where it describes no samples.
+
+    Raises:
+        UserError: as `make_plan`, or there is nothing to finalize.
+    """
+    from mdaug.sampling import real
+
+    folder = config.output_dir
+    if (folder / plans.FILE_NAME).is_file() and not config.describes_samples():
+        plan = plans.read_plan(folder)
+        if config.include_real:
+            real.require(plan, config.include_real, folder)
+        return plan
+    if config.step == "finalize" and not (folder / plans.FILE_NAME).is_file():
+        raise UserError(f"{folder} holds no {plans.FILE_NAME}; start with: mdaug generate --step plan")
+    return make_plan(config, kind)
+
+
+def make_plan(config: GenerateConfig, kind: str) -> Plan:
+    """Return the plan of a configuration for a kind of device, "cpu" or "cuda".
 
     Raises:
         UserError: what the configuration asks for does not fit the model, the real images or the machine.
     """
     from mdaug.sampling import real
 
-    kind = device().split(":")[0]
     if kind == "cpu" and config.mixed_precision == "fp16":
         raise UserError("fp16 needs a GPU, and torch finds none here; use --mixed_precision bf16 or no")
     if kind == "cpu" and config.compile:

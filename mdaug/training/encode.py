@@ -66,6 +66,21 @@ class EncodeConfig:
         names = ("augment_copies", "augment_with", "augment_seed") if self.augment_copies else ()
         return {name: getattr(self, name) for name in names}
 
+    def check_output(self, inputs_there: bool) -> None:
+        """Raise UserError where output_dir holds other latents, or inputs that are there do not fit."""
+        refuse_other_latents(self.output_dir, self._made_from() if inputs_there else {}, self.augmentation)
+
+    def _made_from(self) -> dict[str, str]:
+        """Return role -> content hash of the inputs, without images that are packed at the start; raises UserError."""
+        from mdaug.models.vqvae import find_vqvae, how_packed
+        from shards.cache import packed_hash
+
+        vqvae = find_vqvae(self.vqvae_path)
+        size, options = how_packed(vqvae)
+        images = packed_hash(self.data_dir, size, **options)
+        made_from = {} if images is None else {"images": images}
+        return {**made_from, "vqvae": provenance.read(vqvae, "vqvae")["hash"]}
+
 
 def encode(config: EncodeConfig) -> None:
     """Encode train and val; see `encode_packed`."""
@@ -151,19 +166,7 @@ def is_finished(folder: Path, made_from: dict[str, str], augmentation: dict[str,
     with another VQ-VAE. Raises UserError where the folder belongs to other images, another VQ-VAE or other copies.
     """
     plan = folder / PLAN_FILE
-    if plan.is_file():
-        there = json.loads(plan.read_text(encoding="utf-8"))
-        for role, wanted in made_from.items():
-            if there[role] != wanted:
-                raise UserError(
-                    f"{folder} holds latents made from another {role} ({there[role][:12]}, here {wanted[:12]}); "
-                    "choose another folder for the latents or delete that one"
-                )
-        if augmentation != augmentation_of(folder):
-            raise UserError(
-                f"{folder} holds latents with {augmentation_of(folder) or 'no augmented copies'}, asked for is "
-                f"{augmentation or 'none'}; choose another folder for the latents or delete that one"
-            )
+    refuse_other_latents(folder, made_from, augmentation)
     distributed.barrier()
     if distributed.is_main() and not plan.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -171,6 +174,25 @@ def is_finished(folder: Path, made_from: dict[str, str], augmentation: dict[str,
         atomic.write_text(plan, json.dumps(claim) + "\n")
     distributed.barrier()
     return (folder / provenance.FILE_NAME).is_file()
+
+
+def refuse_other_latents(folder: Path, made_from: dict[str, str], augmentation: dict[str, Any] | None = None) -> None:
+    """Raise UserError where a folder belongs to other images, another VQ-VAE or (unless None) other copies."""
+    plan = folder / PLAN_FILE
+    if not plan.is_file():
+        return
+    there = json.loads(plan.read_text(encoding="utf-8"))
+    for role, wanted in made_from.items():
+        if there[role] != wanted:
+            raise UserError(
+                f"{folder} holds latents made from another {role} ({there[role][:12]}, here {wanted[:12]}); "
+                "choose another folder for the latents or delete that one"
+            )
+    if augmentation is not None and augmentation != augmentation_of(folder):
+        raise UserError(
+            f"{folder} holds latents with {augmentation_of(folder) or 'no augmented copies'}, asked for is "
+            f"{augmentation or 'none'}; choose another folder for the latents or delete that one"
+        )
 
 
 def load_statistics(folder: Path) -> dict:

@@ -145,21 +145,24 @@ class LDMConfig(TrainingConfig):
                 "choose timestep_sampling=logit_normal or leave them out"
             )
 
+    def made_from(self) -> dict[str, str]:
+        """Return role -> content hash of the inputs, as every training does."""
+        from shards import provenance
 
-def train_ldm(config: LDMConfig) -> None:
-    """Train the diffusion model; the same command again resumes. Latents are made first where they are missing."""
-    from mdaug import distributed
+        return {**super().made_from(), "vqvae": provenance.read(_fitting_vqvae(self), "vqvae")["hash"]}
 
-    distributed.init()
+    def check_output(self, inputs_there: bool) -> None:
+        """Refuse a run folder of another run and a folder of other latents."""
+        from mdaug.training.encode import refuse_other_latents
 
+        super().check_output(inputs_there)
+        if self.latents_dir is not None and inputs_there:
+            refuse_other_latents(self.latents_dir, self.made_from())
+
+
+def _fitting_vqvae(config: LDMConfig) -> Path:
+    """Return the folder of the VQ-VAE; raises UserError where its images or latents are of another size."""
     from mdaug.models.vqvae import find_vqvae, load_geometry
-    from mdaug.training.encode import EncodeConfig, augmentation_of, encode_packed
-    from mdaug.training.ldm_task import LDMTask
-    from mdaug.training.loop import train
-    from mdaug.training.memory import estimate_ldm
-    from mdaug.training.run import open_run, packing, plan_batches
-    from shards import provenance
-    from shards.cache import open_packed
     from shards.errors import UserError
     from shards.size import written
 
@@ -174,6 +177,24 @@ def train_ldm(config: LDMConfig) -> None:
             f"latent_channels={config.latent_channels}, but the latents of {vqvae} have {geometry['latent_shape'][0]} "
             "channels; the diffusion model works on them, so the two must agree"
         )
+    return vqvae
+
+
+def train_ldm(config: LDMConfig) -> None:
+    """Train the diffusion model; the same command again resumes. Latents are made first where they are missing."""
+    from mdaug import distributed
+
+    distributed.init()
+
+    from mdaug.training.encode import EncodeConfig, augmentation_of, encode_packed
+    from mdaug.training.ldm_task import LDMTask
+    from mdaug.training.loop import train
+    from mdaug.training.memory import estimate_ldm
+    from mdaug.training.run import open_run, packing, plan_batches
+    from shards import provenance
+    from shards.cache import open_packed
+
+    vqvae = _fitting_vqvae(config)
     packed = open_packed(config.data_dir, config.image_size, **packing(config))
     made_from = {
         "images": provenance.read(packed, "images")["hash"],

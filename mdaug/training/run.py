@@ -123,6 +123,20 @@ class TrainingConfig:
         """Raise UserError where the global batch cannot be divided over so many ranks."""
         accumulation(self, ranks)
 
+    def made_from(self) -> dict[str, str]:
+        """Return role -> content hash of the inputs, without images that are packed at the start of the run.
+
+        Raises UserError for inputs that are not finished or do not fit.
+        """
+        from shards.cache import packed_hash
+
+        images = packed_hash(self.data_dir, self.image_size, **packing(self))
+        return {} if images is None else {"images": images}
+
+    def check_output(self, inputs_there: bool) -> None:
+        """Raise UserError where output_dir holds another run, or inputs that are there do not fit."""
+        refuse_another_run(self, self.made_from() if inputs_there else {})
+
 
 def packing(config: TrainingConfig) -> dict[str, Any]:
     """Return how an image folder is packed for a training: the options of `open_packed`."""
@@ -193,20 +207,12 @@ def open_run(config: TrainingConfig, **made_from: str) -> bool:
         UserError: if the folder holds another run; the message names every difference.
     """
     folder = config.output_dir
-    wanted = {"command": type(config).__name__, **configuration.as_dict(config), "made_from": made_from}
-    path = folder / CONFIG_FILE
-    if path.is_file():
-        _refuse_another_run(folder, yaml.safe_load(path.read_text(encoding="utf-8")), wanted)
-        if (folder / FINISHED_FILE).is_file():
-            if distributed.is_main():
-                print(f"{folder} is finished: {(folder / FINISHED_FILE).read_text(encoding='utf-8').strip()}")
-            return False
-    elif (
-        distributed.is_main()
-        and folder.is_dir()
-        and any(p.name != "logs" and p.name[0] != "." for p in folder.iterdir())
-    ):
-        raise UserError(f"{folder} is not empty and holds no mdaug run (no {CONFIG_FILE}); choose another --output_dir")
+    refuse_another_run(config, made_from)
+    if (folder / FINISHED_FILE).is_file():
+        if distributed.is_main():
+            print(f"{folder} is finished: {(folder / FINISHED_FILE).read_text(encoding='utf-8').strip()}")
+        return False
+    wanted = {**_identity(config), "made_from": made_from}
     distributed.barrier()
     if distributed.is_main():
         print(yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True), flush=True)
@@ -214,22 +220,38 @@ def open_run(config: TrainingConfig, **made_from: str) -> bool:
         if not os.access(folder, os.W_OK):
             raise UserError(f"{folder} cannot be written to; choose another --output_dir")
         # First of all, and all at once: a run killed right here is recognised as this run.
-        atomic.write_text(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
+        atomic.write_text(folder / CONFIG_FILE, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
         for name in ("checkpoints", "logs"):
             (folder / name).mkdir(exist_ok=True)
     distributed.barrier()
     return True
 
 
-def _refuse_another_run(folder: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
-    fixed = (saved.keys() | wanted.keys()) - OPERATIONAL
-    differences = [
-        f"{name}: {saved.get(name)} there, {wanted.get(name)} now"
-        for name in sorted(fixed)
-        if saved.get(name) != wanted.get(name)
-    ]
+def refuse_another_run(config: TrainingConfig, made_from: dict[str, str]) -> None:
+    """Raise UserError where the run folder holds another run, or files of somebody else; touches nothing.
+
+    Args:
+        config: the configuration.
+        made_from: role -> content hash of what the run is made from, as far as that is known.
+    """
+    folder, path = config.output_dir, config.output_dir / CONFIG_FILE
+    if not path.is_file():
+        if folder.is_dir() and any(p.name != "logs" and p.name[0] != "." for p in folder.iterdir()):
+            raise UserError(
+                f"{folder} is not empty and holds no mdaug run (no {CONFIG_FILE}); choose another --output_dir"
+            )
+        return
+    saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+    there, wanted = saved.pop("made_from", {}), _identity(config)
+    pairs = {name: (saved.get(name), wanted.get(name)) for name in (saved.keys() | wanted.keys()) - OPERATIONAL}
+    pairs |= {f"made from {role}": (there.get(role), content) for role, content in made_from.items()}
+    differences = [f"{name}: {old} there, {new} now" for name, (old, new) in sorted(pairs.items()) if old != new]
     if differences:
         raise UserError(f"{folder} holds another run ({'; '.join(differences)}); choose another --output_dir")
+
+
+def _identity(config: TrainingConfig) -> dict[str, Any]:
+    return {"command": type(config).__name__, **configuration.as_dict(config)}
 
 
 def finish_run(config: TrainingConfig, message: str) -> None:

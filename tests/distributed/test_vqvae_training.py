@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -56,17 +58,27 @@ def weights(output: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def one_rank(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Path]:
+    """Return the run that nothing disturbed, on so many ranks at a ZeRO stage."""
+
+    @functools.cache
+    def run(ranks: int, stage: int) -> Path:
+        output = tmp_path_factory.mktemp("undisturbed") / "run"
+        run_ranks(ranks, train_stage, packed, output, stage)
+        return output
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def one_rank(undisturbed: Callable[[int, int], Path]) -> Path:
     """The undisturbed run on one rank that the others are compared with."""
-    output = tmp_path_factory.mktemp("one") / "run"
-    run_ranks(1, train, packed, output)
-    return output
+    return undisturbed(1, 0)
 
 
 @pytest.mark.parametrize(("ranks", "stage"), [(2, 0), (4, 0), (2, 1), (2, 2), (2, 3)])
-def test_loss_curve_is_the_same_for_any_ranks_and_zero_stage(packed, one_rank, tmp_path, ranks, stage):
-    run_ranks(ranks, train_stage, packed, tmp_path / "run", stage)
-    reference, curve = losses(one_rank), losses(tmp_path / "run")
+def test_loss_curve_is_the_same_for_any_ranks_and_zero_stage(undisturbed, one_rank, ranks, stage):
+    reference, curve = losses(one_rank), losses(undisturbed(ranks, stage))
     assert len(curve) == len(reference) == 3 * STEPS_PER_EPOCH
     assert curve[:10] == pytest.approx(reference[:10], rel=1e-5)
     assert curve == pytest.approx(reference, rel=1e-4)
@@ -76,29 +88,21 @@ def train_stage(packed: Path, output: Path, stage: int) -> None:
     train(packed, output, zero_stage=stage)
 
 
-def train_until(packed: Path, output: Path, step: int) -> None:
-    train(packed, output, stop_after=step)
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_interrupted_run_ends_with_the_same_bytes(packed, one_rank, tmp_path, ranks):
-    undisturbed = one_rank
-    if ranks == 2:
-        undisturbed = tmp_path / "undisturbed"
-        run_ranks(2, train, packed, undisturbed)
-    output = tmp_path / "run"
-    run_ranks(ranks, train_until, packed, output, 5)
-    assert not (output / "FINISHED").exists()
-    assert (output / "latest").read_text() == "samples-000000000040\n"
-    run_ranks(ranks, train, packed, output)
-    assert losses(output) == losses(undisturbed)
-    expected = weights(undisturbed)
-    for name, value in weights(output).items():
-        assert (value == expected[name]).all(), name
-
-
 def train_stage_until(packed: Path, output: Path, stage: int, step: int) -> None:
     train(packed, output, stop_after=step, zero_stage=stage)
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 0), (2, 2), (2, 3)])
+def test_interrupted_run_ends_with_the_same_bytes(packed, undisturbed, tmp_path, ranks, stage):
+    output = tmp_path / "run"
+    run_ranks(ranks, train_stage_until, packed, output, stage, 5)
+    assert not (output / "FINISHED").exists()
+    assert (output / "latest").read_text() == "samples-000000000040\n"
+    run_ranks(ranks, train_stage, packed, output, stage)
+    assert losses(output) == losses(undisturbed(ranks, stage))
+    expected = weights(undisturbed(ranks, stage))
+    for name, value in weights(output).items():
+        assert (value == expected[name]).all(), name
 
 
 @pytest.mark.parametrize(
@@ -182,7 +186,7 @@ def test_run_killed_after_it_stopped_early_does_not_train_on(packed, tmp_path):
 
 def test_checkpoint_without_marker_is_never_chosen(packed, one_rank, tmp_path):
     output = tmp_path / "run"
-    run_ranks(1, train_until, packed, output, 5)
+    run_ranks(1, train_stage_until, packed, output, 0, 5)
     broken = output / "checkpoints" / "samples-000000000048"
     (broken / "engine").mkdir(parents=True)
     (broken / "state.json").write_text("{}")

@@ -157,7 +157,7 @@ def test_classes_are_filled_up_to_what_is_asked(ldm, packed, tmp_path, options, 
     (tmp_path / "counts.json").write_text(json.dumps({"walk": 10, "fall": 1, "bird": 0}))
     places = {"packed": packed, "counts.json": tmp_path / "counts.json"}
     config = GenerateConfig(ldm_path=ldm, output_dir=tmp_path, **{k: places.get(v, v) for k, v in options.items()})
-    made = planning.make_plan(config).counts
+    made = planning.make_plan(config, "cpu").counts
     assert {name: count for name, count in made.items() if count} == expected
 
 
