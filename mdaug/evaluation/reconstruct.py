@@ -17,10 +17,14 @@ from shards import atomic, provenance
 from shards.errors import UserError
 
 if TYPE_CHECKING:
+    from diffusers import VQModel
+
+    from mdaug.models.latent_statistics import LatentStatistics
     from shards.dataset import ShardDataset
 
 METRICS, TABLE, STRIP = "reconstruction.json", "reconstruction.txt", "reconstruction.png"
 FLOOR_IMAGES = 64
+SCALE_IMAGES = 1024  # training images, evenly spread, over which the scale of the latents is measured
 
 
 @dataclass
@@ -42,6 +46,8 @@ class ReconstructConfig:
     """Backbone of LPIPS, which is measured where its weights are on this machine."""
     perceptual_weights: Path | None = None
     """File of its weights; default: where torch.hub keeps it."""
+    preset: str | None = None
+    """Name over the table of targets, such as the preset that the VQ-VAE was trained with (default: vqvae_path)."""
 
     ALIASES: ClassVar[dict[str, str]] = {"data": "data_dir"}
 
@@ -76,6 +82,7 @@ SCALE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 def reconstruct(config: ReconstructConfig) -> None:
     """Measure, print the table, and write JSON, table and picture strip."""
+    from mdaug.evaluation.autoencoder_targets import targets
     from mdaug.evaluation.pictures import save, strips
     from mdaug.models.vqvae import find_vqvae, load_geometry, open_images
 
@@ -89,12 +96,14 @@ def reconstruct(config: ReconstructConfig) -> None:
             f"{packed} holds images of shape {dataset.index['image_shape']}, the VQ-VAE {folder} was trained on "
             f"{geometry['image_shape']}; pack the images with that size"
         )
-    figures, rows = _measure(folder, dataset, config)
+    figures, rows = _measure(folder, dataset, packed / "train", config)
     figures = {
+        "preset": config.preset or str(config.vqvae_path),
         "split": dataset.folder.name,
         "made_from": {"vqvae": vqvae["hash"], "images": images["hash"]},
         "same_images_as_training": vqvae["made_from"].get("images") == images["hash"],
         **figures,
+        "targets": targets(figures),
         "config": configuration.as_dict(config),
     }
     output = config.output_dir or config.vqvae_path / "reconstruction"
@@ -120,7 +129,29 @@ def _open(packed: Path, split: str) -> ShardDataset:
     raise UserError(f"{packed} has no images in {' or '.join(splits)}; pack them again, or choose another --split")
 
 
-def _measure(folder: Path, dataset: ShardDataset, config: ReconstructConfig) -> tuple[dict, list[list[np.ndarray]]]:
+def _scaled_std(model: VQModel, train: Path, latents: LatentStatistics, batch_size: int) -> list[float]:
+    """Return the std per channel of `latents` once divided by that of the training images, as the diffusion model does.
+
+    Held-out latents come out at 1 only as far as the training set speaks for them.
+    """
+    import torch
+
+    from mdaug.images import to_tensor
+    from mdaug.models.latent_statistics import LatentStatistics
+    from shards.dataset import ShardDataset
+
+    dataset, scale = ShardDataset(train), LatentStatistics()
+    places = range(0, len(dataset), -(-len(dataset) // SCALE_IMAGES))
+    for start in range(0, len(places), batch_size):
+        images = np.stack([dataset[i]["image"] for i in places[start : start + batch_size]])
+        with torch.no_grad():
+            scale.add(model.encode(to_tensor(images).to(model.device)).latents.cpu().numpy())
+    return (np.array(latents.figures()["std"]) / np.maximum(scale.figures()["std"], 1e-12)).tolist()
+
+
+def _measure(
+    folder: Path, dataset: ShardDataset, train: Path, config: ReconstructConfig
+) -> tuple[dict, list[list[np.ndarray]]]:
     """Return the figures, and per class the worst image by SSIM as [original, reconstruction, difference]."""
     import torch
 
@@ -181,7 +212,7 @@ def _measure(folder: Path, dataset: ShardDataset, config: ReconstructConfig) -> 
             for label in sorted(worst)
         },
         "codes": {"number": len(counts), "used": used, "perplexity": perplexity},
-        "latents": latents.figures(),
+        "latents": {**latents.figures(), "scaled_std": _scaled_std(model, train, latents, config.batch_size)},
     }
     return figures, [worst[label][1] for label in sorted(worst)]
 
@@ -196,7 +227,8 @@ def _summary(values: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
 
 
 def format_table(figures: dict) -> str:
-    """Return the figures as text: means with the worst image in brackets."""
+    """Return the figures as text: means with the worst image in brackets, then what is to be reached."""
+    from mdaug.evaluation.autoencoder_targets import format_targets
     from mdaug.evaluation.quality import MEASURES
 
     rows = {**figures["rows"], **{f"  {name}": entry for name, entry in figures["classes"].items()}}
@@ -217,7 +249,7 @@ def format_table(figures: dict) -> str:
         lines.append("LPIPS is not measured: its weights are not on this machine ('make weights NET=vgg' fetches them)")
     if not figures["same_images_as_training"]:
         lines.append("the VQ-VAE was trained on another packing: some of these images may have been among its own")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", format_targets(figures["targets"], figures["preset"])])
 
 
 def _list(values: list[float]) -> str:

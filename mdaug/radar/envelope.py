@@ -28,16 +28,16 @@ def signal_power(levels: np.ndarray, clip_db: float = CLIP_DB) -> np.ndarray:
     return np.where(levels > floor, 10 ** ((levels / 255 - 1) * clip_db / 10), 0.0)
 
 
-def envelopes(power: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def envelopes(power: np.ndarray, tail: float = TAIL) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return ridge, upper and lower envelope of powers (H, W), (W,) each, as shares of the height from the top.
 
-    The ridge is the middle of the strongest row of a column, the upper envelope lies at 3 % and the lower one at 97 %
-    of its cumulative power, between rows by a line. NaN in columns without power.
+    The ridge is the middle of the strongest row of a column; beyond the upper and beyond the lower envelope lies the
+    part `tail` of its power, between rows by a line. NaN in columns without power.
     """
     height, total = len(power), power.sum(axis=0)
     share = np.cumsum(power, axis=0) / np.where(total > 0, total, np.nan)
     ridge = np.where(total > 0, power.argmax(axis=0) + 0.5, np.nan)
-    return ridge / height, _crossing(share, TAIL) / height, _crossing(share, 1 - TAIL) / height
+    return ridge / height, _crossing(share, tail) / height, _crossing(share, 1 - tail) / height
 
 
 def _crossing(share: np.ndarray, level: float) -> np.ndarray:

@@ -115,12 +115,15 @@ class Metrics:
         self._on_wandb("log", {name: value for name, value in record.items() if value is not None})
 
     def say(self, text: str) -> None:
-        """Print a line on rank 0 without tearing the progress bar; nothing for no text."""
-        if not text:
+        """Print a line on rank 0 without tearing the progress bar, and append it to log.txt; nothing for no text."""
+        if not text or not distributed.is_main():
             return
+        path = self.config.output_dir / "log.txt"
+        with one_line_for_a_full_disk(path), open(path, "a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         if self._bar is not None:
             self._bar.write(text)
-        elif distributed.is_main():
+        else:
             print(text, flush=True)
 
     def close(self) -> None:

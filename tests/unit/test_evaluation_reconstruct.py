@@ -114,7 +114,7 @@ def vqvae(tmp_path):
 
 def test_command_writes_figures_table_and_strip(vqvae, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no weights"))
-    reconstruct(ReconstructConfig(vqvae, tmp_path / "packed", batch_size=3))
+    reconstruct(ReconstructConfig(vqvae, tmp_path / "packed", batch_size=3, preset="tiny"))
     figures = json.loads((vqvae / "reconstruction" / "reconstruction.json").read_text())
     assert (figures["count"], figures["split"], figures["same_images_as_training"]) == (8, "val", True)
     assert set(figures["rows"]) == {"VQ-VAE", "JPEG 75", "half size", "quarter size"}
@@ -125,9 +125,12 @@ def test_command_writes_figures_table_and_strip(vqvae, tmp_path, monkeypatch, ca
     assert figures["rows"]["VQ-VAE"]["psnr"]["mean"] < figures["rows"]["half size"]["psnr"]["mean"]  # it is untrained
     assert 0 < figures["codes"]["used"] <= 1 <= figures["codes"]["perplexity"] <= 16
     assert len(figures["latents"]["std"]) == 4
+    assert figures["latents"]["scaled_std"] == pytest.approx([1] * 4, abs=0.5)  # of training images of the same kinds
+    assert [row["reached"] for row in figures["targets"][:1]] == [False]
     assert "lpips" not in figures["rows"]["VQ-VAE"]
     printed = capsys.readouterr().out
     assert "LPIPS is not measured" in printed
+    assert "to reach (tiny)" in printed
     assert (vqvae / "reconstruction" / "reconstruction.txt").read_text() in printed
     assert Image.open(vqvae / "reconstruction" / "reconstruction.png").size[0] > 3 * 128
 

@@ -54,6 +54,8 @@ def test_saved_configuration_reads_back(tmp_path):
         ({"image_size": "64x"}, "image_size is 64x; a number of pixels such as 256, or height x width such as 128x256"),
         ({"compile": True, "zero_stage": 3}, "compile=True and zero_stage=3 exclude each other"),
         ({"lr": 0}, "lr=0 must be greater than 0"),
+        ({"codebook_decay": 1.0}, "codebook_decay=1.0 must be greater than 0 and less than 1"),
+        ({"codebook_decay": 0.0}, "codebook_decay=0.0 must be greater than 0 and less than 1"),
         ({"global_batch_size": 8, "gradient_accumulation_steps": 2}, "exclude each other"),
     ],
 )
@@ -224,3 +226,13 @@ def test_run_killed_while_its_folder_was_made_is_no_foreign_folder(tmp_path):
     (tmp_path / ".config.yaml.4711.tmp").write_text("lr: 5")  # of a configuration that was never renamed
     assert open_run(options(output_dir=tmp_path), images="abc")
     assert (tmp_path / "config.yaml").is_file()
+
+
+def test_what_a_training_says_is_in_its_log(tmp_path, capsys):
+    """Over a restart, too; nothing for no text."""
+    for text in ("first", "", "second"):
+        metrics = Metrics(options(output_dir=tmp_path), PLAN, None)
+        metrics.say(text)
+        metrics.close()
+    assert [line.split(" ", 2)[2] for line in (tmp_path / "log.txt").read_text().splitlines()] == ["first", "second"]
+    assert capsys.readouterr().out == "first\nsecond\n"
