@@ -170,7 +170,7 @@ def test_run_folder_of_another_run_is_refused_by_name(tmp_path):
     assert open_run(options(output_dir=tmp_path / "run", logging_steps=7), images="abc")
     with pytest.raises(UserError, match=r"lr: 5e-05 there, 0.1 now"):
         open_run(options(output_dir=tmp_path / "run", lr=0.1), images="abc")
-    with pytest.raises(UserError, match="made_from"):
+    with pytest.raises(UserError, match="made from images: abc there, another now"):
         open_run(config, images="another")
     (tmp_path / "run" / FINISHED_FILE).write_text("trained to the end\n")
     assert not open_run(config, images="abc")
