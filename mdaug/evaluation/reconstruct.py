@@ -55,6 +55,8 @@ class ReconstructConfig:
         """Refuse values that cannot work."""
         if self.batch_size <= 0:
             raise ValueError(f"batch_size={self.batch_size} must be greater than 0")
+        if self.output_dir is None:
+            self.output_dir = self.vqvae_path / "reconstruction"
 
 
 def jpeg(image: np.ndarray) -> np.ndarray:
@@ -106,7 +108,8 @@ def reconstruct(config: ReconstructConfig) -> None:
         "targets": targets(figures),
         "config": configuration.as_dict(config),
     }
-    output = config.output_dir or config.vqvae_path / "reconstruction"
+    output = config.output_dir
+    assert output is not None  # chosen by ReconstructConfig
     output.mkdir(parents=True, exist_ok=True)
     table = format_table(figures)
     print(table)
