@@ -82,6 +82,13 @@ class EvaluateConfig:
         if self.part == "reconstruction" and self.vqvae_path is None:
             raise ValueError("part is 'reconstruction', which measures a VQ-VAE; name it by --vqvae_path")
 
+    def check_output(self, inputs_there: bool) -> None:
+        """Raise UserError where output_dir holds something else, or inputs that are there do not belong together."""
+        made_from = _check_origin(self) if inputs_there else {}
+        if inputs_there:
+            _check_alike(self)
+        _refuse_others(self, made_from)
+
     @property
     def wanted(self) -> tuple[Part, ...]:
         """The parts to measure, in order."""
@@ -253,37 +260,47 @@ def _check_alike(config: EvaluateConfig) -> None:
                 )
 
 
-def _claim(config: EvaluateConfig, made_from: dict[str, str]) -> None:
-    """Make the output folder that of this evaluation; refuse one that holds another or anything else.
+def _refuse_others(config: EvaluateConfig, made_from: dict[str, str]) -> None:
+    """Refuse an output folder that holds another evaluation or anything else; touches nothing.
 
-    Inputs count by their content and not by their path; the settings count all, but not which part is wanted. A
-    VQ-VAE may be named later, for only its own part depends on it.
+    Inputs count by their content (`made_from`, empty where they are not there yet) and not by their path; the settings
+    count all, but not which part is wanted. A VQ-VAE may be named later, for only its own part depends on it.
     """
     folder = config.output_dir
-    left_out = ("part", "workers")
-    settings = {k: v for k, v in as_dict(config).items() if not k.endswith(("_dir", "_path")) and k not in left_out}
-    identity = {"made_from": made_from, "settings": settings}
     path = folder / IDENTITY
     # Looked at before the file: another rank that has written anything here has written the file first.
     foreign = folder.exists() and any(entry.name != "logs" and entry.name[0] != "." for entry in folder.iterdir())
     if path.is_file():
         other = json.loads(path.read_text(encoding="utf-8"))
-        mine, theirs = ({**record["made_from"], **record["settings"]} for record in (identity, other))
+        mine = {**made_from, **_settings(config)}
+        theirs = {**(other["made_from"] if made_from else {}), **other["settings"]}
         differing = sorted(name for name in mine | theirs if mine.get(name) != theirs.get(name))
-        if differing == ["vqvae"] and None in (mine.get("vqvae"), theirs.get("vqvae")):
-            if "vqvae" in mine:
-                atomic.write_text(path, json.dumps(identity, indent=2) + "\n")
-        elif differing:
+        if differing and not (differing == ["vqvae"] and None in (mine.get("vqvae"), theirs.get("vqvae"))):
             raise UserError(
                 f"{folder} holds another evaluation, of other {', '.join(differing)}; "
                 "choose another --output_dir or delete that folder"
             )
     elif foreign:
         raise UserError(f"{folder} is not empty and holds no evaluation; choose another --output_dir")
-    else:
+
+
+def _claim(config: EvaluateConfig, made_from: dict[str, str]) -> None:
+    """Make the output folder that of this evaluation; refuse one that holds another or anything else."""
+    _refuse_others(config, made_from)
+    folder = config.output_dir
+    path = folder / IDENTITY
+    identity = {"made_from": made_from, "settings": _settings(config)}
+    if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         atomic.write_text(path, json.dumps(identity, indent=2) + "\n")
         print(dump(config), end="")
         save(config, folder / "config.yaml")
+    elif "vqvae" in made_from and "vqvae" not in json.loads(path.read_text(encoding="utf-8"))["made_from"]:
+        atomic.write_text(path, json.dumps(identity, indent=2) + "\n")
     for name in (RESULTS, PARTS):
         (folder / name).mkdir(exist_ok=True)
+
+
+def _settings(config: EvaluateConfig) -> dict[str, Any]:
+    left_out = ("part", "workers")
+    return {k: v for k, v in as_dict(config).items() if not k.endswith(("_dir", "_path")) and k not in left_out}

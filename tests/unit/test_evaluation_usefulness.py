@@ -278,19 +278,27 @@ def test_a_rank_that_ends_its_classifiers_first_and_its_features_last_writes_the
 
 
 def test_other_settings_or_inputs_are_another_evaluation(config, packed, tmp_path):
+    """The command refuses, and the launcher does before it submits: the settings even where the inputs come later."""
     evaluate(config)
+    for inputs_there in (False, True):
+        config.check_output(inputs_there)
+        with pytest.raises(UserError, match="another evaluation, of other steps"):
+            replace(config, steps=3).check_output(inputs_there)
     with pytest.raises(UserError, match="another evaluation, of other steps"):
         evaluate(replace(config, steps=3))
-    other = toy_synthetic(tmp_path / "other", packed, per_class=4)
-    with pytest.raises(UserError, match="another evaluation, of other synthetic"):
-        evaluate(replace(config, synthetic_dir=other))
+    other = replace(config, synthetic_dir=toy_synthetic(tmp_path / "other", packed, per_class=4))
+    for refusing in (evaluate, lambda other: other.check_output(True)):
+        with pytest.raises(UserError, match="another evaluation, of other synthetic"):
+            refusing(other)
+    other.check_output(False)
 
 
 def test_a_folder_with_something_else_is_left_alone(config):
     config.output_dir.mkdir()
     (config.output_dir / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match="not empty"):
-        evaluate(config)
+    for refusing in (evaluate, lambda config: config.check_output(False)):
+        with pytest.raises(UserError, match="not empty"):
+            refusing(config)
     assert [path.name for path in config.output_dir.iterdir()] == ["thesis.tex"]
 
 
