@@ -35,7 +35,7 @@ from mdaug.sampling.pipeline_folder import find_pipeline
 from mdaug.sampling.plan import Plan
 from mdaug.sampling.schedulers import scheduler_like
 from mdaug.sampling.worker import PRECISIONS, Done, work
-from mdaug.training.metrics import PEAK_FLOPS
+from mdaug.training.scaling import GPUS
 from shards.provenance import code_version
 
 PLAIN_BATCH = 4
@@ -160,7 +160,7 @@ def measure(source: Path, workers: Workers, plan: Plan, turns: int) -> dict:
     row |= {"ratio_range": [min(ratios), max(ratios)], "gflop_per_image": flops_per_image(pipeline, plan) / 1e9}
     if plan.device == "cuda":
         name = torch.cuda.get_device_name()
-        if peak := next((flops for key, flops in PEAK_FLOPS.items() if key in name), None):
+        if peak := next((gpu.flops for key, gpu in GPUS.items() if key in name), None):
             row["img_per_s_at_peak"] = peak / row["gflop_per_image"] / 1e9
             row["mfu"] = row["img_per_s"] / row["img_per_s_at_peak"]
     return row

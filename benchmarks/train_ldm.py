@@ -108,7 +108,7 @@ def plain_latents(task: LDMTask, config: LDMConfig, plan: BatchPlan, precision: 
         batch = {name: value.to(device, non_blocking=True) for name, value in next(stream).items()}
         waited = time.perf_counter() - waiting
         with torch.autocast(device.type, dtype=dtype) if dtype else contextlib.nullcontext():
-            loss, _ = task.loss(task.module, batch)
+            loss, _ = task.loss(task.module, batch)  # type: ignore[arg-type]  # the bare module in the engine's place
         loss.backward()
         torch.nn.utils.clip_grad_norm_(task.module.parameters(), config.max_grad_norm)
         optimizer.step()
@@ -208,6 +208,8 @@ def main() -> None:
         flags += [f"--compile={str(options.compile).lower()}"]
         flags += [f"--batch_size={options.batch_size}"] if options.batch_size else []
         config = configuration.parse(LDMConfig, flags, "benchmark")
+        assert isinstance(config.batch_size, int), "give --batch_size a number"
+        assert isinstance(vq.image_size, int), "the plain loop wants square images"
         precision = resolve_precision(config.mixed_precision, device)
         make_images(root, vq.image_size, count=4 * config.batch_size)
         model = build_vqvae(

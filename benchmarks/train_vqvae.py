@@ -127,7 +127,7 @@ def main() -> None:
     options = parser.parse_args()
 
     device = distributed.init()
-    vqvae_task.PerceptualLoss = lambda net, _: perceptual.PerceptualLoss(net, random_backbone=True)
+    vqvae_task.PerceptualLoss = lambda net, _: perceptual.PerceptualLoss(net, random_backbone=True)  # type: ignore
     on_gpu = device.type == "cuda"
     with tempfile.TemporaryDirectory() as scratch:
         packed = Path(scratch) / "packed"
@@ -136,6 +136,8 @@ def main() -> None:
         flags += [f"--compile={str(options.compile).lower()}"]
         flags += [f"--{name}={value}" for name in ("batch_size", "image_size") if (value := getattr(options, name))]
         config = configuration.parse(VQVAEConfig, flags, "benchmark")
+        assert isinstance(config.batch_size, int), "give --batch_size a number"
+        assert isinstance(config.image_size, int), "the plain loop wants square images"
         precision = resolve_precision(config.mixed_precision, device)
         make_images(packed.parent, config.image_size, count=max(4 * config.batch_size, 64))
         plan = plan_batches(config, 4 * config.batch_size)
@@ -169,8 +171,8 @@ def main() -> None:
     for name, values in rates.items():
         spread = f"{min(values):.1f}-{max(values):.1f}"
         wait = 100 * statistics.median(waits[name])
-        held = f"{memory[name]:.2f} GB" if on_gpu else "-"
-        print(f"{name:15s}{statistics.median(values):9.1f}{spread:>18s}{wait:9.1f} %{ratios[name]:16.2f}x{held:>13s}")
+        holds = f"{memory[name]:.2f} GB" if on_gpu else "-"
+        print(f"{name:15s}{statistics.median(values):9.1f}{spread:>18s}{wait:9.1f} %{ratios[name]:16.2f}x{holds:>13s}")
     print(f"peak memory of the process, all loops: {peak / 1e9:.2f} GB")
     card = {
         "benchmark": "train_vqvae",
