@@ -10,7 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from shards.dataset import ShardDataset
 from shards.index import write_index
+from shards.pack import PackConfig, pack
+from shards.verify import verify
 from shards.writer import write_shard
 
 
@@ -68,3 +71,21 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.name.startswith(".") and path.name != "provenance.json"
     }
+
+
+def packed_set(source: Path, output: Path, **options) -> dict:
+    """Pack in this process and return the report, after checking that it adds up with what was written."""
+    pack(PackConfig(source, output, **{"workers": 1, **options}))
+    report = json.loads((output / "report.json").read_text())
+    assert verify(output) == []
+    assert report["found"] == report["packed"] + len(report["rejected"])
+    written = [
+        ShardDataset(output / side, ("meta",))[i]["meta"]["source"]
+        for side, part in report["splits"].items()
+        for i in range(part["samples"])
+    ]
+    assert sorted(written) == sorted(set(written))
+    assert len(written) == report["packed"]
+    files = [str(path.relative_to(source)) for path in source.rglob("*") if path.is_file() and path.parent != source]
+    assert sorted(written + [entry["file"] for entry in report["rejected"]]) == sorted(files)
+    return report
