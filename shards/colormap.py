@@ -146,16 +146,6 @@ def paint(image: np.ndarray, name: str | None) -> np.ndarray:
     return image if name is None else colormap(name).palette[image[..., 0]]
 
 
-def levels_of(image: np.ndarray) -> np.ndarray:
-    """Return the levels uint8 (..., H, W) that an image uint8 (..., H, W, C) shows, in grey or in jet's colours.
-
-    A picture with three equal channels is grey; any other is read as jet.
-    """
-    if image.shape[-1] == 1 or (image.min(axis=-1) == image.max(axis=-1)).all():
-        return image[..., 0]
-    return colormap("jet-256").invert(image)
-
-
 def most_frequent(images: np.ndarray) -> list[int]:
     """Return the most frequent colour, C values 0 to 255, of images uint8 (..., C): the floor of spectrograms."""
     pixels = images.reshape(-1, images.shape[-1]).astype(np.int64)

@@ -6,33 +6,36 @@ import numpy as np
 from PIL import Image
 
 from mdaug.evaluation.data import ImageSet
-from shards.colormap import colormap
+from shards.colormap import COLORMAPS, colormap
 
-JET = "jet-256"
+GRAY, BRIGHTNESS = "gray", "brightness"
 MOST_ROWS = 128  # finer pictures are averaged: the widths of real Doppler lines are coarser than a row of these
-ON_PALETTE = 30.0  # RGB units; JPEG pictures in jet lie about 23 from the map, pictures in other maps 100
-ENOUGH = 50  # pictures that tell the palette
+ON_PALETTE = 30.0  # RGB units; JPEG pictures in jet lie about 23 from the map, pictures in maps unlike it 100
+ENOUGH = 20  # pictures that tell the palette
 
 
 def palette(train: ImageSet) -> str:
-    """Return "gray", "jet" or "brightness": how the training images show power.
+    """Return how the training images show power: "gray", a name of `shards.colormap.COLORMAPS`, or "brightness".
 
-    "brightness" stands for colour maps other than jet; the common ones (viridis, parula, hot) rise in it.
+    The map is the one whose colours are nearest to theirs. "brightness" is for pictures that are near none: three equal
+    channels, and maps that rise in it (hot, magma).
     """
     if train.images.shape[-1] == 1:
-        return "gray"
+        return GRAY
     spread = np.linspace(0, len(train.labels) - 1, min(ENOUGH, len(train.labels))).astype(int)
-    distances = [colormap(JET).distance(train.original(int(i))).mean() for i in spread]
-    return "jet" if np.mean(distances) < ON_PALETTE else "brightness"
+    pictures = [train.original(int(i)) for i in spread]
+    distances = {name: np.mean([colormap(name).distance(one).mean() for one in pictures]) for name in COLORMAPS}
+    nearest = min(distances, key=lambda name: distances[name])
+    return nearest if distances[nearest] < ON_PALETTE else BRIGHTNESS
 
 
 def to_levels(picture: np.ndarray, name: str) -> np.ndarray:
     """Return uint8 (H, W, C) as uint8 (H, W), 255 the most power, through the inverse of a palette of `palette`."""
-    if name == "gray":
+    if name == GRAY:
         return picture[..., 0]
-    if name == "jet":
-        return colormap(JET).invert(picture)
-    return np.asarray(Image.fromarray(picture).convert("L"))
+    if name == BRIGHTNESS:
+        return np.asarray(Image.fromarray(picture).convert("L"))
+    return colormap(name).invert(picture)
 
 
 def stack(images: ImageSet, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -44,6 +47,11 @@ def stack(images: ImageSet, name: str, size: tuple[int, int] | None = None) -> n
     return np.stack([np.asarray(picture) for picture in resized])
 
 
-def off_palette(images: ImageSet) -> np.ndarray:
-    """Return the mean distance of the colours of each image, (n,) in RGB units, from jet: a colour shift raises it."""
-    return np.array([float(colormap(JET).distance(images.original(i)).mean()) for i in range(len(images.labels))])
+def off_palette(images: ImageSet, name: str) -> np.ndarray:
+    """Return the mean distance of the colours of each image, (n,) in RGB units, from a map: a colour shift raises it.
+
+    Args:
+        images: in colours.
+        name: of the map, one of COLORMAPS.
+    """
+    return np.array([float(colormap(name).distance(images.original(i)).mean()) for i in range(len(images.labels))])

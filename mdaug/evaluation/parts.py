@@ -17,6 +17,7 @@ from mdaug.evaluation import memorization as memory
 from mdaug.evaluation import usefulness as experiment
 from mdaug.evaluation.data import ImageSet
 from mdaug.evaluation.reconstruction import reconstruction as reconstruct
+from shards.colormap import COLORMAPS
 
 if TYPE_CHECKING:
     from mdaug.evaluation.evaluate import EvaluateConfig
@@ -116,9 +117,10 @@ def fidelity(inputs: Inputs) -> dict:
 
     Returns:
         "networks": [{"name", "size", "synthetic": {measure: figure}, "floor": {...}, "spread": standard deviations of
-        both over the classifiers, or None}]; "diversity": MS-SSIM per class of the three sets; "off_palette": median
-        RGB distance of the three sets from jet, None for other palettes; "levels": of the three sets, see
-        `spectral.levels_of`, with the "distance" of their histograms from that of the training images.
+        both over the classifiers, or None}]; "diversity": MS-SSIM per class of the three sets; "palette": see
+        `levels.palette`; "off_palette": median RGB distance of the three sets from that colour map, None where it is
+        none; "levels": of the three sets, see `spectral.levels_of`, with the "distance" of their histograms from that
+        of the training images.
     """
     results, found = inputs.classifiers(references_only=True), inputs.features()
     assert results is not None
@@ -132,12 +134,14 @@ def fidelity(inputs: Inputs) -> dict:
     spectra = {name: spectral.levels_of(levels.stack(images, inputs.palette)) for name, images in inputs.three.items()}
     for spectrum in spectra.values():
         spectrum["distance"] = spectral.histogram_distance(spectra["train"], spectrum)
-    on_jet = inputs.palette == "jet"
     return {
         "networks": table,
         "diversity": {name: diversity.within_class(images) for name, images in inputs.three.items()},
-        "off_palette": {name: float(np.median(levels.off_palette(images))) for name, images in inputs.three.items()}
-        if on_jet
+        "palette": inputs.palette,
+        "off_palette": {
+            name: float(np.median(levels.off_palette(images, inputs.palette))) for name, images in inputs.three.items()
+        }
+        if inputs.palette in COLORMAPS
         else None,
         "levels": spectra,
     }

@@ -152,7 +152,8 @@ def fidelity(metrics: dict) -> list[str]:
         )
     ]
     if figures["off_palette"] is not None:
-        checks.append(["colours: distance from jet, RGB units", *map(number, figures["off_palette"].values())])
+        title = f"colours: distance from {figures['palette']}, RGB units"
+        checks.append([title, *map(number, figures["off_palette"].values())])
     return [
         *lines,
         "<p>Levels and colours:</p>",

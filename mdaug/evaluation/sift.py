@@ -20,10 +20,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from mdaug.evaluation import classifier, data
+from mdaug.evaluation import classifier, data, levels
 from mdaug.radar import envelope
 from shards import atomic, provenance
-from shards.colormap import levels_of
 from shards.errors import UserError
 from shards.index import read_index
 
@@ -64,6 +63,7 @@ class Sifter:
         scale: (classes, 6) quartile ranges of them.
         limits: (measures, classes): largest value within the limits.
         image_size: side of the images that the classifier sees.
+        palette: how the images show power, see `levels.palette`.
         max_candidates: images made for a sample before the best is kept.
         hash: of all of the above.
     """
@@ -76,6 +76,7 @@ class Sifter:
     scale: np.ndarray
     limits: np.ndarray
     image_size: int
+    palette: str
     max_candidates: int
     hash: str
 
@@ -103,7 +104,7 @@ class Sifter:
         """Return (measures, n); each grows with how unlike its class an image is."""
         _, features = classifier.outputs(self.model, images)
         own, margin = _confidence(self.model, features, labels, self.temperature)
-        figures = np.stack([envelope_figures(image) for image in originals])
+        figures = np.stack([envelope_figures(levels.to_levels(image, self.palette)) for image in originals])
         beyond = np.abs(figures - self.centre[labels]) / self.scale[labels]
         return np.stack([1 - own, 1 - margin, self._distances(features, labels), beyond.max(axis=1)])
 
@@ -118,13 +119,12 @@ class Sifter:
         return found
 
 
-def envelope_figures(image: np.ndarray) -> np.ndarray:
-    """Return six figures of a spectrogram, uint8 (H, W, C), each about 0 to 1; rows are Doppler, columns time.
+def envelope_figures(level: np.ndarray) -> np.ndarray:
+    """Return six figures of the levels of a spectrogram, uint8 (H, W), rows Doppler, columns time; each about 0 to 1.
 
     The reach of the envelopes on both sides (5 % and 95 % over time), the median width between them, mean and standard
     deviation over time of the power's centre, and the mean level.
     """
-    level = levels_of(image)
     power = envelope.signal_power(level)
     lit = power.sum(axis=0) > 0
     if not lit.any():
@@ -157,7 +157,8 @@ def fit(train: data.ImageSet, val: data.ImageSet, settings: dict) -> tuple[Sifte
     assert isinstance(model, classifier.SmallResNet)
     features = torch.from_numpy(classifier.outputs(model, train.images)[1].astype(np.float32))
     predicted, val_features = classifier.outputs(model, val.images)
-    figures = np.stack([envelope_figures(train.original(i)) for i in range(len(train))])
+    palette = levels.palette(train)
+    figures = np.stack([envelope_figures(levels.to_levels(train.original(i), palette)) for i in range(len(train))])
     quartiles = np.stack([np.quantile(figures[train.labels == c], [0.25, 0.5, 0.75], axis=0) for c in range(count)])
     sifter = Sifter(
         model=model,
@@ -168,6 +169,7 @@ def fit(train: data.ImageSet, val: data.ImageSet, settings: dict) -> tuple[Sifte
         scale=np.maximum(quartiles[:, 2] - quartiles[:, 0], 0.01),
         limits=np.ones((len(MEASURES), count)),
         image_size=train.images.shape[1],
+        palette=palette,
         max_candidates=settings["max_candidates"],
         hash="",
     )
@@ -226,6 +228,7 @@ def load(place: Path, settings: dict) -> Sifter:
         scale=tensors["scale"].numpy(),
         limits=tensors["limits"].numpy(),
         image_size=about["image_size"],
+        palette=about["palette"],
         max_candidates=settings["max_candidates"],
         hash=provenance.hash_files([place / WEIGHTS]),
     )
@@ -235,7 +238,8 @@ def _save(sifter: Sifter, place: Path, about: dict) -> None:
     weights = {f"model.{name}": tensor.cpu().contiguous() for name, tensor in sifter.model.state_dict().items()}
     arrays = {name: torch.from_numpy(getattr(sifter, name)).contiguous() for name in ("centre", "scale", "limits")}
     save_file({**weights, **arrays, "features": sifter.features, "labels": sifter.labels}, place / WEIGHTS)
-    about |= {"temperature": sifter.temperature, "image_size": sifter.image_size, "measures": list(MEASURES)}
+    about |= {name: getattr(sifter, name) for name in ("temperature", "image_size", "palette")}
+    about["measures"] = list(MEASURES)
     atomic.write_text(place / SETTINGS, json.dumps(about, indent=1) + "\n")
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from prdc import compute_prdc
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kernel_mmd
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from mdaug.evaluation import diversity, features, fidelity, levels, quality, spectral
-from shards.colormap import jet
+from shards.colormap import COLORMAPS, colormap, paint
 
 
 @pytest.fixture
@@ -161,16 +163,40 @@ def test_inception_features_come_from_local_weights(rng, tmp_path, monkeypatch):
     assert features.extract(network, rng.integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)).shape == (1, 2048)
 
 
-def test_palette_is_told_from_the_training_images_and_a_colour_shift_is_measured(rng):
+@pytest.mark.parametrize("name", COLORMAPS)
+def test_palette_is_told_from_the_training_images_and_a_colour_shift_is_measured(rng, name):
     scalar = rng.integers(0, 256, (4, 16, 16), dtype=np.uint8)
-    coloured, brightness = jet()[scalar], np.repeat(scalar[..., None], 3, axis=-1)
-    assert levels.palette(image_set(coloured, [0] * 4)) == "jet"
-    assert levels.palette(image_set(brightness, [0] * 4)) == "brightness"
-    assert levels.palette(image_set(scalar[..., None], [0] * 4)) == "gray"
-    assert np.array_equal(levels.to_levels(coloured[0], "jet"), scalar[0])
+    coloured = colormap(name).palette[scalar]
+    told = levels.palette(image_set(coloured, [0] * 4))
+    assert told == ("jet-256" if name == "jet-64" else name)  # every fourth of the 256 colours is one of the 64
+    # Up to four neighbouring levels share a colour in these tables of whole numbers.
+    assert np.abs(levels.to_levels(coloured[0], told).astype(int) - scalar[0]).max() <= 4
     shifted = np.clip(coloured.astype(int) + np.array([0, 40, 0]), 0, 255).astype(np.uint8)
-    assert levels.off_palette(image_set(coloured, [0] * 4)).max() == 0
-    assert levels.off_palette(image_set(shifted, [0] * 4)).min() > 5
+    assert levels.off_palette(image_set(coloured, [0] * 4), name).max() == 0
+    assert levels.off_palette(image_set(shifted, [0] * 4), name).min() > 5
+
+
+def test_pictures_without_a_known_palette_show_power_by_brightness(rng):
+    scalar = rng.integers(0, 256, (4, 16, 16), dtype=np.uint8)
+    assert levels.palette(image_set(scalar[..., None], [0] * 4)) == "gray"
+    grey = np.repeat(scalar[..., None], 3, axis=-1)
+    hot = np.clip(scalar[..., None] * 3.0 - np.array([0, 255, 510]), 0, 255).astype(np.uint8)
+    assert levels.palette(image_set(grey, [0] * 4)) == levels.palette(image_set(hot, [0] * 4)) == "brightness"
+    assert np.array_equal(levels.to_levels(grey[0], "brightness"), scalar[0])
+
+
+@pytest.mark.parametrize("name", COLORMAPS)
+def test_the_palette_of_jpeg_pictures_is_told(name):
+    """Noise over an echo, enlarged as users' pictures are; the three kinds of jet count as one here."""
+    rng = np.random.default_rng(0)
+    coarse = np.clip(rng.normal(20, 12, (4, 64, 24)) + 180 * (np.arange(64) % 16 < 4)[:, None], 0, 255).astype(np.uint8)
+    pictures = []
+    for scalar in coarse:
+        file = io.BytesIO()
+        Image.fromarray(paint(scalar[..., None], name)).resize((96, 64), Image.Resampling.BILINEAR).save(file, "JPEG")
+        pictures.append(np.asarray(Image.open(file)))
+    told = levels.palette(image_set(np.stack(pictures), [0] * 4))
+    assert told.replace("matplotlib-jet", "jet")[:3] == name.replace("matplotlib-jet", "jet")[:3]
 
 
 def test_spectral_checks_see_a_raised_floor_and_the_doppler_of_the_power():

@@ -99,7 +99,7 @@ def test_confidence_is_calibrated(sifter, packed):
 
 
 def test_the_envelope_figures_mean_what_they_say():
-    image = np.zeros((64, 40, 1), dtype=np.uint8)
+    image = np.zeros((64, 40), dtype=np.uint8)
     image[16:24, :20] = 255
     image[40:48, 20:] = 255
     low, high, width, centre, spread, level = sift.envelope_figures(image)

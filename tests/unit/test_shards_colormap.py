@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from shards.cache import open_packed
-from shards.colormap import COLORMAPS, colormap, detect, jet, levels_of, most_frequent, paint
+from shards.colormap import COLORMAPS, colormap, detect, most_frequent, paint
 from shards.dataset import ShardDataset
 from shards.pack import PackConfig, pack
 
@@ -110,12 +110,6 @@ def test_any_colour_gets_the_level_of_the_nearest_entry(name):
     nearest = np.round(squares.argmin(-1) * 255 / (len(entries) - 1))
     assert np.array_equal(levels, nearest)
     assert np.allclose(colormap(name).distance(colours), np.sqrt(squares.min(-1)))
-
-
-def test_levels_of_grey_and_of_jet():
-    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    for picture in (jet()[ramp], ramp[:, :, None], np.repeat(ramp[:, :, None], 3, axis=2)):
-        assert np.array_equal(levels_of(picture), ramp)
 
 
 def coloured_folder(root: Path, name: str | None = "jet-256") -> Path:
