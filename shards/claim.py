@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +24,9 @@ def require_apart(data_dir: Path, output: Path) -> None:
         raise UserError(f"output_dir {output} lies inside data_dir {data_dir}; choose a folder outside of it")
 
 
-@contextlib.contextmanager
-def lock(output: Path) -> Iterator[None]:
+def lock(output: Path) -> contextlib.AbstractContextManager[None]:
     """Let one process at a time pack into a folder; the others wait and then find it finished."""
-    with open(output / LOCK, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another process that packs into {output}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return atomic.locked(output / LOCK, lambda: say(f"waiting for another process that packs into {output}"))
 
 
 def read_plan(output: Path, options: dict[str, Any]) -> dict[str, Any] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import multiprocessing
 import os
@@ -20,6 +19,7 @@ from typing import Literal
 from shards import atomic, provenance
 from shards.errors import UserError
 from shards.progress import Progress
+from shards.writer import one_line_for_a_full_disk
 
 CONFIG_FILE, METADATA_FILE = "config.yaml", "metadata.csv"
 CLASSES = ("walking", "drone", "bird", "arm_swing", "fall", "sit_down", "stand_up")
@@ -123,13 +123,11 @@ def make(config: SimulateConfig, job: list[dict]) -> int:
         path = config.output_dir / row["file"]
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
+            with one_line_for_a_full_disk(path):
+                temporary.write_bytes(data)
+                os.replace(temporary, path)
+        finally:
             temporary.unlink(missing_ok=True)
-            raise UserError(f"no space left on the disk of {path}; free some and run the same command again") from None
     return len(job)
 
 
