@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -208,7 +207,7 @@ def test_what_cannot_run_is_refused_before_it_is_queued(packed, tmp_path):
 
 def test_all_stages_as_one_chain(tmp_path):
     out = tmp_path / "out"
-    preset = ROOT / "configs" / "chain-of-the-tests"
+    preset = tmp_path / "preset"
     tiny = {
         "simulate": {"images_per_class": 20, "image_size": 32, "workers": 1, "classes": ["walking", "drone"]},
         "pack": {"image_size": 16, "workers": 1},
@@ -222,16 +221,13 @@ def test_all_stages_as_one_chain(tmp_path):
         "evaluate": {"n_real_per_class": [2], "seeds": 1, "steps": 2, "image_size": 16},
     }  # fmt: skip
     preset.mkdir()
-    try:
-        for command, fields in tiny.items():
-            (preset / f"{command}.yaml").write_text(json.dumps(fields))
-        submitted = subprocess.run(
-            [sys.executable, "-m", "launch.pipeline", "--preset", preset.name, "--out", out, "--nodes", "2",
-             "--gpus_per_node", "1", "--profile", profile(tmp_path), "--wait"],
-            cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=900,
-        )  # fmt: skip
-    finally:
-        shutil.rmtree(preset)
+    for command, fields in tiny.items():
+        (preset / f"{command}.yaml").write_text(json.dumps(fields))
+    submitted = subprocess.run(
+        [sys.executable, "-m", "launch.pipeline", "--preset", preset, "--out", out, "--nodes", "2",
+         "--gpus_per_node", "1", "--profile", profile(tmp_path), "--wait"],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
     logs = "".join(path.read_text() for path in out.glob("**/*_0_log.out"))
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr + logs
     assert (out / "evaluation/report.html").is_file()

@@ -1,0 +1,24 @@
+"""How several processes share the tests (`pytest -n 2`): a file stays in one, and all files that use Slurm together."""
+
+from __future__ import annotations
+
+import pytest
+
+ON_SLURM = "tests/slurm/"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest in one process, so that no other has to wait for it in the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(ON_SLURM))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Share out whole files, for what their module fixtures made serves all of their tests."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return ON_SLURM if nodeid.startswith(ON_SLURM) else nodeid.partition("::")[0]
+
+    return ByFile(config, log)
