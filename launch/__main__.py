@@ -17,7 +17,7 @@ from mdaug import cli, config
 from shards.errors import UserError
 
 PARALLEL = {"train-vqvae", "encode", "train-ldm", "generate", "evaluate"}  # the other commands run in one process
-ARRAYS = {"generate"}  # whose ranks need not run at the same time, nor know of each other
+ARRAYS = {"generate", "evaluate"}  # whose ranks need not run at the same time, nor know of each other
 USAGE = """usage: python -m launch <command> [--nodes N] [--gpus_per_node N] [--cluster auto|slurm|local|inline]
                                  [--profile FILE] [--wait] [--dry_run] -- <flags of the command>
        python -m launch status|logs|cancel RUN_DIR         of a job that was submitted to SLURM
@@ -44,7 +44,7 @@ class LaunchConfig:
     wait: bool = False
     """Stay, show the log of rank 0 of the SLURM job and end with the job's status."""
     workers: int = 1
-    """generate only: a job array of so many SLURM jobs, each of nodes x gpus_per_node ranks; not used without SLURM."""
+    """generate, evaluate: an array of so many SLURM jobs, each of nodes x gpus_per_node ranks; unused without SLURM."""
     after: str | None = None
     """Id of the SLURM job that must succeed before this one starts."""
     snapshot: bool = True
@@ -99,7 +99,7 @@ def launch(command: str, launcher_flags: list[str], flags: list[str]) -> int:
     config_class, _ = cli.load(command)
     where = config.parse(LaunchConfig, launcher_flags, prog=f"python -m launch {command}")
     if where.workers > 1 and command not in ARRAYS:
-        raise UserError(f"workers={where.workers}: only {', '.join(ARRAYS)} runs as a job array; use nodes")
+        raise UserError(f"workers={where.workers}: only {' and '.join(sorted(ARRAYS))} run as a job array; use nodes")
     resolved = config.parse(config_class, flags, prog=f"mdaug {command}")
     if where.cluster == "slurm":
         return _submit(command, where, resolved)

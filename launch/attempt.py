@@ -23,7 +23,7 @@ REQUEUE = 75  # EX_TEMPFAIL: the batch script requeues the job
 STUCK_AFTER = 3  # restarts in a row that began where the one before them did
 STOPPED = {128 + signal.SIGUSR2, 128 + signal.SIGTERM}
 JOB_FILE, ATTEMPTS_FILE, OUTCOME_FILE = "job.json", "attempts.jsonl", "outcome.json"
-NOTHING = "0 shards"  # progress before the first checkpoint or shard
+NOTHING = "0 shards"  # progress before the first checkpoint, shard or result
 WORKERS = "workers"  # folder of the tasks of a job array, each with the same files again
 
 
@@ -71,11 +71,13 @@ def reports_folder(folder: Path, attempt: int) -> Path:
 
 
 def progress(output_dir: Path) -> str:
-    """Return a text that changes whenever the command has got further on disk: its checkpoint, or its shards."""
+    """Return a text that changes whenever the command has got further on disk: checkpoint, shards or results."""
     latest = output_dir / "latest"
     if latest.is_file():
         return latest.read_text(encoding="utf-8").strip()
-    return f"{sum(1 for _ in output_dir.glob('**/[0-9]*.tar'))} shards"
+    found = {"shards": output_dir.glob("**/[0-9]*.tar"), "results": output_dir.glob("results/*.json")}
+    counted = {name: sum(1 for _ in files) for name, files in found.items()}
+    return next((f"{count} {name}" for name, count in counted.items() if count), NOTHING)
 
 
 def attempts(folder: Path) -> list[dict]:

@@ -100,17 +100,20 @@ def run_slurm_rank(entry: str, argv: list[str], logs: str, folder: str) -> int:
     from launch import attempt, caches
 
     job = submitit.JobEnvironment()
-    mine = Path(folder)
-    if (worker := os.environ.get("SLURM_ARRAY_TASK_ID")) is not None:
+    mine, workers, before = Path(folder), 1, 0
+    # The command meets ranks alone, numbered through all tasks: what it does is the same without an array.
+    if (worker := os.environ.pop("SLURM_ARRAY_TASK_ID", None)) is not None:
+        workers, before = len(attempt.parts(mine)), int(worker) * job.num_tasks
         mine, logs = attempt.of_worker(mine, worker), f"{logs}/worker-{worker}"
         Path(logs).mkdir(exist_ok=True)
+        os.environ.pop("SLURM_ARRAY_TASK_COUNT")
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, _stop)  # submitit would requeue the job before anything was saved
     cores = os.environ.get("SLURM_CPUS_PER_TASK", "1")
     os.environ.setdefault("OMP_NUM_THREADS", cores)
     os.environ.update(
-        RANK=str(job.global_rank),
-        WORLD_SIZE=str(job.num_tasks),
+        RANK=str(before + job.global_rank),
+        WORLD_SIZE=str(workers * job.num_tasks),
         LOCAL_RANK=str(local_device(job.local_rank)),
         LOCAL_WORLD_SIZE=str(job.num_tasks // job.num_nodes),
         MASTER_ADDR=job.hostnames[0],

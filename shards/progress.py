@@ -8,7 +8,7 @@ import time
 
 
 class Progress:
-    """Counts up to `total`; a context manager. Ranks other than 0 show nothing.
+    """Counts up to `total`; a context manager. Only the first rank of a machine shows it.
 
     Args:
         name: what is being done, such as "packing".
@@ -20,7 +20,7 @@ class Progress:
         self.name, self.total, self.unit = name, total, unit
         self.count = 0
         self.start = self.last_line = time.monotonic()
-        self.shown = os.environ.get("RANK", "0") == "0"
+        self.shown = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
         self.bar = None
         if self.shown and sys.stderr.isatty():
             from tqdm import tqdm

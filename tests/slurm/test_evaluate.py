@@ -1,8 +1,10 @@
-"""`mdaug evaluate` on a real Slurm: four ranks of two nodes share the classifiers, and the last one reports."""
+"""`mdaug evaluate` on a real Slurm: the ranks of a job or an array share the classifiers, and the last one reports."""
 
 from __future__ import annotations
 
 import json
+
+import pytest
 
 from mdaug.evaluation.evaluate import EvaluateConfig, evaluate
 from tests.slurm.jobs import batch_log, launch, profile
@@ -12,22 +14,36 @@ from tests.unit.test_evaluation_usefulness import toy_synthetic
 SETTINGS = {"n_real_per_class": [2], "synthetic_per_real": [1], "seeds": 2, "steps": 4, "image_size": 16, "workers": 1}
 
 
-def test_the_last_of_four_ranks_on_two_nodes_reports_what_one_rank_alone_finds(tmp_path):
-    packed = toy_packed(tmp_path / "packed", size=16, train=96, val=80)
-    synthetic, together = toy_synthetic(tmp_path / "synthetic", packed, size=16), tmp_path / "together"
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> tuple[EvaluateConfig, dict]:
+    """What one rank alone finds."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    packed = toy_packed(folder / "packed", size=16, train=96, val=80)
+    synthetic = toy_synthetic(folder / "synthetic", packed, size=16)
+    config = EvaluateConfig(packed, synthetic, folder / "alone", **SETTINGS)
+    return config, evaluate(config)
+
+
+@pytest.mark.parametrize(
+    "shared", [{"nodes": 2, "gpus_per_node": 2}, {"workers": 2, "gpus_per_node": 2}], ids=["job", "array"]
+)
+def test_the_last_of_four_ranks_reports_what_one_rank_alone_finds(alone, tmp_path, shared):
+    config, expected = alone
+    together = tmp_path / "together"
     flags = [word for name, value in SETTINGS.items() for word in (f"--{name}", value)]
-    folders = ["--data_dir", packed, "--synthetic_dir", synthetic, "--output_dir", together]
+    folders = ["--data_dir", config.data_dir, "--synthetic_dir", config.synthetic_dir, "--output_dir", together]
+    where = [word for name, value in shared.items() for word in (f"--{name}", value)]
     done = launch(
-        "evaluate", "--cluster", "slurm", "--nodes", 2, "--gpus_per_node", 2, "--profile", profile(tmp_path), "--",
-        *folders, *flags, wait=True,
-    )  # fmt: skip
+        "evaluate", "--cluster", "slurm", *where, "--profile", profile(tmp_path), "--", *folders, *flags, wait=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr + batch_log(together)
-    alone = evaluate(EvaluateConfig(packed, synthetic, tmp_path / "alone", **SETTINGS))
-    assert alone is not None
     metrics = json.loads((together / "metrics.json").read_text(encoding="utf-8"))
     for part in ("verdict", "targets", "usefulness", "fidelity", "kinematics", "memorization"):
-        assert metrics[part] == alone[part], part
+        assert metrics[part] == expected[part], part
     assert (together / "report.html").is_file()
-    said = [path.read_text(encoding="utf-8") for path in together.rglob("rank-*.log")]
+    said = {path: path.read_text(encoding="utf-8") for path in together.rglob("rank-*.log")}
+    assert {path.parent.name for path in said} == ({"worker-0", "worker-1"} if "workers" in shared else {"logs"})
     assert len(said) == 4
-    assert sum("this rank is done; the last rank" in text for text in said) == 3
+    assert sum("this rank is done; the last rank" in text for text in said.values()) == 3
+    results = len(list((together / "results").iterdir()))
+    assert f"progress  {results} results\n" in launch("status", together).stdout

@@ -295,11 +295,11 @@ def test_the_batch_script_is_that_of_an_array_only_where_asked_for(ldm, tmp_path
         assert (line in shown) == (workers == 3)
 
 
-def test_only_generate_is_an_array_and_without_slurm_its_ranks_do_it_all(tmp_path, monkeypatch, capsys):
+def test_a_training_is_no_array_and_without_slurm_the_ranks_do_it_all(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(queue, "available", lambda: False)
     flags = ["--", "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
     assert main(["train-vqvae", "--cluster", "slurm", "--workers", "2", *flags]) == 2
-    assert "only generate runs as a job array" in capsys.readouterr().err
+    assert "only evaluate and generate run as a job array" in capsys.readouterr().err
     local = ["generate", "--workers", "64", "--gpus_per_node", "2", "--dry_run"]
     assert main([*local, "--", "--ldm_path", "x", "--output_dir", "y"]) == 0
     shown = capsys.readouterr().out

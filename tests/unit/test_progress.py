@@ -44,6 +44,8 @@ def test_a_line_every_ten_seconds(monkeypatch):
     ]  # fmt: skip
 
 
-def test_other_ranks_are_silent(monkeypatch):
+def test_one_rank_of_a_machine_speaks(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert shown(monkeypatch, Terminal()) == ""
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert "packing" in shown(monkeypatch, Terminal())
