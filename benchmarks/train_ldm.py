@@ -39,8 +39,9 @@ from mdaug import distributed
 from mdaug.models.vqvae import build_vqvae, load_vqvae, save_vqvae
 from mdaug.radar.simulate import SimulateConfig, simulate
 from mdaug.training.checkpoint import TrainingState
+from mdaug.training.deepspeed_json import deepspeed_config
 from mdaug.training.encode import EncodeConfig, encode_packed
-from mdaug.training.engine import Engine, deepspeed_config, resolve_precision
+from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.ldm import LDMConfig
 from mdaug.training.ldm_task import LDMTask
 from mdaug.training.run import BatchPlan, plan_batches

@@ -39,7 +39,8 @@ from mdaug.models import perceptual
 from mdaug.models.vqvae import build_vqvae
 from mdaug.training import vqvae_task
 from mdaug.training.checkpoint import TrainingState
-from mdaug.training.engine import Engine, deepspeed_config, resolve_precision
+from mdaug.training.deepspeed_json import deepspeed_config
+from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.loop import _loader
 from mdaug.training.run import BatchPlan, plan_batches
 from mdaug.training.vqvae import VQVAEConfig

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,12 +12,10 @@ import torch
 from torch import nn
 
 from mdaug import distributed
-from mdaug.training import elastic, pieces
-from mdaug.training.run import BatchPlan, TrainingConfig
+from mdaug.training import deepspeed_json, elastic, pieces
+from mdaug.training.deepspeed_json import ADAM_EPS, zero_stage
+from mdaug.training.run import TrainingConfig
 from shards.errors import UserError
-
-CONFIGS = Path(__file__).resolve().parents[2] / "deepspeed_configs"
-ADAM_EPS = 1e-8  # added to the root of the second moment
 
 
 def resolve_precision(requested: str, device: torch.device) -> str:
@@ -32,79 +29,11 @@ def resolve_precision(requested: str, device: torch.device) -> str:
     return requested
 
 
-def deepspeed_config(config: TrainingConfig, plan: BatchPlan, precision: str) -> dict[str, Any]:
-    """Return the DeepSpeed configuration of the run, every "auto" filled in or left to DeepSpeed's default.
-
-    Raises UserError if a DeepSpeed JSON of the user contradicts the flags, naming both values.
-    """
-    suffix = "fp32" if precision == "no" else precision
-    path = config.deepspeed_config or CONFIGS / f"zero{config.zero_stage}_{suffix}.json"
-    if not path.is_file():
-        raise UserError(f"--deepspeed_config {path} does not exist")
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    from_flags: dict[str, tuple[str, Any]] = {
-        "train_batch_size": ("global batch", plan.global_batch),
-        "train_micro_batch_size_per_gpu": ("batch_size", plan.micro_batch),
-        "gradient_accumulation_steps": ("accumulation", plan.accumulation),
-        "gradient_clipping": ("max_grad_norm", config.max_grad_norm),
-    }
-    for key, (name, value) in from_flags.items():
-        _agree(path, key, settings.get(key), name, value)
-        settings[key] = value
-    if config.zero_stage:  # 0, the default, leaves the choice to the JSON
-        _agree(path, "zero_optimization.stage", zero_stage(settings), "zero_stage", config.zero_stage)
-    optimizer = settings.pop("optimizer", {})  # made here; DeepSpeed would ignore the section
-    _agree(path, "optimizer.type", optimizer.get("type"), "the optimizer", "AdamW")
-    own: dict[str, tuple[str, Any]] = {
-        "lr": ("lr", config.lr),
-        "betas": ("adam_betas", list(config.adam_betas)),
-        "weight_decay": ("weight_decay", config.weight_decay),
-        "eps": ("AdamW's eps", ADAM_EPS),
-    }
-    for key, (name, value) in own.items():
-        _agree(path, f"optimizer.params.{key}", optimizer.get("params", {}).get(key), name, value)
-    if "scheduler" in settings:
-        raise UserError(
-            f'{path}: "scheduler" is {settings["scheduler"].get("type")}, but the learning rate follows lr={config.lr} '
-            "and this command's own schedule; remove the section"
-        )
-    _fill_precision(path, settings, precision)
-    settings.setdefault("zero_force_ds_cpu_optimizer", False)  # else offload refuses torch's AdamW
-    return _without_auto(settings)
-
-
-def _agree(path: Path, key: str, there: Any, name: str, value: Any) -> None:
-    if there not in (None, "auto", value):
-        raise UserError(f'{path}: "{key}" is {there}, but {name} is {value}; set it to "auto" or agree')
-
-
-def _fill_precision(path: Path, settings: dict[str, Any], precision: str) -> None:
-    """Fill "enabled": "auto" and refuse sections that switch on another precision than the flag says."""
-    autocast = settings.get("torch_autocast", {})
-    dtype = str(autocast.get("dtype", "bfloat16")).removeprefix("torch.")
-    sections = {name: settings.get(name, {}) for name in ("fp16", "bf16")}
-    on = set()
-    for name, section in [*sections.items(), ({"float16": "fp16", "bfloat16": "bf16"}.get(dtype, dtype), autocast)]:
-        if section.get("enabled") == "auto":
-            section["enabled"] = name == precision
-        if section.get("enabled"):
-            on.add(name)
-    if on != {precision} - {"no"}:
-        there = " and ".join(sorted(on)) or "neither bf16 nor fp16"
-        raise UserError(f"{path} switches {there} on, but mixed_precision is {precision}; make them agree")
-
-
-def _without_auto(settings: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_auto(value) if isinstance(value, dict) else value
-        for key, value in settings.items()
-        if value != "auto"
-    }
-
-
-def zero_stage(settings: dict[str, Any]) -> int:
-    """Return the ZeRO stage of a DeepSpeed configuration."""
-    return settings.get("zero_optimization", {}).get("stage", 0)
+def check_before_data(config: TrainingConfig) -> None:
+    """Refuse a DeepSpeed JSON of the user that contradicts the flags, before any data are read."""
+    if config.deepspeed_config is not None:
+        precision = resolve_precision(config.mixed_precision, distributed.device())
+        deepspeed_json.check(config, distributed.world_size(), precision)
 
 
 class Engine:

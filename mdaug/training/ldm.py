@@ -187,6 +187,7 @@ def train_ldm(config: LDMConfig) -> None:
     distributed.init()
 
     from mdaug.training.encode import EncodeConfig, augmentation_of, encode_packed
+    from mdaug.training.engine import check_before_data
     from mdaug.training.ldm_task import LDMTask
     from mdaug.training.loop import train
     from mdaug.training.memory import estimate_ldm
@@ -194,6 +195,7 @@ def train_ldm(config: LDMConfig) -> None:
     from shards import provenance
     from shards.cache import open_packed
 
+    check_before_data(config)
     vqvae = _fitting_vqvae(config)
     packed = open_packed(config.data_dir, config.image_size, **packing(config))
     made_from = {

@@ -18,7 +18,8 @@ from mdaug import distributed
 from mdaug.training import checkpoint, pieces
 from mdaug.training.background import Background, Bundle
 from mdaug.training.checkpoint import TrainingState
-from mdaug.training.engine import Engine, deepspeed_config, resolve_precision, zero_stage
+from mdaug.training.deepspeed_json import deepspeed_config, zero_stage
+from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.metrics import Metrics
 from mdaug.training.preemption import StopFlag, ignore_in_worker
 from mdaug.training.run import BatchPlan, TrainingConfig, finish_run

@@ -120,8 +120,12 @@ class TrainingConfig:
             )
 
     def check_ranks(self, ranks: int) -> None:
-        """Raise UserError where the global batch cannot be divided over so many ranks."""
+        """Raise UserError where the global batch cannot be divided over the ranks, or a DeepSpeed JSON contradicts."""
         accumulation(self, ranks)
+        if self.deepspeed_config is not None:
+            from mdaug.training import deepspeed_json
+
+            deepspeed_json.check(self, ranks)
 
     def made_from(self) -> dict[str, str]:
         """Return role -> content hash of the inputs, without images that are packed at the start of the run.

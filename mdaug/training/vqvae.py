@@ -106,6 +106,7 @@ def train_vqvae(config: VQVAEConfig) -> None:
 
     distributed.init()
 
+    from mdaug.training.engine import check_before_data
     from mdaug.training.loop import train
     from mdaug.training.memory import choose_batch_size, estimate
     from mdaug.training.run import open_run, packing, plan_batches
@@ -113,6 +114,7 @@ def train_vqvae(config: VQVAEConfig) -> None:
     from shards import provenance
     from shards.cache import open_packed
 
+    check_before_data(config)
     packed = open_packed(config.data_dir, config.image_size, **packing(config))
     images_hash = provenance.read(packed, "images")["hash"]
     if not open_run(config, images=images_hash):

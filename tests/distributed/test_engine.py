@@ -26,7 +26,8 @@ def _batches(steps: int, ranks: int) -> torch.Tensor:
 
 def _engine_weights(clip: float, steps: int) -> list[list[float]]:
     from mdaug import distributed
-    from mdaug.training.engine import Engine, deepspeed_config
+    from mdaug.training.deepspeed_json import deepspeed_config
+    from mdaug.training.engine import Engine
     from mdaug.training.run import BatchPlan, TrainingConfig
 
     distributed.init()

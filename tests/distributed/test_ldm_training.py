@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from mdaug.training.engine import CONFIGS
+from mdaug.training.deepspeed_json import CONFIGS
 from tests.distributed.test_kills import figures as untimed_figures
 from tests.distributed.test_kills import tensors_in
 from tests.distributed.test_vqvae_training import losses
@@ -156,8 +156,11 @@ def test_deepspeed_json_given_by_path_trains_on_the_same_curve(folders, one_rank
     assert json.loads(state.read_text())["zero_stage"] == (2 if which == "own" else 3)
 
 
-def test_bf16_stays_near_fp32(folders, one_rank, tmp_path):
-    run_ranks(2, train_with, folders, tmp_path / "run", {"zero_stage": 2, "mixed_precision": "bf16"})
+@pytest.mark.parametrize("own", [False, True])
+def test_bf16_stays_near_fp32(folders, one_rank, tmp_path, own):
+    (tmp_path / "own.json").write_text(json.dumps(OWN))
+    which = {"deepspeed_config": tmp_path / "own.json"} if own else {"zero_stage": 2}
+    run_ranks(2, train_with, folders, tmp_path / "run", {**which, "mixed_precision": "bf16"})
     assert losses(tmp_path / "run") == pytest.approx(losses(one_rank), rel=5e-3)  # measured: 5e-4
     assert losses(tmp_path / "run") != losses(one_rank)
 

@@ -31,6 +31,7 @@ def _measure(stage: int, passes: int, precision: str, deepspeed_config: Path | N
     from mdaug import distributed
     from mdaug.models.hybrid_unet import HybridUNet2DModel
     from mdaug.training import engine, pieces
+    from mdaug.training.deepspeed_json import deepspeed_config
     from mdaug.training.run import BatchPlan, TrainingConfig
 
     ranks = distributed.world_size()
@@ -44,7 +45,7 @@ def _measure(stage: int, passes: int, precision: str, deepspeed_config: Path | N
         window_size=4, num_classes=4, norm_num_groups=8,
     )  # fmt: skip
     sizes = [parameter.numel() for parameter in network.parameters()]
-    trained = engine.Engine(network, config, engine.deepspeed_config(config, plan, precision))
+    trained = engine.Engine(network, config, deepspeed_config(config, plan, precision))
     label = torch.zeros(1, dtype=torch.long)
     counted = Counting()
     with_gradients = 0

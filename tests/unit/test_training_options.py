@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 from mdaug import config as configuration
 from mdaug.training import loop
 from mdaug.training.checkpoint import TrainingState
-from mdaug.training.engine import CONFIGS, deepspeed_config, resolve_precision
+from mdaug.training.engine import resolve_precision
 from mdaug.training.metrics import Metrics
 from mdaug.training.run import FINISHED_FILE, BatchPlan, open_run, plan_batches
 from mdaug.training.vqvae import VQVAEConfig
@@ -98,64 +97,6 @@ def test_lengths_and_intervals_in_samples_or_epochs():
 PLAN = BatchPlan(
     global_batch=8, micro_batch=2, ranks=1, accumulation=4, steps=10, num_samples=80, val_every=80, save_every=80
 )
-
-
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
-def test_shipped_deepspeed_configurations_are_filled(stage, precision):
-    settings = deepspeed_config(options(zero_stage=stage), PLAN, precision)
-    assert settings["train_batch_size"] == 8
-    assert settings["gradient_accumulation_steps"] == 4
-    assert settings["gradient_clipping"] == 1.0
-    assert settings["zero_optimization"]["stage"] == stage
-    assert "auto" not in json.dumps(settings).replace("auto_cast", "").replace("autocast", "")
-
-
-@pytest.mark.parametrize(
-    ("changes", "precision", "message"),
-    [
-        ({"train_micro_batch_size_per_gpu": 5}, "no", '"train_micro_batch_size_per_gpu" is 5, but batch_size is 2'),
-        ({"gradient_clipping": 0.5}, "no", '"gradient_clipping" is 0.5, but max_grad_norm is 1.0'),
-        ({"zero_optimization": {"stage": 2}}, "no", '"zero_optimization.stage" is 2, but zero_stage is 1'),
-        ({"optimizer": {"type": "SGD"}}, "no", '"optimizer.type" is SGD, but the optimizer is AdamW'),
-        ({"optimizer": {"params": {"lr": 1e-3}}}, "no", '"optimizer.params.lr" is 0.001, but lr is 5e-05'),
-        ({"optimizer": {"params": {"betas": [0.9, 0.95]}}}, "no", r"0.95\], but adam_betas is \[0.9, 0.999\]"),
-        ({"optimizer": {"params": {"weight_decay": 0}}}, "no", "is 0, but weight_decay is 0.01"),
-        ({"scheduler": {"type": "WarmupLR"}}, "no", '"scheduler" is WarmupLR, but .* lr=5e-05'),
-        ({"bf16": {"enabled": True}}, "no", "switches bf16 on, but mixed_precision is no"),
-        ({"fp16": {"enabled": True}}, "bf16", "switches fp16 on, but mixed_precision is bf16"),
-        ({"torch_autocast": {"enabled": True, "dtype": "float16"}}, "bf16", "switches fp16 on, but"),
-        ({}, "bf16", "switches neither bf16 nor fp16 on, but mixed_precision is bf16"),
-    ],
-)
-def test_own_deepspeed_json_may_not_contradict_the_flags(tmp_path, changes, precision, message):
-    settings = {**json.loads((CONFIGS / "zero1_fp32.json").read_text()), **changes}
-    path = tmp_path / "own.json"
-    path.write_text(json.dumps(settings))
-    with pytest.raises(UserError, match=message):
-        deepspeed_config(options(deepspeed_config=path, zero_stage=1), PLAN, precision)
-
-
-@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
-def test_auto_in_an_own_deepspeed_json_follows_the_flags(tmp_path, precision):
-    own = {
-        "fp16": {"enabled": "auto", "loss_scale": 0},
-        "bf16": {"enabled": "auto"},
-        "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": 1e-8, "weight_decay": 0.01}},
-        "zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"},
-        "train_batch_size": "auto",
-    }
-    (tmp_path / "own.json").write_text(json.dumps(own))
-    assert deepspeed_config(options(deepspeed_config=tmp_path / "own.json"), PLAN, precision) == {
-        "fp16": {"enabled": precision == "fp16", "loss_scale": 0},
-        "bf16": {"enabled": precision == "bf16"},
-        "zero_optimization": {"stage": 2},
-        "train_batch_size": 8,
-        "train_micro_batch_size_per_gpu": 2,
-        "gradient_accumulation_steps": 4,
-        "gradient_clipping": 1.0,
-        "zero_force_ds_cpu_optimizer": False,
-    }
 
 
 def test_fp16_is_refused_on_cpu():

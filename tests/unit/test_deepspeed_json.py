@@ -1,0 +1,181 @@
+"""A DeepSpeed JSON of the user works as it stands, or is refused with both values before anything is queued or read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launch import queue
+from launch.__main__ import main
+from mdaug.training.deepspeed_json import CONFIGS, check, deepspeed_config
+from mdaug.training.run import BatchPlan
+from mdaug.training.vqvae import VQVAEConfig, train_vqvae
+from shards.errors import UserError
+
+PLAN = BatchPlan(
+    global_batch=8, micro_batch=2, ranks=1, accumulation=4, steps=10, num_samples=80, val_every=80, save_every=80
+)
+
+
+def options(json_file: Path | None = None, **changes) -> VQVAEConfig:
+    flags = {"data_dir": Path("data"), "output_dir": Path("out"), "deepspeed_config": json_file}
+    return VQVAEConfig(**{**flags, "batch_size": 2, "global_batch_size": 8, **changes})
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_shipped_configurations_are_filled(stage, precision):
+    settings = deepspeed_config(options(zero_stage=stage), PLAN, precision)
+    assert settings["train_batch_size"] == 8
+    assert settings["gradient_accumulation_steps"] == 4
+    assert settings["gradient_clipping"] == 1.0
+    assert settings["zero_optimization"]["stage"] == stage
+    assert "auto" not in json.dumps(settings).replace("auto_cast", "").replace("autocast", "")
+
+
+CPU, ON = {"device": "cpu"}, {"enabled": True}
+REFUSED = [
+    # the batch and the step
+    ({"train_batch_size": 16}, "no", '"train_batch_size" is 16, but global batch is 8'),
+    ({"train_micro_batch_size_per_gpu": 5}, "no", '"train_micro_batch_size_per_gpu" is 5, but batch_size is 2'),
+    ({"gradient_accumulation_steps": 1}, "no", '"gradient_accumulation_steps" is 1, but accumulation is 4'),
+    ({"gradient_clipping": 0.5}, "no", '"gradient_clipping" is 0.5, but max_grad_norm is 1.0'),
+    ({"gradient_predivide_factor": 2}, "no", '"gradient_predivide_factor" is 2, but here it is 1.0'),
+    ({"gradient_allreduce_op": "sum"}, "no", '"gradient_allreduce_op" is sum, but here it is mean'),
+    # optimizer and learning rate
+    ({"optimizer": {"type": "SGD"}}, "no", '"optimizer.type" is SGD, but the optimizer is AdamW'),
+    ({"optimizer": {"params": {"lr": 1e-3}}}, "no", '"optimizer.params.lr" is 0.001, but lr is 5e-05'),
+    ({"optimizer": {"params": {"betas": [0.9, 0.95]}}}, "no", r"0.95\], but adam_betas is \[0.9, 0.999\]"),
+    ({"optimizer": {"params": {"weight_decay": 0}}}, "no", "is 0, but weight_decay is 0.01"),
+    ({"optimizer": {"params": {"eps": 1e-6}}}, "no", "is 1e-06, but AdamW's eps is 1e-08"),
+    ({"optimizer": {"params": {"adam_w_mode": False}}}, "no", 'adam_w_mode" is False, but here it is True'),
+    ({"optimizer": {"params": {"momentum": 0.9}}}, "no", "momentum\" is 0.9, but the optimizer is torch's AdamW"),
+    ({"zero_force_ds_cpu_optimizer": True}, "no", "is True, but here it is False: the optimizer is torch's AdamW"),
+    ({"scheduler": {"type": "WarmupLR"}}, "no", '"scheduler" is .*WarmupLR.*, but .* lr=5e-05'),
+    # precision
+    ({"bf16": ON}, "no", "switches bf16 on, but mixed_precision is no"),
+    ({"fp16": ON}, "bf16", "switches fp16 on, but mixed_precision is bf16"),
+    ({"bf16": ON, "fp16": ON}, "fp16", "switches bf16 and fp16 on, but mixed_precision is fp16"),
+    ({"torch_autocast": {**ON, "dtype": "float16"}}, "bf16", "switches fp16 on, but mixed_precision is bf16"),
+    ({}, "bf16", "switches neither bf16 nor fp16 on, but mixed_precision is bf16"),
+    ({"torch_autocast": {**ON, "dtype": "float16"}}, "fp16", 'by "torch_autocast", but "zero_optimization.stage" is 1'),
+    ({"fp16": ON, "zero_optimization": {"stage": 0}}, "fp16", 'by "fp16", but "zero_optimization.stage" is 0'),
+    ({"fp16": {**ON, "auto_cast": False}}, "fp16", '"fp16.auto_cast" is False, but here it is True'),
+    ({"fp16": {**ON, "fp16_master_weights_and_grads": True}}, "fp16", "is True, but here it is False"),
+    ({"bf16": {**ON, "immediate_grad_update": True}}, "bf16", '"bf16.immediate_grad_update" is True, but bf16 is'),
+    ({"communication_data_type": "fp16"}, "no", '"communication_data_type" is fp16, but mixed_precision is no'),
+    # ZeRO
+    ({"zero_optimization": {"stage": 2}}, "no", '"zero_optimization.stage" is 2, but zero_stage is 1'),
+    ({"zero_optimization": {"stage": 0, "offload_optimizer": CPU}}, "no", 'offload_optimizer" is on, but .* is 0'),
+    ({"zero_optimization": {"stage": 1, "offload_param": CPU}}, "no", 'offload_param" is on, but .* is 1'),
+    ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "no", "is nvme, but only cpu"),
+    ({"zero_optimization": {"stage": 3, "offload_optimizer": {**CPU, "ratio": 0.3}}}, "no", "is 0.3, but here it is 1"),
+    ({"zero_optimization": {"stage": 1, "compute_grad_norm": False}}, "no", "is False, but here it is True: steps"),
+    ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "no", "is True, but here it is False"),
+    # what nothing would heed
+    ({"activation_checkpointing": {"partition_activations": True}}, "no", '"activation_checkpointing" is .*, but the'),
+    ({"compression_training": {"weight_quantization": {"shared_parameters": ON}}}, "no", "nothing here heeds it"),
+    ({"pipeline": {"stages": 2}}, "no", '"pipeline" is {"stages": 2}, but nothing here heeds it'),
+    ({"elasticity": ON}, "no", '"elasticity" is .*, but the global batch is --global_batch_size'),
+    ({"checkpoint": {"load_universal": True}}, "no", '"checkpoint" is .*, but checkpoints are this command\'s own'),
+    ({"compile": {"deepcompile": True}}, "no", '"compile" is .*, but use --compile'),
+    ({"gradient_cliping": 1.0}, "no", '"gradient_cliping" is 1.0, but nothing here heeds it'),
+    # what DeepSpeed would refuse with a traceback, after the data
+    ({"zero_optimization": {"stage": 1, "overlap_com": True}}, "no", "DeepSpeed refuses it: .* overlap_com Extra"),
+    ({"zero_optimization": {"stage": 5}}, "no", "DeepSpeed refuses it: .* stage Input should be 0, 1, 2"),
+    ({"zero_optimization": True}, "no", '"zero_optimization" is True, but it is a section'),
+]
+
+
+@pytest.mark.parametrize(("changes", "precision", "message"), REFUSED)
+def test_what_contradicts_the_flags_or_does_nothing_is_refused_with_both_values(tmp_path, changes, precision, message):
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({**json.loads((CONFIGS / "zero1_fp32.json").read_text()), **changes}))
+    zero = changes.get("zero_optimization")
+    config = options(path, zero_stage=0 if zero and zero != {"stage": 2} else 1, mixed_precision=precision)
+    for refuse in (
+        lambda: check(config, 1, precision),  # before the data
+        lambda: config.check_ranks(1),  # before the queue
+        lambda: deepspeed_config(config, PLAN, precision),
+    ):
+        with pytest.raises(UserError, match=message) as refused:
+            refuse()
+        assert str(path) in str(refused.value)
+
+
+AUTO = {"enabled": "auto"}
+ACCEPTED = [
+    ({"optimizer": {"type": "AdamW", "params": {"lr": "auto", "eps": 1e-8, "torch_adam": True}}}, {}),
+    ({"bf16": AUTO, "fp16": AUTO}, {}),
+    ({"prescale_gradients": False, "gradient_predivide_factor": 1.0}, {"gradient_predivide_factor": 1.0}),
+    ({"amp": {"enabled": False}, "sparse_gradients": False, "autotuning": {"enabled": False}}, {}),
+    ({"activation_checkpointing": {"partition_activations": False, "number_checkpoints": None}}, {}),
+    ({"communication_data_type": "fp32"}, {"communication_data_type": "fp32"}),
+    ({"steps_per_print": 10, "wall_clock_breakdown": True}, {"steps_per_print": 10, "wall_clock_breakdown": True}),
+    ({"fp16": {"enabled": False, "auto_cast": False, "loss_scale": 0}}, {}),
+]
+
+
+@pytest.mark.parametrize(("changes", "left"), ACCEPTED)
+def test_what_agrees_or_is_switched_off_anyway_is_accepted(tmp_path, changes, left):
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps(changes))
+    filled = deepspeed_config(options(path), PLAN, "no")
+    assert filled == {**deepspeed_config(options(own_empty(tmp_path)), PLAN, "no"), **left}
+
+
+def own_empty(folder: Path) -> Path:
+    path = folder / "empty.json"
+    path.write_text("{}")
+    return path
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_auto_follows_the_flags(tmp_path, precision):
+    """Of bf16 in either form becomes the form of the shipped files: autocast over fp32 weights."""
+    own = {
+        "fp16": {"enabled": "auto", "loss_scale": 0},
+        "bf16": {"enabled": "auto"},
+        "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": 1e-8, "weight_decay": 0.01}},
+        "zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"},
+        "train_batch_size": "auto",
+    }
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    low = {
+        "no": {},
+        "bf16": {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}},
+        "fp16": {"fp16": {"enabled": True, "loss_scale": 0, "auto_cast": True}},
+    }
+    assert deepspeed_config(options(tmp_path / "own.json"), PLAN, precision) == {
+        **low[precision],
+        "zero_optimization": {"stage": 2},
+        "train_batch_size": 8,
+        "train_micro_batch_size_per_gpu": 2,
+        "gradient_accumulation_steps": 4,
+        "gradient_clipping": 1.0,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+@pytest.mark.parametrize(("text", "said"), [("{'a': 1}", "is no JSON: .* line 1"), ("[]", "holds no JSON object")])
+def test_what_is_no_json_is_refused_by_name(tmp_path, text, said):
+    (tmp_path / "own.json").write_text(text)
+    with pytest.raises(UserError, match=rf"own.json {said}"):
+        check(options(tmp_path / "own.json"), 1)
+
+
+def test_a_job_is_not_queued_and_no_image_is_read_with_a_json_that_contradicts_the_flags(tmp_path, monkeypatch, capsys):
+    path, run = tmp_path / "own.json", tmp_path / "run"
+    path.write_text(json.dumps({"bf16": ON, "gradient_clipping": 0.5}))
+    monkeypatch.setattr(queue, "available", lambda: False)
+    flags = ["--data_dir", str(tmp_path), "--output_dir", str(run), "--deepspeed_config", str(path)]
+    assert main(["train-vqvae", "--cluster", "slurm", "--dry_run", "--", *flags]) == 2
+    said = f'{path}: "gradient_clipping" is 0.5, but max_grad_norm is 1.0'
+    assert said in capsys.readouterr().err
+    assert main(["train-vqvae", "--cluster", "slurm", "--dry_run", "--", *flags, "--max_grad_norm", "0.5"]) == 0
+    monkeypatch.setattr("mdaug.distributed.init", lambda: None)
+    with pytest.raises(UserError, match=r"\"gradient_clipping\" is 0.5, but max_grad_norm is 1.0"):
+        train_vqvae(options(path, data_dir=tmp_path / "absent", output_dir=run, mixed_precision="bf16"))
+    assert not run.exists()
