@@ -103,9 +103,10 @@ slurm-up:
 slurm-down:
 	@tests/slurm/cluster.sh down
 
-# One thread for each process: the tests run several, and compare sums of one rank and of many to the last bit.
+# One thread for each process: the tests run several, and compare sums of one rank and of many to the last bit. Two files
+# at a time: much of what the tests do is waiting. ARGS="-n 0" takes one after the other.
 test: $(READY)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -17,6 +17,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     """Share out whole files, for what their module fixtures made serves all of their tests."""
     from xdist.scheduler import LoadScopeScheduling
 
+    config.option.loadscopereorder = False  # the order of the files is that of the collection
+
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             return ON_SLURM if nodeid.startswith(ON_SLURM) else nodeid.partition("::")[0]

@@ -38,7 +38,7 @@ def one_raises(argv: list[str]) -> None:
         time.sleep(0.5)
         raise RuntimeError("the true cause")
     try:
-        time.sleep(60)
+        time.sleep(600)
     finally:
         (Path(argv[0]) / "went-on").touch()
 
@@ -51,7 +51,7 @@ def both_raise(argv: list[str]) -> None:
 def one_is_killed(argv: list[str]) -> None:
     if RANK == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(60)
+    time.sleep(600)
 
 
 def user_error(argv: list[str]) -> None:
@@ -77,15 +77,15 @@ def ignores_signals(argv: list[str]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     (Path(argv[0]) / f"ready-{RANK}").write_text(str(os.getpid()))
-    time.sleep(60)
+    time.sleep(600)
 
 
 def sleeps(argv: list[str]) -> None:
     """A command without a signal handler of its own, and with a child process."""
-    child = subprocess.Popen(["sleep", "60"])
+    child = subprocess.Popen(["sleep", "600"])
     (Path(argv[0]) / f"ready-{RANK}").write_text(str(os.getpid()))
     try:
-        time.sleep(60)
+        time.sleep(600)
     finally:
         child.kill()
         (Path(argv[0]) / f"cleaned-{RANK}").touch()

@@ -40,7 +40,7 @@ def start(entry: str, folder: Path, ranks: int = 2) -> subprocess.Popen:
     return launcher
 
 
-def wait_for(condition, seconds: float = 30) -> None:
+def wait_for(condition, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -83,7 +83,7 @@ def test_ranks_meet_in_a_process_group(tmp_path):
 def test_a_failing_rank_takes_the_others_down_and_is_shown(tmp_path, capfd):
     begun = time.monotonic()
     assert run("one_raises", tmp_path) == 1
-    assert time.monotonic() - begun < 20  # rank 0 would have slept for 60 s
+    assert time.monotonic() - begun < 60  # rank 0 would have slept for ten minutes
     shown = capfd.readouterr().err
     assert shown.startswith("launch: rank 1 of 2 failed first")
     assert "RuntimeError: the true cause" in shown
@@ -99,7 +99,7 @@ def test_the_earliest_error_comes_first(tmp_path, capfd):
 def test_a_killed_rank_takes_the_others_down(tmp_path, capfd):
     begun = time.monotonic()
     assert run("one_is_killed", tmp_path) == 1
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 60
     assert "rank 1 was killed" in capfd.readouterr().err
 
 
@@ -125,7 +125,7 @@ def test_a_signal_is_passed_on_once_and_every_rank_may_save(tmp_path, number, wh
     launcher = start("saves_when_told", tmp_path)
     # A terminal's Ctrl-C goes to the whole process group; kill goes to one process.
     (os.killpg if whole_group else os.kill)(launcher.pid, number)
-    _, errors = launcher.communicate(timeout=30)
+    _, errors = launcher.communicate(timeout=120)
     assert launcher.returncode == 128 + number
     assert [(tmp_path / f"saved-{rank}").read_text() for rank in (0, 1)] == ["1", "1"]
     assert "failed" not in errors
@@ -134,7 +134,7 @@ def test_a_signal_is_passed_on_once_and_every_rank_may_save(tmp_path, number, wh
 def test_a_command_without_a_handler_is_stopped_and_cleans_up(tmp_path):
     launcher = start("sleeps", tmp_path)
     os.kill(launcher.pid, signal.SIGTERM)
-    _, errors = launcher.communicate(timeout=30)
+    _, errors = launcher.communicate(timeout=120)
     assert launcher.returncode == 143
     assert (tmp_path / "cleaned-0").exists()
     assert (tmp_path / "cleaned-1").exists()
@@ -148,7 +148,7 @@ def test_a_second_ctrl_c_kills(tmp_path):
     time.sleep(0.5)
     assert launcher.poll() is None
     os.killpg(launcher.pid, signal.SIGINT)
-    launcher.communicate(timeout=15)
+    launcher.communicate(timeout=120)
     assert launcher.returncode == 130
     assert not any(psutil.pid_exists(pid) for pid in pids)
 

@@ -6,10 +6,10 @@ import dataclasses
 import errno
 import importlib.metadata
 import re
+import resource
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -34,11 +34,12 @@ def python(code: str) -> str:
 
 def test_help_answers_at_once():
     def seconds() -> float:
-        begun = time.monotonic()
+        begun = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "mdaug", "--help"], check=True, capture_output=True, cwd=ROOT)
-        return time.monotonic() - begun
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return ended.ru_utime + ended.ru_stime - begun.ru_utime - begun.ru_stime
 
-    assert min(seconds() for _ in range(3)) < 1
+    assert min(seconds() for _ in range(3)) < 0.5  # of a processor: the machine may be busy
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)

@@ -102,7 +102,7 @@ def test_kill_leaves_no_workers_and_only_whole_pictures(tmp_path):
     flags = ["--classes", '["walking"]', "--images_per_class", "400", "--image_size", "64", "--workers", "2"]
     command = [sys.executable, "-m", "mdaug", "simulate", "--output_dir", str(folder), *flags]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not list(folder.glob("walking/*.png")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.kill()
