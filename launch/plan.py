@@ -88,7 +88,7 @@ def training_config(path: Path, flags: list[str]) -> Any:
 
 def estimate(asked: PlanConfig, training: Any) -> list[str]:
     """Return the lines to print; raises UserError for a global batch that does not divide."""
-    from mdaug.training import run, scaling, workload
+    from mdaug.training import deepspeed_json, run, scaling, workload
 
     gpu, ranks = scaling.GPUS[asked.gpu], asked.nodes * asked.gpus_per_node
     if training.batch_size == "auto":
@@ -99,7 +99,7 @@ def estimate(asked: PlanConfig, training: Any) -> list[str]:
     passes = run.accumulation(training, ranks)
     samples, channels, classes = _data(asked, training.data_dir)
     load = workload.count(training, precision, channels, _latent_shape(asked, training), classes)
-    how = scaling.Sharding(training.zero_stage, ranks, passes, precision)
+    how = scaling.Sharding(deepspeed_json.stage_of(training), ranks, passes, precision)
     networks = scaling.network_bytes(load.parameters, how, load.persistent) + load.beside
     networks += scaling.average_bytes(load.parameters, load.averages, ranks)
     buffers = scaling.buffer_bytes(load.parameters, how)

@@ -90,6 +90,11 @@ def zero_stage(settings: Mapping[str, Any]) -> int:
     return settings.get("zero_optimization", {}).get("stage", 0)
 
 
+def stage_of(config: TrainingConfig) -> int:
+    """Return the ZeRO stage of a run: that of its own DeepSpeed JSON, else the flag's."""
+    return config.zero_stage if config.deepspeed_config is None else zero_stage(_read(config.deepspeed_config))
+
+
 def _filled(config: TrainingConfig, precision: str, batch: tuple[int | None, int | None, int]) -> dict[str, Any]:
     suffix = "fp32" if precision == "no" else precision
     path = config.deepspeed_config or CONFIGS / f"zero{config.zero_stage}_{suffix}.json"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mdaug import distributed
+from mdaug.training.deepspeed_json import stage_of
 from mdaug.training.engine import resolve_precision
 from mdaug.training.run import TrainingConfig
 from mdaug.training.scaling import Sharding, buffer_bytes, network_bytes
@@ -63,7 +64,7 @@ def saved_bytes(forward: Callable[[], Any]) -> tuple[int, int]:
 def sharding(config: TrainingConfig) -> Sharding:
     """Return how this run's engine divides a network over the ranks."""
     precision = resolve_precision(config.mixed_precision, distributed.device())
-    return Sharding(config.zero_stage, distributed.world_size(), precision=precision)
+    return Sharding(stage_of(config), distributed.world_size(), precision=precision)
 
 
 def autocast_dtype(config: TrainingConfig) -> torch.dtype | None:

@@ -18,6 +18,7 @@ from mdaug.training.unet import build_unet
 from mdaug.training.workload import count
 
 DEMO = Path(__file__).parents[2] / "configs/demo"
+DEEPSPEED = Path(__file__).parents[2] / "deepspeed_configs"
 
 
 def test_rings_of_any_length_send_what_zero_says():
@@ -80,6 +81,11 @@ def test_plan_of_a_preset_prints_memory_hours_and_assumptions(capsys):
     one = capsys.readouterr().out
     assert main([*argv, "--nodes", "4", "--mfu", "0.15"]) == 0
     four = capsys.readouterr().out
+    assert main([*argv, "--nodes", "4", "--", "--deepspeed_config", str(DEEPSPEED / "zero2_fp16.json")]) == 0
+    own = capsys.readouterr().out
+    assert main([*argv, "--nodes", "4", "--", "--zero_stage", "2"]) == 0
+    assert own == capsys.readouterr().out
+    assert "ZeRO 2, fp16" in own
     assert "563 steps of 32 samples" in one  # the preset is 18,000 samples long
     assert "141 steps of 128 samples" in four
     computing = [float(re.search(r"ms: ([\d.]+) ms computing", shown)[1]) for shown in (one, four)]
