@@ -1,10 +1,8 @@
 """Plan, work and finalize apart; workers; counts; what is refused."""
 
 import json
-import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -109,20 +107,19 @@ def test_an_array_with_gaps_is_refused(ldm):
 
 def test_a_plan_of_a_hundred_million_samples_takes_seconds_and_little_memory(ldm, tmp_path):
     script = f"""
+import resource
 from pathlib import Path
 from mdaug import cli
 status = cli.main("generate --step plan --ldm_path {ldm} --output_dir {tmp_path / "out"} "
                   "--num_samples 100000000 --sift_steps 1".split())
 peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-print(status, peak.split()[1])
+print(status, peak.split()[1], resource.getrusage(resource.RUSAGE_SELF).ru_utime)
 """
-    start = time.monotonic()
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    seconds = time.monotonic() - start
-    status, kilobytes = run.stdout.split()[-2:]
+    status, kilobytes, seconds = run.stdout.split()[-3:]
     assert status == "0", run.stderr
     assert int(kilobytes) < 1e6
-    assert seconds < 10 or resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime < 10  # the machine may be busy
+    assert float(seconds) < 10  # of a processor: the machine may be busy
     plan = read_plan(tmp_path / "out")
     assert (plan.total, plan.num_shards) == (100_000_000, 100_000)
     assert (tmp_path / "out" / "plan.json").stat().st_size < 2000
