@@ -157,15 +157,14 @@ class GenerateConfig:
             raise ValueError(f"dynamic_range_db is {self.dynamic_range_db}; it must be above 0, such as 40")
         if self.repair and self.step in ("plan", "finalize"):
             raise ValueError(f"repair makes shards again, which step {self.step} does not; use step work or all")
-        name, steps = self.sampler()
-        schedulers.validate(name or "ddim", self.beta_schedule or "linear")
-        if name:
-            schedulers.validate_steps(name, steps)
+        schedulers.validate(self.scheduler_type or "ddim", self.beta_schedule or "linear")
+        if self.scheduler_type:
+            schedulers.validate_steps(self.scheduler_type, self.steps)
 
-    def sampler(self) -> tuple[str | None, int]:
-        """Return the name of the sampler (None: that of the model) and its steps."""
-        name, steps = schedulers.QUALITY[self.quality] if self.quality else (None, DEFAULT_STEPS)
-        return self.scheduler_type or name, self.num_inference_steps or steps
+    @property
+    def steps(self) -> int:
+        """The steps of the sampler."""
+        return self.num_inference_steps or (schedulers.QUALITY[self.quality][1] if self.quality else DEFAULT_STEPS)
 
     def describes_samples(self) -> bool:
         """Return whether anything beside where and how is given, so that it has to agree with a plan."""

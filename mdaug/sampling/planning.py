@@ -72,10 +72,10 @@ def make_plan(config: GenerateConfig, kind: str) -> Plan:
     source, made = open_folder(config)
     about = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
     noise = json.loads((source / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    name, steps = config.sampler()
+    name = config.scheduler_type or (schedulers.sampler_of(config.quality, noise) if config.quality else None)
     name = schedulers.fitting(about["scheduler"][1], noise, name, config.beta_schedule)
     try:
-        schedulers.validate_steps(name, steps, noise["num_train_timesteps"])
+        schedulers.validate_steps(name, config.steps, noise["num_train_timesteps"])
     except ValueError as error:
         raise UserError(str(error)) from None
     classes, image_shape = about["classes"], about["image_shape"]
@@ -99,7 +99,7 @@ def make_plan(config: GenerateConfig, kind: str) -> Plan:
         colormap=colormap,
         floor=floor,
         scheduler_type=name,
-        num_inference_steps=steps,
+        num_inference_steps=config.steps,
         guidance_scale=config.guidance_scale,
         guidance_interval=list(config.guidance_interval),
         mixed_precision=config.mixed_precision,

@@ -13,6 +13,8 @@ from mdaug.sampling.schedulers import (
     QUALITY,
     SCHEDULERS,
     build_scheduler,
+    default_scheduler,
+    sampler_of,
     scheduler_like,
     scheduler_type_of,
     validate,
@@ -174,7 +176,7 @@ def test_a_schedule_other_than_the_trained_one_is_refused_by_both_names():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("ddpm", 20), "ddpm with 20 steps loses diversity"),
+        (("ddpm", 10), "ddpm with 10 steps loses diversity"),
         (("ddim", 10), "ddim with 10 steps loses a tenth of the spread"),
         (("pndm", 5), "pndm with 5 steps"),
         (("heun", 10), "10 steps cost 19"),
@@ -185,7 +187,17 @@ def test_choices_that_are_known_to_go_badly_are_named(arguments, message):
     assert any(message in warning for warning in warnings(*arguments))
 
 
-def test_the_presets_of_quality_run_without_a_warning():
-    for name, steps in QUALITY.values():
-        validate_steps(name, steps)
-        assert warnings(name, steps) == []
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_the_presets_of_quality_fit_every_objective_and_run_without_a_warning(prediction_type):
+    flow = prediction_type == FLOW
+    trained = build_scheduler(
+        default_scheduler(prediction_type),
+        beta_schedule=None if flow else "squaredcos_cap_v2",
+        prediction_type=prediction_type,
+    )
+    for quality, (name, steps) in QUALITY.items():
+        sampler = sampler_of(quality, trained.config)
+        assert sampler == ("dpmsolver++" if flow and name == "ddpm" else name)
+        scheduler_like(trained, sampler)
+        validate_steps(sampler, steps)
+        assert warnings(sampler, steps) == []
