@@ -29,7 +29,7 @@ _CONTEXT.set_forkserver_preload(
 )
 
 
-def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 180) -> list[Any]:
+def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 600) -> list[Any]:
     """Call `function(*arguments)` on every rank and return the results in rank order; a failure fails the test."""
     queue = _CONTEXT.Queue()
     processes = start_ranks(world_size, _report, queue, function, arguments)

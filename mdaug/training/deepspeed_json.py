@@ -92,13 +92,13 @@ def zero_stage(settings: Mapping[str, Any]) -> int:
 
 def stage_of(config: TrainingConfig) -> int:
     """Return the ZeRO stage of a run: that of its own DeepSpeed JSON, else the flag's."""
-    return config.zero_stage if config.deepspeed_config is None else zero_stage(_read(config.deepspeed_config))
+    return config.zero_stage if config.deepspeed_config is None else zero_stage(_read(config.deepspeed_config, config))
 
 
 def _filled(config: TrainingConfig, precision: str, batch: tuple[int | None, int | None, int]) -> dict[str, Any]:
     suffix = "fp32" if precision == "no" else precision
     path = config.deepspeed_config or CONFIGS / f"zero{config.zero_stage}_{suffix}.json"
-    settings = _read(path)
+    settings = _read(path, config)
     from_flags = {
         "train_batch_size": ("global batch", batch[0]),
         "train_micro_batch_size_per_gpu": ("batch_size", batch[1]),
@@ -123,7 +123,8 @@ def _filled(config: TrainingConfig, precision: str, batch: tuple[int | None, int
     return settings
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, config: TrainingConfig) -> dict[str, Any]:
+    """Return what the file holds, its sections of the right kind and its ZeRO stage a number."""
     if not path.is_file():
         raise UserError(f"--deepspeed_config {path} does not exist")
     try:
@@ -135,6 +136,11 @@ def _read(path: Path) -> dict[str, Any]:
     for name in SECTIONS:
         if not isinstance(settings.get(name, {}), dict):
             raise UserError(f'{path}: "{name}" is {settings[name]}, but it is a section {{...}}')
+    zero = settings.get("zero_optimization", {})
+    if zero.get("stage") == "auto":
+        zero["stage"] = config.zero_stage
+    if not isinstance(zero.get("stage", 0), int):
+        raise UserError(f'{path}: "zero_optimization.stage" is {zero["stage"]!r}, but it is a number from 0 to 3')
     return settings
 
 

@@ -62,7 +62,7 @@ def test_a_tiny_model_learns_the_distribution_of_each_class(tmp_path, prediction
         "--batch_size 64 --train_samples 38400 --lr 3e-3 --warmup_steps 40 --ema_half_life 2000 "
         "--val_samples 38400 --save_samples 100000 --logging_steps 200 --num_workers 0"
     ).split()
-    assert run_ranks(1, command, argv + OBJECTIVES[prediction_type], timeout=540) == [0]
-    found, floor, apart = run_ranks(1, distances, tmp_path / "run", timeout=540)[0]
+    assert run_ranks(1, command, argv + OBJECTIVES[prediction_type]) == [0]
+    found, floor, apart = run_ranks(1, distances, tmp_path / "run")[0]
     assert np.mean(apart) > 10  # what the model of another class would score
     assert np.mean(found) < LARGEST, f"FD {found}, of as many true draws {floor}"

@@ -51,8 +51,8 @@ def figures(root: Path) -> tuple[dict[str, float], float]:
 
 
 def test_the_distance_of_samples_is_the_same_on_every_rank_and_for_any_number_of_them(tmp_path):
-    ((one, by_hand),) = run_ranks(1, figures, tmp_path / "one", timeout=540)
+    ((one, by_hand),) = run_ranks(1, figures, tmp_path / "one")
     assert one["fd"] == pytest.approx(by_hand, rel=1e-4)
-    first, second = (found for found, _ in run_ranks(2, figures, tmp_path / "two", timeout=540))
+    first, second = (found for found, _ in run_ranks(2, figures, tmp_path / "two"))
     assert first == second
     assert first == pytest.approx(one, rel=1e-4)

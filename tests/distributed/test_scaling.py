@@ -30,8 +30,7 @@ def measure(cases: list[tuple[int, int, str]], deepspeed_config: Path | None = N
 def _measure(stage: int, passes: int, precision: str, deepspeed_config: Path | None) -> dict[str, Any]:
     from mdaug import distributed
     from mdaug.models.hybrid_unet import HybridUNet2DModel
-    from mdaug.training import engine, pieces
-    from mdaug.training.deepspeed_json import deepspeed_config
+    from mdaug.training import deepspeed_json, engine, pieces
     from mdaug.training.run import BatchPlan, TrainingConfig
 
     ranks = distributed.world_size()
@@ -45,7 +44,7 @@ def _measure(stage: int, passes: int, precision: str, deepspeed_config: Path | N
         window_size=4, num_classes=4, norm_num_groups=8,
     )  # fmt: skip
     sizes = [parameter.numel() for parameter in network.parameters()]
-    trained = engine.Engine(network, config, deepspeed_config(config, plan, precision))
+    trained = engine.Engine(network, config, deepspeed_json.deepspeed_config(config, plan, precision))
     label = torch.zeros(1, dtype=torch.long)
     counted = Counting()
     with_gradients = 0
@@ -130,7 +129,7 @@ def assert_held(seen: dict[str, Any], how: Sharding) -> None:
 @pytest.fixture(scope="module")
 def two_ranks() -> dict[tuple[int, int, str], dict[str, Any]]:
     cases = [(stage, 2, "no") for stage in STAGES] + [(stage, 1, "bf16") for stage in STAGES]
-    return dict(zip(cases, run_ranks(2, measure, cases, timeout=600)[0], strict=True))
+    return dict(zip(cases, run_ranks(2, measure, cases)[0], strict=True))
 
 
 def test_bytes_sent_are_those_of_the_formula(two_ranks):
@@ -146,7 +145,7 @@ def test_bytes_held_are_those_of_the_formula(two_ranks):
 
 def test_four_ranks_send_and_hold_what_the_formula_says(tmp_path):
     cases = [(stage, 1, "no") for stage in STAGES]
-    for (stage, passes, precision), seen in zip(cases, run_ranks(4, measure, cases, timeout=600)[0], strict=True):
+    for (stage, passes, precision), seen in zip(cases, run_ranks(4, measure, cases)[0], strict=True):
         assert_traffic(seen, Sharding(stage, 4, passes, precision))
         assert_held(seen, Sharding(stage, 4, passes, precision))
 

@@ -85,6 +85,7 @@ REFUSED = [
     # what DeepSpeed would refuse with a traceback, after the data
     ({"zero_optimization": {"stage": 1, "overlap_com": True}}, "no", "DeepSpeed refuses it: .* overlap_com Extra"),
     ({"zero_optimization": {"stage": 5}}, "no", "DeepSpeed refuses it: .* stage Input should be 0, 1, 2"),
+    ({"zero_optimization": {"stage": "2"}}, "no", """stage" is '2', but it is a number from 0 to 3"""),
     ({"zero_optimization": True}, "no", '"zero_optimization" is True, but it is a section'),
 ]
 
@@ -109,6 +110,7 @@ AUTO = {"enabled": "auto"}
 ACCEPTED = [
     ({"optimizer": {"type": "AdamW", "params": {"lr": "auto", "eps": 1e-8, "torch_adam": True}}}, {}),
     ({"bf16": AUTO, "fp16": AUTO}, {}),
+    ({"zero_optimization": {"stage": "auto"}}, {"zero_optimization": {"stage": 0}}),
     ({"prescale_gradients": False, "gradient_predivide_factor": 1.0}, {"gradient_predivide_factor": 1.0}),
     ({"amp": {"enabled": False}, "sparse_gradients": False, "autotuning": {"enabled": False}}, {}),
     ({"activation_checkpointing": {"partition_activations": False, "number_checkpoints": None}}, {}),
