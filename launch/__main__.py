@@ -147,7 +147,13 @@ def _submit(command: str, where: LaunchConfig, resolved: Any) -> int:
             print(f"launch: {command} runs in one process; one task of one node is enough", flush=True)
         nodes, per_node, gpus = 1, 1, False
     resolved = checks.absolute(resolved)
-    checks.check(command, resolved, nodes * per_node, inputs_later=where.after is not None)
+    checks.check(
+        command,
+        resolved,
+        nodes * per_node,
+        gpus=gpus if queue.available() else None,
+        inputs_later=where.after is not None,
+    )
     place = slurm.place(resolved.output_dir, command in PARALLEL)
     size = slurm.Size(nodes, per_node, gpus, where.workers)
     if where.dry_run:

@@ -84,7 +84,7 @@ def progress(output_dir: Path) -> str:
         return latest.read_text(encoding="utf-8").strip()
     made = {
         "shards": shards(output_dir),
-        "classifiers": list(output_dir.glob("results/*.json")),  # of evaluate
+        "results": list(output_dir.glob("results/*.json")),  # of evaluate
         "pictures": list(output_dir.glob("*/*.png")),  # of simulate
     }
     return next((f"{len(files)} {what}" for what, files in made.items() if files), NOTHING)

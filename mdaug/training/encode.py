@@ -66,6 +66,12 @@ class EncodeConfig:
         names = ("augment_copies", "augment_with", "augment_seed") if self.augment_copies else ()
         return {name: getattr(self, name) for name in names}
 
+    def check_device(self, kind: str) -> None:
+        """Raise UserError for a precision that a kind of device, "cpu" or "cuda", does not have."""
+        from mdaug.training.run import require_gpu_for_fp16
+
+        require_gpu_for_fp16(self.mixed_precision, kind)
+
     def check_output(self, inputs_there: bool) -> None:
         """Raise UserError where output_dir holds other latents, or inputs that are there do not fit."""
         refuse_other_latents(self.output_dir, self._made_from() if inputs_there else {}, self.augmentation)

@@ -265,7 +265,8 @@ def test_a_training_is_no_array_and_without_slurm_the_ranks_do_it_all(tmp_path, 
 def test_a_path_that_begins_elsewhere_is_the_same_in_the_job(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(queue, "available", lambda: False)
     monkeypatch.chdir(tmp_path)
-    Path("data").mkdir()
+    Path("data/walk").mkdir(parents=True)
+    Path("data/walk/0.png").touch()
     flags = ["--data_dir", "data", "--output_dir", "run"]
     assert main(["train-vqvae", "--cluster", "slurm", "--dry_run", "--", *flags]) == 0
     assert f"data_dir: {tmp_path}/data" in capsys.readouterr().out

@@ -126,7 +126,7 @@ def test_what_every_command_leaves_counts_as_progress(tmp_path):
     (tmp_path / "plan.json").touch()
     for path, words in (
         ("drone/000000.png", "1 pictures"),
-        ("results/real-5-0.json", "1 classifiers"),
+        ("results/real-5-0.json", "1 results"),
         ("latents/train/000000.json", "1 shards"),
         ("train/000000.json", "2 shards"),
         ("000000.json", "3 shards"),
