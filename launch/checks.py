@@ -13,6 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
+
 from mdaug import cli
 from shards.cache import require_images
 from shards.errors import UserError
@@ -20,16 +22,21 @@ from shards.remote import url_of
 
 Config = TypeVar("Config")
 ON_ONE_MACHINE = ("/tmp", "/var/tmp", "/dev/shm", "/run")
+MEMORY = ("tmpfs", "ramfs")
+
+
+def local_paths(config: Any) -> dict[str, Path]:
+    """Return field -> absolute path of every path of a configuration that is no URL."""
+    return {
+        field.name: value.absolute()
+        for field in dataclasses.fields(config)
+        if isinstance(value := getattr(config, field.name), Path) and url_of(value) is None
+    }
 
 
 def absolute(config: Config) -> Config:
     """Return the configuration with every local path made absolute: a job starts in another folder."""
-    paths = {
-        field.name: value.absolute()
-        for field in dataclasses.fields(config)  # type: ignore[arg-type]
-        if isinstance(value := getattr(config, field.name), Path) and url_of(value) is None
-    }
-    return dataclasses.replace(config, **paths)  # type: ignore[type-var]
+    return dataclasses.replace(config, **local_paths(config))  # type: ignore[type-var]
 
 
 def check(command: str, config: Any, ranks: int, *, gpus: bool | None = None, inputs_later: bool = False) -> None:
@@ -74,12 +81,27 @@ def require_writable(output_dir: Path) -> None:
         ) from None
 
 
-def unshared(config: object) -> list[str]:
-    """Return warnings for paths that other machines usually cannot see."""
-    return [
-        f"{field.name}={path} lies below {root}, which on most clusters each machine has for itself"
-        for field in dataclasses.fields(config)  # type: ignore[arg-type]
-        if isinstance(path := getattr(config, field.name), Path)
-        for root in ON_ONE_MACHINE
-        if path.is_relative_to(root)
-    ]
+def require_shared(paths: dict[str, Path], shared: list[str]) -> None:
+    """Raise UserError for a path that each machine has for itself: below a temporary folder, or in its memory.
+
+    Args:
+        paths: name -> absolute path that the nodes must find.
+        shared: folders of which the user says that the nodes share them.
+    """
+    for name, path in paths.items():
+        for place in (path, path.resolve()):
+            own = _own_folder(place)
+            if own is not None and not any(place.is_relative_to(root) for root in shared):
+                raise UserError(
+                    f"{name}={place} lies below {own}, which each machine has for itself, so the nodes would not find "
+                    "it; choose a place that they share or, if they do share this one, name it in the profile: "
+                    f"shared: [{own}]"
+                )
+
+
+def _own_folder(place: Path) -> str | None:
+    """Return the folder above a place that each machine has for itself, as far as that shows, or None."""
+    named = next((root for root in ON_ONE_MACHINE if place.is_relative_to(root)), None)
+    mounts = [part for part in psutil.disk_partitions(all=True) if place.is_relative_to(part.mountpoint)]
+    mount = max(mounts, key=lambda part: len(part.mountpoint), default=None)
+    return mount.mountpoint if mount is not None and mount.fstype in MEMORY else named

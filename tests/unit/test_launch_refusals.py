@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import sys
 import typing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from launch import checks
+from launch import checks, queue, slurm
+from launch.__main__ import main
 from mdaug import cli, config
 from mdaug.sampling.plan import claim_folder
 from mdaug.sampling.planning import wanted_plan
@@ -150,3 +153,69 @@ def test_inputs_that_are_not_what_they_should_be_are_refused(command, extra, wor
     assert words.format(**there) in said
     assert "\n" not in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """A cluster whose nodes are other machines, and this machine's file systems."""
+    mounts = [("/", "ext4"), ("/dev/shm", "tmpfs"), ("/scratch", "ramfs"), ("/scratch/nfs", "nfs4"), ("/tmp", "ext4")]
+    parts = [SimpleNamespace(mountpoint=place, fstype=kind) for place, kind in mounts]
+    monkeypatch.setattr("psutil.disk_partitions", lambda all: parts)
+    monkeypatch.setattr(queue, "available", lambda: True)
+    monkeypatch.setattr(queue, "nodes_of", lambda partition: {0: 2})
+    monkeypatch.setattr(queue, "only_here", lambda partition: False)
+    monkeypatch.setattr(sys, "executable", "/shared/venv/bin/python")
+
+
+@pytest.mark.parametrize(
+    ("path", "own"),
+    [
+        ("/tmp/run", "/tmp"),
+        ("/dev/shm/run", "/dev/shm"),
+        ("/scratch/run", "/scratch"),
+        ("/run/user/run", "/run"),
+        ("/scratch/nfs/run", None),
+        ("/home/me/tmp/run", None),
+    ],
+)
+def test_a_path_that_only_this_machine_has_is_refused_unless_the_profile_knows_better(path, own, elsewhere):
+    if own is None:
+        checks.require_shared({"output_dir": Path(path)}, [])
+        return
+    with pytest.raises(UserError, match=f"^output_dir={path} lies below {own}, .*: shared: \\[{own}\\]$"):
+        checks.require_shared({"output_dir": Path(path)}, ["/scratch/other"])
+    checks.require_shared({"output_dir": Path(path)}, [own])
+
+
+def test_a_link_to_a_folder_of_this_machine_is_refused(elsewhere, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to("/scratch/data")
+    with pytest.raises(UserError, match="data_dir=/scratch/data lies below /scratch"):
+        checks.require_shared({"data_dir": link}, [str(tmp_path)])
+
+
+def test_nothing_is_submitted_that_the_nodes_cannot_find(
+    there, tmp_path, tmp_path_factory, elsewhere, monkeypatch, capsys
+):
+    own = str(tmp_path_factory.getbasetemp())
+    monkeypatch.setattr(checks, "ON_ONE_MACHINE", (own,))
+    monkeypatch.setattr(slurm, "submit", lambda *_, **__: pytest.fail("it was submitted"))
+    out, given = tmp_path / "out", tmp_path / "profile.yaml"
+    flags = [*FLAGS["train-vqvae"].format(**there).split(), "--output_dir", str(out)]
+    command = ["train-vqvae", "--cluster", "slurm", "--profile", str(given), "--dry_run", "--snapshot", "false", "--"]
+
+    def said(**profile: object) -> str:
+        given.write_text(json.dumps(profile))
+        main([*command, *flags])
+        return capsys.readouterr().err
+
+    monkeypatch.setattr(slurm, "CODE", Path("/shared/mdaug"))
+    assert f"data_dir={there['packed']} lies below {own}" in said()
+    assert said(shared=[own]) == ""
+    monkeypatch.setattr(slurm, "CODE", Path("/dev/shm/mdaug"))
+    assert "checkout=/dev/shm/mdaug lies below /dev/shm" in said(shared=[own])
+    monkeypatch.setattr(slurm, "CODE", Path("/shared/mdaug"))
+    assert "python=/scratch/bin/python lies below /scratch" in said(shared=[own], python="/scratch/bin/python")
+    assert said(shared=[own], python="/scratch/bin/python", container="apptainer exec img") == ""
+    monkeypatch.setattr(queue, "only_here", lambda partition: True)
+    assert said() == ""

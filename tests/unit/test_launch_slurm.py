@@ -193,6 +193,13 @@ def test_gpus_of_every_kind_are_counted(slurm_says):
         queue.nodes_of("moon")
 
 
+def test_nodes_that_are_this_very_machine_are_known_by_their_host_names(slurm_says, monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "head.cluster")
+    slurm_says("sinfo", "cpu*|head\ncpu*|head.cluster\ngpu|head\ngpu|node1")
+    assert queue.only_here(None)
+    assert not queue.only_here("gpu")
+
+
 def test_auto_is_slurm_where_sbatch_is_except_inside_a_job(slurm_says, monkeypatch):
     slurm_says("sbatch", "")
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
