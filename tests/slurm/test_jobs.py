@@ -215,7 +215,7 @@ def test_what_cannot_run_is_refused_before_it_is_queued(packed, tmp_path):
     for done, said in refused:
         assert done.returncode == 2
         assert said in done.stderr
-        assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert len(done.stderr.splitlines()) <= 2, done.stderr  # with what sbatch says itself
     assert not (run / "logs/slurm").exists()
     assert not shell("squeue", "--noheader")
 
