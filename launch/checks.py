@@ -22,6 +22,7 @@ from shards.remote import url_of
 
 Config = TypeVar("Config")
 ON_ONE_MACHINE = ("/tmp", "/var/tmp", "/dev/shm", "/run")
+GIVEN = ("deepspeed_config", "perceptual_weights")  # inputs that no command makes
 MEMORY = ("tmpfs", "ramfs")
 
 
@@ -51,7 +52,7 @@ def check(command: str, config: Any, ranks: int, *, gpus: bool | None = None, in
     """
     for name in cli.INPUTS.get(command, ()):
         path = getattr(config, name)
-        if inputs_later or path is None or url_of(path) is not None:
+        if (inputs_later and name not in GIVEN) or path is None or url_of(path) is not None:
             continue
         if not path.exists():
             raise UserError(f"{name}={path} does not exist; make it first, or correct --{name}")
