@@ -29,9 +29,10 @@ def told(job: Job, since: float | None) -> str | None:
     made = shards(output)
     total = _total(output / "plan.json")
     text = f"{len(made)} of {total} shards ({len(made) / total:.0%})" if total else f"{len(made)} shards"
-    fresh = [path for path in made if since is not None and path.stat().st_mtime > since]
-    if total and since is not None and fresh:
-        return f"{text}, {_duration((total - len(made)) * (time.time() - since) / len(fresh))} left"
+    if total and since is None:
+        return text
+    if total and since is not None and (fresh := sum(path.stat().st_mtime > since for path in made)):
+        return f"{text}, {_duration((total - len(made)) * (time.time() - since) / fresh)} left"
     said = _said_by_rank_0(log_path(Path(job.logs), 0), running=since is not None)
     return "; ".join(part for part in (text if made or total else None, said) if part) or None
 
