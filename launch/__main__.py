@@ -147,15 +147,21 @@ def _submit(command: str, where: LaunchConfig, resolved: Any) -> int:
             print(f"launch: {command} runs in one process; one task of one node is enough", flush=True)
         nodes, per_node, gpus = 1, 1, False
     resolved = checks.absolute(resolved)
-    checks.check(command, resolved, nodes * per_node, inputs_later=where.after is not None)
+    checks.check(
+        command,
+        resolved,
+        nodes * per_node,
+        gpus=gpus if queue.available() else None,
+        inputs_later=where.after is not None,
+    )
+    if queue.available() and not queue.only_here(chosen.partition):
+        checks.require_shared(checks.local_paths(resolved) | slurm.code_paths(chosen, where.snapshot), chosen.shared)
     place = slurm.place(resolved.output_dir, command in PARALLEL)
     size = slurm.Size(nodes, per_node, gpus, where.workers)
     if where.dry_run:
         print(slurm.script(command, place, size, chosen, where.after, where.snapshot))
         print(f"# mdaug {command}: {size}\n{config.dump(resolved)}", end="")
         return 0
-    for warning in checks.unshared(resolved):
-        print(f"launch: warning: {warning}", file=sys.stderr)
     job = slurm.submit(command, resolved, place, size, profile=chosen, after=where.after, snapshot=where.snapshot)
     print(follow.describe(job, resolved.output_dir, size), flush=True)
     return follow.wait(place.folder) if where.wait else 0

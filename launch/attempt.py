@@ -23,7 +23,8 @@ REQUEUE = 75  # EX_TEMPFAIL: the batch script requeues the job
 STUCK_AFTER = 3  # restarts in a row that began where the one before them did
 STOPPED = {128 + signal.SIGUSR2, 128 + signal.SIGTERM}
 JOB_FILE, ATTEMPTS_FILE, OUTCOME_FILE = "job.json", "attempts.jsonl", "outcome.json"
-NOTHING = "0 shards"  # progress before the first checkpoint, shard or result
+NOTHING = "the start"  # progress before the first checkpoint or shard
+BEGINS = "launch: an attempt begins"  # in the log of the batch script
 WORKERS = "workers"  # folder of the tasks of a job array, each with the same files again
 
 
@@ -70,14 +71,23 @@ def reports_folder(folder: Path, attempt: int) -> Path:
     return folder / "reports" / f"attempt-{attempt:04d}"
 
 
+def shards(output_dir: Path) -> list[Path]:
+    """Return the sidecars of the finished shards of a command; folders of a file per image are not looked into."""
+    folders = (".", "train", "val", "test", "latents/train", "latents/val")
+    return [path for name in folders for path in (output_dir / name).glob("[0-9]*.json")]
+
+
 def progress(output_dir: Path) -> str:
-    """Return a text that changes whenever the command has got further on disk: checkpoint, shards or results."""
+    """Return a text that changes whenever the command has got further on disk: its checkpoint, or what it has made."""
     latest = output_dir / "latest"
     if latest.is_file():
         return latest.read_text(encoding="utf-8").strip()
-    found = {"shards": output_dir.glob("**/[0-9]*.tar"), "results": output_dir.glob("results/*.json")}
-    counted = {name: sum(1 for _ in files) for name, files in found.items()}
-    return next((f"{count} {name}" for name, count in counted.items() if count), NOTHING)
+    made = {
+        "shards": shards(output_dir),
+        "results": list(output_dir.glob("results/*.json")),  # of evaluate
+        "pictures": list(output_dir.glob("*/*.png")),  # of simulate
+    }
+    return next((f"{len(files)} {what}" for what, files in made.items() if files), NOTHING)
 
 
 def attempts(folder: Path) -> list[dict]:
@@ -87,11 +97,18 @@ def attempts(folder: Path) -> list[dict]:
     return sorted(map(json.loads, lines), key=lambda each: each["time"])
 
 
+def since(folder: Path) -> float | None:
+    """Return when the ranks of a job that runs began, of an array those of the task that runs longest; None: never."""
+    begun = [attempts(part)[-1:] for part in parts(folder)]
+    return min((each["time"] for last in begun for each in last), default=None)
+
+
 def begin(folder: Path) -> int:
     """Count this attempt; returns 0, or 1 with a message where the job must not go on."""
     job = read_job(folder)
     found = progress(Path(job.output_dir))
     (folder / OUTCOME_FILE).unlink(missing_ok=True)
+    print(f"{BEGINS}: {number()}, from {found}", flush=True)
     with open(folder / ATTEMPTS_FILE, "a", encoding="utf-8") as file:
         file.write(json.dumps({"attempt": number(), "time": time.time(), "progress": found}) + "\n")
     reports_folder(folder, number()).mkdir(parents=True, exist_ok=True)

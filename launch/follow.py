@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
 
-from launch import attempt, queue
+from launch import attempt, ending, progress, queue
 from launch.attempt import Job
 from launch.local import LogStream
 from launch.rank import log_path
@@ -65,14 +64,16 @@ def wait(folder: Path) -> int:
 def _status(folder: Path, state: str) -> int:
     """Return the status of an ended job and say why where it is not 0."""
     told = attempt.read_outcome(folder)
+    state = ending.judged(folder, state)
+    why = ending.explained(folder, state)
     if told is not None and told[0] != attempt.REQUEUE:
         status, text = told
     else:  # the batch script had no time to say anything; of an array, that of a task which squeue has forgotten
         status = BY_SIGNAL if state == "CANCELLED" else 1
         how = "without a word of some of its tasks" if state == "COMPLETED" else f"as {state.lower()}"
-        text = f"the job ended {how}; the same command continues from the last checkpoint"
+        text = f"the job ended {how}" + ("" if why else "; the same command continues from the last checkpoint")
     if status != 0:
-        print(f"launch: {text}", file=sys.stderr, flush=True)
+        print("\n".join(f"launch: {line}" for line in (text, why) if line), file=sys.stderr, flush=True)
     return status
 
 
@@ -84,6 +85,7 @@ def status(run_dir: Path) -> int:
     told = attempt.read_outcome(folder)
     if state == "COMPLETED" or (state == queue.GONE and told is not None):  # squeue forgets, an array task by task
         state = "COMPLETED" if told is not None and told[0] == 0 else "FAILED"
+    state = ending.judged(folder, state)
     waiting = f" ({queue.reason(job.job_id)})" if state == "PENDING" else ""
     workers = len(attempt.parts(folder))
     array = f" in each of {workers} workers" if workers > 1 else ""
@@ -91,17 +93,12 @@ def status(run_dir: Path) -> int:
     print(f"state     {state.lower()}{waiting}")
     begun = attempt.attempts(folder)
     print(f"attempts  {len(begun)}" + (f", the last from {begun[-1]['progress']}" if begun else ""))
-    if (record := _last_record(Path(job.output_dir) / "metrics.jsonl")) is not None:
-        left = time.strftime("%H:%M:%S", time.gmtime(record["eta_s"] % 86400))
-        days = f"{int(record['eta_s'] // 86400)} d " if record["eta_s"] >= 86400 else ""
-        print(
-            f"progress  {record['samples']:,} samples, epoch {record['epoch']:.2f}, loss {record['loss']:.4g}, "
-            f"{record['img_s']:.1f} img/s, {days}{left} left"
-        )
-    elif (shards := attempt.progress(Path(job.output_dir))) != attempt.NOTHING:
-        print(f"progress  {shards}")
+    if (told_progress := progress.told(job, attempt.since(folder) if state == "RUNNING" else None)) is not None:
+        print(f"progress  {told_progress}")
     if told is not None and told[0] not in (0, attempt.REQUEUE):
         print(f"error     {told[1]}")
+    if (why := ending.explained(folder, state)) is not None:
+        print(f"reason    {why}")
     return 0
 
 
@@ -128,17 +125,3 @@ def cancel(run_dir: Path) -> int:
     queue.cancel(job.job_id)
     print(f"launch: job {job.job_id} is cancelled; the same command continues from the last checkpoint")
     return 0
-
-
-def _last_record(path: Path) -> dict | None:
-    """Return the last training record of a metrics.jsonl, or None."""
-    if not path.is_file():
-        return None
-    for line in reversed(path.read_text(encoding="utf-8").splitlines()):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:  # the line that is being written
-            continue
-        if "eta_s" in record and "loss" in record:
-            return record
-    return None

@@ -39,6 +39,8 @@ class Profile:
     """What to put before python in every rank, such as `apptainer exec --nv /images/mdaug.sif`."""
     python: str | None = None
     """The interpreter of the ranks. Default: the one that submits, which the nodes must see."""
+    shared: list[str] = field(default_factory=list)
+    """Folders that all nodes see though they look like a machine's own, below /tmp or in its memory."""
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables of the ranks, such as `NCCL_SOCKET_IFNAME: ib0`."""
     additional_parameters: dict[str, Any] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
 import subprocess
 
 from shards.errors import UserError
@@ -66,20 +67,31 @@ def nodes_of(partition: str | None) -> dict[int, int]:
 
     Raises UserError for a partition that is not there.
     """
-    asked = _ask(["sinfo", "--noheader", "--format=%P|%G|%D"])
+    nodes: dict[int, int] = {}
+    for gres, count in _of_partition(partition, "%G|%D"):
+        gpus = sum(int(number) for number in re.findall(r"gpu(?::[A-Za-z][^:,(]*)?:(\d+)", gres))
+        nodes[gpus] = nodes.get(gpus, 0) + int(count)
+    return nodes
+
+
+def only_here(partition: str | None) -> bool:
+    """Return whether all nodes of a partition are this very machine; raises UserError as `nodes_of` does."""
+    hosts = {host.partition(".")[0] for (host,) in _of_partition(partition, "%n")}
+    return hosts == {socket.gethostname().partition(".")[0]}
+
+
+def _of_partition(partition: str | None, columns: str) -> list[list[str]]:
+    """Return rows of columns of sinfo for a partition (None: the default one); raises UserError where there is none."""
+    asked = _ask(["sinfo", "--noheader", f"--format=%P|{columns}"])
     if asked.returncode != 0:
         raise UserError(f"sinfo does not answer: {asked.stderr.strip()}; --cluster local runs on this machine")
     rows = [line.strip().split("|") for line in asked.stdout.splitlines()]
-    names = sorted({name.rstrip("*") for name, *_ in rows})
-    nodes: dict[int, int] = {}
-    for name, gres, count in rows:
-        if name.endswith("*") if partition is None else name.rstrip("*") == partition:
-            gpus = sum(int(number) for number in re.findall(r"gpu(?::[A-Za-z][^:,(]*)?:(\d+)", gres))
-            nodes[gpus] = nodes.get(gpus, 0) + int(count)
-    if not nodes:
+    found = [row for name, *row in rows if (name.endswith("*") if partition is None else name.rstrip("*") == partition)]
+    if not found:
         which = "the default partition" if partition is None else f"partition {partition}"
+        names = sorted({name.rstrip("*") for name, *_ in rows})
         raise UserError(f"{which} does not exist here; the partitions are {', '.join(names)}")
-    return nodes
+    return found
 
 
 def _ask(command: list[str]) -> subprocess.CompletedProcess[str]:

@@ -66,6 +66,12 @@ def place(output_dir: Path, in_run_folder: bool) -> Place:
     return Place(output_dir / "logs" if in_run_folder else output_dir.with_name(f"{output_dir.name}.logs"))
 
 
+def code_paths(profile: Profile, snapshot: bool) -> dict[str, Path]:
+    """Return name -> path of what the ranks run and the nodes must find; a container has an interpreter of its own."""
+    python = {} if profile.container else {"python": Path(profile.python or sys.executable)}
+    return python if snapshot else python | {"checkout": CODE}
+
+
 def find(run_dir: Path) -> Path:
     """Return the folder of the job that belongs to a run folder; raises UserError where none was submitted."""
     for in_run_folder in (True, False):

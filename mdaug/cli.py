@@ -34,10 +34,11 @@ INPUTS = {
     "pack": ("data_dir",),
     "train-vqvae": ("data_dir", "deepspeed_config", "perceptual_weights"),
     "encode": ("data_dir", "vqvae_path"),
+    "reconstruct": ("data_dir", "vqvae_path", "perceptual_weights"),
     "train-ldm": ("data_dir", "vqvae_path", "deepspeed_config"),
     "ema": ("run_dir",),
-    "generate": ("ldm_path", "vqvae_path"),
-    "evaluate": ("data_dir", "synthetic_dir", "vqvae_path"),
+    "generate": ("ldm_path", "vqvae_path", "balance_to", "include_real", "sift"),
+    "evaluate": ("data_dir", "synthetic_dir", "vqvae_path", "simulated_dir"),
 }
 
 

@@ -54,6 +54,12 @@ def open_packed(data_dir: Path, image_size: int | str, cache_dir: Path | None = 
     return config.output_dir
 
 
+def require_images(data_dir: Path) -> None:
+    """Raise UserError for a local folder that is neither packed nor an image folder; opens no image."""
+    if not ((data_dir / PLAN).is_file() or (data_dir / "train" / INDEX).is_file()):
+        read_folder(data_dir)
+
+
 def packed_hash(data_dir: Path, image_size: int | str, **options: Any) -> str | None:
     """Return the content hash of a packed folder, or None for an image folder or a URL; reads and packs no image.
 

@@ -58,7 +58,7 @@ def read(folder: Path, kind: str) -> dict:
         raise UserError(f"{folder} is not a finished '{kind}' folder: no {FILE_NAME}; run the step that makes it")
     record = json.loads(path.read_text(encoding="utf-8"))
     if record["kind"] != kind:
-        raise UserError(f"{folder} holds '{record['kind']}', but '{kind}' is needed here")
+        raise UserError(f"{folder} holds '{record['kind']}', but '{kind}' is needed here; name a folder of that")
     return record
 
 

@@ -87,6 +87,13 @@ class EvaluateConfig:
         made_from = _check_origin(self) if inputs_there else {}
         if inputs_there:
             _check_alike(self)
+            _measurable(self)
+            _held_out(self.data_dir)
+            if self.classifier != "small":
+                from mdaug.evaluation.classifier import build
+
+                train = read_index(self.data_dir / "train")
+                build(self.classifier, train["image_shape"][2], len(train["classes"]), self.image_size)
         _refuse_others(self, made_from)
 
     @property

@@ -58,6 +58,17 @@ class ReconstructConfig:
         if self.output_dir is None:
             self.output_dir = self.vqvae_path / "reconstruction"
 
+    def check_output(self, inputs_there: bool) -> None:
+        """Raise UserError where inputs that are there do not fit; results of before are replaced."""
+        from mdaug.models.vqvae import find_vqvae, how_packed
+        from shards.cache import packed_hash
+
+        if inputs_there:
+            folder = find_vqvae(self.vqvae_path)
+            size, options = how_packed(folder)
+            if packed_hash(self.data_dir, size, **options) is not None:
+                _fitting(self.data_dir, folder, self.split)
+
 
 def jpeg(image: np.ndarray) -> np.ndarray:
     """Return the image (H, W, C) after JPEG of quality 75 with halved chroma."""
@@ -86,18 +97,12 @@ def reconstruct(config: ReconstructConfig) -> None:
     """Measure, print the table, and write JSON, table and picture strip."""
     from mdaug.evaluation.autoencoder_targets import targets
     from mdaug.evaluation.pictures import save, strips
-    from mdaug.models.vqvae import find_vqvae, load_geometry, open_images
+    from mdaug.models.vqvae import find_vqvae, open_images
 
     folder = find_vqvae(config.vqvae_path)
-    geometry = load_geometry(folder)
     packed = open_images(config.data_dir, folder)
     images, vqvae = provenance.read(packed, "images"), provenance.read(folder, "vqvae")
-    dataset = _open(packed, config.split)
-    if dataset.index["image_shape"] != geometry["image_shape"]:
-        raise UserError(
-            f"{packed} holds images of shape {dataset.index['image_shape']}, the VQ-VAE {folder} was trained on "
-            f"{geometry['image_shape']}; pack the images with that size"
-        )
+    dataset = _fitting(packed, folder, config.split)
     figures, rows = _measure(folder, dataset, packed / "train", config)
     figures = {
         "preset": config.preset or str(config.vqvae_path),
@@ -120,13 +125,21 @@ def reconstruct(config: ReconstructConfig) -> None:
     print(f"wrote {output}")
 
 
-def _open(packed: Path, split: str) -> ShardDataset:
+def _fitting(packed: Path, vqvae: Path, split: str) -> ShardDataset:
+    """Return the images of a split; raises UserError where there are none or of another size than the VQ-VAE's."""
+    from mdaug.models.vqvae import load_geometry
     from shards.dataset import ShardDataset
 
+    trained = load_geometry(vqvae)["image_shape"]
     splits = ("test", "val") if split == "auto" else (split,)
     for name in splits:
         if (packed / name / "index.json").is_file():
             dataset = ShardDataset(packed / name)
+            if len(dataset) and dataset.index["image_shape"] != trained:
+                raise UserError(
+                    f"{packed} holds images of shape {dataset.index['image_shape']}, the VQ-VAE {vqvae} was trained on "
+                    f"{trained}; pack the images with that size"
+                )
             if len(dataset):
                 return dataset
     raise UserError(f"{packed} has no images in {' or '.join(splits)}; pack them again, or choose another --split")

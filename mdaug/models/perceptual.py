@@ -17,6 +17,21 @@ BACKBONES = {
 }
 
 
+def find_weights(net: str, weights: Path | None) -> Path:
+    """Return the file of a backbone's weights, given or where torch.hub keeps it; raises UserError if it is not there.
+
+    Nothing is downloaded.
+    """
+    path = weights or Path(torch.hub.get_dir()) / "checkpoints" / BACKBONES[net]
+    if not path.is_file():
+        raise UserError(
+            f"--use_perceptual needs the weights {path.name} in {path.parent} and they are not there; "
+            f"'make weights NET={net}' fetches them on a machine with network, then copy the file there or name it "
+            "with --perceptual_weights"
+        )
+    return path
+
+
 class PerceptualLoss(nn.Module):
     """LPIPS distance of the images of two batches in [-1, 1]; frozen, fp32, outside of any engine.
 
@@ -31,17 +46,11 @@ class PerceptualLoss(nn.Module):
 
     def __init__(self, net: str, weights: Path | None = None, random_backbone: bool = False):
         super().__init__()
-        path = weights or Path(torch.hub.get_dir()) / "checkpoints" / BACKBONES[net]
-        if not random_backbone and not path.is_file():
-            raise UserError(
-                f"--use_perceptual needs the weights {path.name} in {path.parent} and they are not there; "
-                f"'make weights NET={net}' fetches them on a machine with network, then copy the file there or name it "
-                "with --perceptual_weights"
-            )
+        path = None if random_backbone else find_weights(net, weights)
         import lpips
 
         self.lpips = lpips.LPIPS(net=net, pnet_rand=True, verbose=False).eval().requires_grad_(False)
-        if not random_backbone:
+        if path is not None:
             state = torch.load(path, map_location="cpu", weights_only=True)
             backbone = self.lpips.net
             # lpips cuts torchvision's `features` into slices and keeps their numbers: slice2.4.bias is features.4.bias

@@ -172,6 +172,13 @@ class GenerateConfig:
         names = {field.name for field in dataclasses.fields(self)} - HOW
         return any(getattr(self, name) != getattr(plain, name) for name in names)
 
+    def check_device(self, kind: str) -> None:
+        """Raise UserError for what a CPU cannot do, if that is the kind of device: "cpu" or "cuda"."""
+        from mdaug.sampling import planning
+
+        if kind == "cpu":
+            planning.require_nothing_of_a_gpu(self)
+
     def check_output(self, inputs_there: bool) -> None:
         """Raise UserError where output_dir holds samples of another plan, or inputs that are there do not fit.
 

@@ -65,10 +65,7 @@ def make_plan(config: GenerateConfig, kind: str) -> Plan:
     """
     from mdaug.sampling import real
 
-    if kind == "cpu" and config.mixed_precision == "fp16":
-        raise UserError("fp16 needs a GPU, and torch finds none here; use --mixed_precision bf16 or no")
-    if kind == "cpu" and config.compile:
-        raise UserError("--compile is for a GPU, and torch finds none here; leave it out")
+    config.check_device(kind)
     source, made = open_folder(config)
     about = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
     noise = json.loads((source / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
@@ -119,6 +116,18 @@ def make_plan(config: GenerateConfig, kind: str) -> Plan:
             f"{plan.total} samples are more than there are seeds (2^32, candidates counted); make several sets"
         )
     return plan
+
+
+def require_nothing_of_a_gpu(config: GenerateConfig) -> None:
+    """Raise UserError for what only a GPU can do: fp16, compilation, and going on with a plan that is for GPUs."""
+    folder = config.output_dir
+    if config.mixed_precision == "fp16":
+        raise UserError("mixed_precision=fp16 needs a GPU, and there is none; use bf16 or no")
+    if config.compile:
+        raise UserError("--compile is for a GPU, and there is none; leave it out")
+    unfinished = (folder / plans.FILE_NAME).is_file() and not (folder / provenance.FILE_NAME).is_file()
+    if unfinished and config.step in ("all", "work") and plans.read_plan(folder).device == "cuda":
+        raise UserError(f"the plan of {folder} is for GPUs; go on with them, or choose another --output_dir")
 
 
 def _sift_settings(config: GenerateConfig, images: str) -> dict | None:

@@ -66,6 +66,12 @@ class EncodeConfig:
         names = ("augment_copies", "augment_with", "augment_seed") if self.augment_copies else ()
         return {name: getattr(self, name) for name in names}
 
+    def check_device(self, kind: str) -> None:
+        """Raise UserError for a precision that a kind of device, "cpu" or "cuda", does not have."""
+        from mdaug.training.run import require_gpu_for_fp16
+
+        require_gpu_for_fp16(self.mixed_precision, kind)
+
     def check_output(self, inputs_there: bool) -> None:
         """Raise UserError where output_dir holds other latents, or inputs that are there do not fit."""
         refuse_other_latents(self.output_dir, self._made_from() if inputs_there else {}, self.augmentation)
@@ -104,7 +110,7 @@ def encode_packed(packed: Path, vqvae_folder: Path, output: Path, config: Encode
     from mdaug.training.engine import resolve_precision
     from mdaug.training.views import Views
     from shards.dataset import ShardDataset
-    from shards.index import write_index
+    from shards.index import read_index, write_index
     from shards.progress import Progress
     from shards.writer import finished, write_shard
 
@@ -112,7 +118,8 @@ def encode_packed(packed: Path, vqvae_folder: Path, output: Path, config: Encode
         "images": provenance.read(packed, "images")["hash"],
         "vqvae": provenance.read(vqvae_folder, "vqvae")["hash"],
     }
-    if is_finished(output, made_from, config.augmentation):
+    shards = sum(len(read_index(packed / split)["shardlist"]) for split in ("train", "val"))
+    if is_finished(output, made_from, config.augmentation, shards):
         if distributed.is_main():
             print(f"{output} is finished: it holds the latents of {packed}")
         return
@@ -159,18 +166,19 @@ def augmentation_of(folder: Path) -> dict[str, Any]:
     return json.loads(plan.read_text(encoding="utf-8")).get("augmentation", {}) if plan.is_file() else {}
 
 
-def is_finished(folder: Path, made_from: dict[str, str], augmentation: dict[str, Any]) -> bool:
+def is_finished(folder: Path, made_from: dict[str, str], augmentation: dict[str, Any], shards: int) -> bool:
     """Claim `folder` for latents made from these hashes, so augmented, and return whether they are all there.
 
     `plan.json` remembers the claim from the first moment, so that an interrupted run is not continued
-    with another VQ-VAE. Raises UserError where the folder belongs to other images, another VQ-VAE or other copies.
+    with another VQ-VAE; how many shards there will be is there for whoever asks how far it is.
+    Raises UserError where the folder belongs to other images, another VQ-VAE or other copies.
     """
     plan = folder / PLAN_FILE
     refuse_other_latents(folder, made_from, augmentation)
     distributed.barrier()
     if distributed.is_main() and not plan.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        claim = {**made_from, "augmentation": augmentation} if augmentation else made_from
+        claim = {**made_from, "shards": shards, **({"augmentation": augmentation} if augmentation else {})}
         atomic.write_text(plan, json.dumps(claim) + "\n")
     distributed.barrier()
     return (folder / provenance.FILE_NAME).is_file()

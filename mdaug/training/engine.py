@@ -14,7 +14,7 @@ from torch import nn
 from mdaug import distributed
 from mdaug.training import deepspeed_json, elastic, pieces
 from mdaug.training.deepspeed_json import ADAM_EPS, zero_stage
-from mdaug.training.run import TrainingConfig
+from mdaug.training.run import TrainingConfig, require_gpu_for_fp16
 from shards.errors import UserError
 
 
@@ -24,8 +24,7 @@ def resolve_precision(requested: str, device: torch.device) -> str:
         if device.type == "cpu":
             return "no"
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if requested == "fp16" and device.type == "cpu":
-        raise UserError("mixed_precision=fp16 needs a GPU: DeepSpeed refuses fp16 on a CPU; use no or bf16")
+    require_gpu_for_fp16(requested, device.type)
     return requested
 
 

@@ -29,6 +29,30 @@ class EmaConfig:
         if self.output_dir is None:
             self.output_dir = self.run_dir / f"pipeline-ema-{self.reconstruct:g}"
 
+    def check_output(self, inputs_there: bool) -> None:
+        """Raise UserError where output_dir holds something else, or the run has no pipeline or no snapshots."""
+        from mdaug.sampling.pipeline_folder import find_pipeline
+        from shards import provenance
+
+        output = self.output_dir
+        assert output is not None
+        if output.exists() and not (output / provenance.FILE_NAME).is_file():
+            raise UserError(f"{output} exists and is no pipeline of ours; choose another --output_dir")
+        if inputs_there:
+            find_pipeline(self.run_dir)
+            _snapshots(self.run_dir)
+
+
+def _snapshots(run_dir: Path) -> list[Path]:
+    """Return the folders of the complete snapshots of a run; raises UserError where there are none."""
+    from mdaug.training import snapshots
+    from mdaug.training.background import complete
+
+    folders = complete(run_dir / snapshots.FOLDER)
+    if not folders:
+        raise UserError(f"{run_dir} holds no {snapshots.FOLDER}; train with --ema_profiles [0.05,0.10]")
+    return folders
+
 
 def reconstruct_ema(config: EmaConfig) -> Path:
     """Write the pipeline with the averaged weights, of the end of the training, and return its folder.
@@ -41,14 +65,11 @@ def reconstruct_ema(config: EmaConfig) -> Path:
     from mdaug.sampling.pipeline import MicroDopplerPipeline
     from mdaug.sampling.pipeline_folder import find_pipeline, save_pipeline
     from mdaug.training import power, snapshots
-    from mdaug.training.background import complete
     from mdaug.training.pieces import Reader
-    from shards import provenance
 
+    config.check_output(inputs_there=True)
     pipeline_folder, origin = find_pipeline(config.run_dir)
-    folders = complete(config.run_dir / snapshots.FOLDER)
-    if not folders:
-        raise UserError(f"{config.run_dir} holds no {snapshots.FOLDER}; train with --ema_profiles [0.05,0.10]")
+    folders = _snapshots(config.run_dir)
     readers = [Reader(folder) for folder in folders]
     stored = [  # (reader, name of the average, samples seen)
         (reader, name, snapshots.samples_of(folder))
@@ -75,8 +96,6 @@ def reconstruct_ema(config: EmaConfig) -> Path:
             parameter.copy_(total.view_as(parameter))
     output = config.output_dir
     assert output is not None
-    if output.exists() and not (output / provenance.FILE_NAME).is_file():
-        raise UserError(f"{output} exists and is no pipeline of ours; choose another --output_dir")
     settings = {**origin["config"], "ema_reconstructed": config.reconstruct}
     save_pipeline(pipeline, output, made_from=origin["made_from"], config=settings)
     print(f"wrote {output}")

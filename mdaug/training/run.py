@@ -27,6 +27,12 @@ OPERATIONAL = {
 }  # fmt: skip
 
 
+def require_gpu_for_fp16(precision: str, kind: str) -> None:
+    """Raise UserError for fp16 on "cpu"."""
+    if precision == "fp16" and kind == "cpu":
+        raise UserError("mixed_precision=fp16 needs a GPU: DeepSpeed refuses fp16 on a CPU; use no or bf16")
+
+
 @dataclass
 class TrainingConfig:
     """Options of both training commands."""
@@ -126,6 +132,10 @@ class TrainingConfig:
             from mdaug.training import deepspeed_json
 
             deepspeed_json.check(self, ranks)
+
+    def check_device(self, kind: str) -> None:
+        """Raise UserError for a precision that a kind of device, "cpu" or "cuda", does not have."""
+        require_gpu_for_fp16(self.mixed_precision, kind)
 
     def made_from(self) -> dict[str, str]:
         """Return role -> content hash of the inputs, without images that are packed at the start of the run.

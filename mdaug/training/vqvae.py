@@ -99,6 +99,14 @@ class VQVAEConfig(TrainingConfig):
         if self.base_channels % 8:
             raise ValueError(f"base_channels={self.base_channels} must be a multiple of 8 (normalisation groups)")
 
+    def check_output(self, inputs_there: bool) -> None:
+        """Refuse a run folder of another run, and a perceptual loss whose weights are not on this machine."""
+        super().check_output(inputs_there)
+        if self.use_perceptual:
+            from mdaug.models.perceptual import find_weights
+
+            find_weights(self.perceptual_net, self.perceptual_weights)
+
 
 def train_vqvae(config: VQVAEConfig) -> None:
     """Train the VQ-VAE; the same command again resumes."""

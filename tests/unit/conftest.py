@@ -44,3 +44,16 @@ def packed(tmp_path_factory) -> Path:
     atomic.write_text(folder / "classes.json", json.dumps(CLASSES))
     provenance.write(folder, kind="images", content_hash=content_hash(folder), made_from={}, config={})
     return folder
+
+
+@pytest.fixture
+def slurm_says(tmp_path, monkeypatch):
+    """Put commands on the PATH that print a text and end with a status."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    def say(command: str, text: str, status: int = 0) -> None:
+        path = tmp_path / command
+        path.write_text(f"#!/bin/sh\necho '{text}' >&{2 if status else 1}\nexit {status}\n")
+        path.chmod(0o755)
+
+    return say

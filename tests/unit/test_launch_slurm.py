@@ -129,19 +129,6 @@ def test_an_array_has_failed_when_one_of_its_tasks_has_and_is_done_when_all_are(
     assert attempt.read_outcome(folder)[0] == 0
 
 
-@pytest.fixture
-def slurm_says(tmp_path, monkeypatch):
-    """Put commands on the PATH that print a text and end with a status."""
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-
-    def say(command: str, text: str, status: int = 0) -> None:
-        path = tmp_path / command
-        path.write_text(f"#!/bin/sh\necho '{text}' >&{2 if status else 1}\nexit {status}\n")
-        path.chmod(0o755)
-
-    return say
-
-
 @pytest.mark.parametrize(
     ("accounts", "state"),
     [
@@ -158,38 +145,6 @@ def test_what_squeue_has_forgotten_sacct_may_know(slurm_says, accounts, state, f
     slurm_says("squeue", *([""] if forgotten == "no line" else ["Invalid job id specified", 1]))
     slurm_says("sacct", *(["accounting storage is disabled", 1] if accounts is None else [accounts]))
     assert queue.state("7") == state
-
-
-def test_status_tells_state_progress_time_left_and_the_last_error(folder, slurm_says, capsys):
-    run = folder.parents[1]
-    slurm_says("squeue", "RUNNING")
-    for path in ("train/000000.tar", "train/000001.tar", "val/000000.tar"):
-        (run / path).parent.mkdir(exist_ok=True)
-        (run / path).touch()
-    assert follow.status(run) == 0
-    assert capsys.readouterr().out == (
-        "job       : mdaug encode on 2 rank(s)\nstate     running\nattempts  1, the last from 0 shards\n"
-        "progress  3 shards\n"
-    )
-    record = {"samples": 51200, "epoch": 2.5, "loss": 0.125, "img_s": 80.0, "eta_s": 90061.0}
-    (run / "metrics.jsonl").write_text(json.dumps(record) + '\n{"val_loss": 1}\n{"samp')  # a line is being written
-    assert follow.status(run) == 0
-    assert (
-        "progress  51,200 samples, epoch 2.50, loss 0.125, 80.0 img/s, 1 d 01:01:01 left\n" in capsys.readouterr().out
-    )
-    slurm_says("squeue", "slurm_load_jobs error: Invalid job id specified", 1)
-    slurm_says("sacct", "OUT_OF_MEMORY")
-    assert follow.status(run) == 0
-    assert "state     out_of_memory\n" in capsys.readouterr().out
-    report(folder, 0, 1, "RuntimeError: the true cause")
-    attempt.end(folder, 1)
-    slurm_says("sacct", "no accounts", 1)
-    capsys.readouterr()
-    assert follow.status(run) == 0
-    shown = capsys.readouterr().out
-    assert "state     failed\n" in shown
-    assert "error     rank 0 of 2 failed first" in shown
-    assert "RuntimeError: the true cause" in shown
 
 
 def test_a_controller_that_does_not_answer_has_not_ended_the_job(slurm_says):
@@ -236,6 +191,13 @@ def test_gpus_of_every_kind_are_counted(slurm_says):
     assert queue.nodes_of("cpu") == {0: 9}
     with pytest.raises(UserError, match="the partitions are cpu, gpu, mix"):
         queue.nodes_of("moon")
+
+
+def test_nodes_that_are_this_very_machine_are_known_by_their_host_names(slurm_says, monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "head.cluster")
+    slurm_says("sinfo", "cpu*|head\ncpu*|head.cluster\ngpu|head\ngpu|node1")
+    assert queue.only_here(None)
+    assert not queue.only_here("gpu")
 
 
 def test_auto_is_slurm_where_sbatch_is_except_inside_a_job(slurm_says, monkeypatch):
@@ -310,7 +272,8 @@ def test_a_training_is_no_array_and_without_slurm_the_ranks_do_it_all(tmp_path, 
 def test_a_path_that_begins_elsewhere_is_the_same_in_the_job(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(queue, "available", lambda: False)
     monkeypatch.chdir(tmp_path)
-    Path("data").mkdir()
+    Path("data/walk").mkdir(parents=True)
+    Path("data/walk/0.png").touch()
     flags = ["--data_dir", "data", "--output_dir", "run"]
     assert main(["train-vqvae", "--cluster", "slurm", "--dry_run", "--", *flags]) == 0
     assert f"data_dir: {tmp_path}/data" in capsys.readouterr().out
