@@ -6,6 +6,7 @@ import json
 import time
 from pathlib import Path
 
+from launch import attempt
 from launch.attempt import Job, shards
 from launch.rank import log_path
 from shards.progress import LINE
@@ -28,13 +29,13 @@ def told(job: Job, since: float | None) -> str | None:
         )
     made = shards(output)
     total = _total(output / "plan.json")
-    text = f"{len(made)} of {total} shards ({len(made) / total:.0%})" if total else f"{len(made)} shards"
+    text = f"{len(made)} of {total} shards ({len(made) / total:.0%})" if total else attempt.progress(output)
     if total and since is None:
         return text
     if total and since is not None and (fresh := sum(path.stat().st_mtime > since for path in made)):
         return f"{text}, {_duration((total - len(made)) * (time.time() - since) / fresh)} left"
     said = _said_by_rank_0(log_path(Path(job.logs), 0), running=since is not None)
-    return "; ".join(part for part in (text if made or total else None, said) if part) or None
+    return "; ".join(part for part in (text, said) if part and part != attempt.NOTHING) or None
 
 
 def _total(plan: Path) -> int | None:

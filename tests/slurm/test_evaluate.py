@@ -46,4 +46,4 @@ def test_the_last_of_four_ranks_reports_what_one_rank_alone_finds(alone, tmp_pat
     assert len(said) == 4
     assert sum("this rank is done; the last rank" in text for text in said.values()) == 3
     results = len(list((together / "results").iterdir()))
-    assert f"progress  {results} results\n" in launch("status", together).stdout
+    assert f"progress  {results} results; rank 0: classifiers " in launch("status", together).stdout
