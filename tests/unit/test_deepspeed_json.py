@@ -14,6 +14,8 @@ from mdaug.training.run import BatchPlan
 from mdaug.training.vqvae import VQVAEConfig, train_vqvae
 from shards.errors import UserError
 
+from .shards_helpers import numbered_folder
+
 PLAN = BatchPlan(
     global_batch=8, micro_batch=2, ranks=1, accumulation=4, steps=10, num_samples=80, val_every=80, save_every=80
 )
@@ -172,7 +174,8 @@ def test_a_job_is_not_queued_and_no_image_is_read_with_a_json_that_contradicts_t
     path, run = tmp_path / "own.json", tmp_path / "run"
     path.write_text(json.dumps({"bf16": ON, "gradient_clipping": 0.5}))
     monkeypatch.setattr(queue, "available", lambda: False)
-    flags = ["--data_dir", str(tmp_path), "--output_dir", str(run), "--deepspeed_config", str(path)]
+    images = numbered_folder(tmp_path / "images", {"a": [0, 1], "b": [2, 3]})
+    flags = ["--data_dir", str(images), "--output_dir", str(run), "--deepspeed_config", str(path)]
     assert main(["train-vqvae", "--cluster", "slurm", "--dry_run", "--", *flags]) == 2
     said = f'{path}: "gradient_clipping" is 0.5, but max_grad_norm is 1.0'
     assert said in capsys.readouterr().err

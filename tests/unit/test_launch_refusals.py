@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import sys
 import typing
@@ -61,10 +60,8 @@ def refused(command: str, asked: typing.Any, *, gpus: bool | None = None, inputs
     return str(error.value)
 
 
-@pytest.mark.parametrize("command", FLAGS)
+@pytest.mark.parametrize("command", sorted(FLAGS.keys() - {"ema"}))  # the tiny pipeline has no snapshots; see below
 def test_what_can_run_passes_and_leaves_nothing(command, there, tmp_path):
-    if command == "ema":
-        pytest.skip("the tiny pipeline has no snapshots; see below")
     checks.check(command, settings(command, there, tmp_path / "out"), 1, gpus=False)
     assert not list(tmp_path.iterdir())
 
@@ -149,8 +146,6 @@ def test_a_set_begun_on_gpus_is_not_continued_without_except_by_what_needs_none(
     ],
 )
 def test_inputs_that_are_not_what_they_should_be_are_refused(command, extra, words, there, tmp_path):
-    if "classifier" in extra and importlib.util.find_spec("timm") is None:
-        pytest.skip("timm is not installed")
     asked = settings(command, there, tmp_path / "out", extra)
     said = refused(command, asked)
     assert words.format(**there) in said
