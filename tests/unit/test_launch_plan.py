@@ -86,8 +86,8 @@ def test_plan_of_a_preset_prints_memory_hours_and_assumptions(capsys):
     assert main([*argv, "--nodes", "4", "--", "--zero_stage", "2"]) == 0
     assert own == capsys.readouterr().out
     assert "ZeRO 2, fp16" in own
-    assert "563 steps of 32 samples" in one  # the preset is 18,000 samples long
-    assert "141 steps of 128 samples" in four
+    assert "479 steps of 32 samples" in one  # the preset is 15,300 samples long
+    assert "120 steps of 128 samples" in four
     computing = [float(re.search(r"ms: ([\d.]+) ms computing", shown)[1]) for shown in (one, four)]
     assert computing[1] == pytest.approx(2 * computing[0], rel=0.1)
     for word in ("GB per GPU", "GPU-hours", "65 TFLOP/s peak", "0.3 MFU", "400 Gbit/s", "nothing was measured"):
