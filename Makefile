@@ -20,10 +20,10 @@ ARGS ?=
 BIN := .venv/bin
 READY := .venv/ready
 REQUIREMENTS := requirements.txt requirements-dev.txt constraints.txt pyproject.toml
-STAGES := simulate pack train-vqvae reconstruct encode train-ldm ema generate evaluate
+STAGES := simulate spectrogram pack train-vqvae reconstruct encode train-ldm ema generate evaluate
 BENCHMARKS := $(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/*.py))
 
-# The image folder: the user's, or the one that `make simulate` writes.
+# The image folder: the user's, or the one that `make simulate` or `make spectrogram` writes.
 IMAGES = $(or $(DATA),$(OUT)/images)
 # A preset need not say anything about a command; a preset that does not exist is a mistake.
 PRESET = $(if $(wildcard configs/$(CONFIG)/.),$(if $(wildcard configs/$(CONFIG)/$@.yaml),--config configs/$(CONFIG)/$@.yaml),$(error CONFIG=$(CONFIG): there is no configs/$(CONFIG); choose one of $(filter-out launch,$(patsubst configs/%/.,%,$(wildcard configs/*/.)))))
@@ -46,6 +46,7 @@ help:
 	@echo 'make check            lint, format and types, as in CI; make fix mends what can be mended'
 	@echo ''
 	@echo 'make simulate         labelled image folder from physics'
+	@echo 'make spectrogram ARGS="--data_dir recordings --preset glasgow"    raw radar recordings -> labelled image folder'
 	@echo 'make pack             image folder -> tar shards + index, split by group'
 	@echo 'make train-vqvae      VQ-VAE on packed images'
 	@echo 'make reconstruct      what the VQ-VAE keeps of held-out images: table, JSON, picture strip'
@@ -118,6 +119,8 @@ fix: $(READY)
 	$(BIN)/ruff format .
 
 simulate: $(READY)
+	$(LAUNCH) --output_dir '$(IMAGES)' $(ARGS)
+spectrogram: $(READY)
 	$(LAUNCH) --output_dir '$(IMAGES)' $(ARGS)
 pack: $(READY)
 	$(LAUNCH) --data_dir '$(IMAGES)' --output_dir '$(OUT)/packed' $(ARGS)

@@ -85,7 +85,7 @@ def progress(output_dir: Path) -> str:
     made = {
         "shards": shards(output_dir),
         "results": list(output_dir.glob("results/*.json")),  # of evaluate
-        "pictures": list(output_dir.glob("*/*.png")),  # of simulate
+        "pictures": list(output_dir.glob("*/*.png")),  # of simulate and spectrogram
     }
     return next((f"{len(files)} {what}" for what, files in made.items() if files), NOTHING)
 

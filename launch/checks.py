@@ -56,7 +56,7 @@ def check(command: str, config: Any, ranks: int, *, gpus: bool | None = None, in
             continue
         if not path.exists():
             raise UserError(f"{name}={path} does not exist; make it first, or correct --{name}")
-        if name == "data_dir":
+        if name == "data_dir" and command != "spectrogram":  # whose data are recordings
             require_images(path)
     if hasattr(config, "check_ranks"):
         config.check_ranks(ranks)

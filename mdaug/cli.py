@@ -14,6 +14,12 @@ from shards.errors import UserError
 # command: (module, configuration dataclass, function that runs it, one line of help)
 COMMANDS = {
     "simulate": ("mdaug.radar.simulate", "SimulateConfig", "simulate", "make a labelled image folder from physics"),
+    "spectrogram": (
+        "mdaug.radar.convert",
+        "SpectrogramConfig",
+        "spectrogram",
+        "recordings -> labelled image folder",
+    ),
     "pack": ("shards.pack", "PackConfig", "pack", "image folder -> tar shards + index, split by group"),
     "train-vqvae": ("mdaug.training.vqvae", "VQVAEConfig", "train_vqvae", "train the VQ-VAE on packed images"),
     "reconstruct": (
@@ -31,6 +37,7 @@ COMMANDS = {
 
 # Fields of a command's configuration that must exist when it starts (those that are optional: where they are given).
 INPUTS = {
+    "spectrogram": ("data_dir",),
     "pack": ("data_dir",),
     "train-vqvae": ("data_dir", "deepspeed_config", "perceptual_weights"),
     "encode": ("data_dir", "vqvae_path"),

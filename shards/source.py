@@ -104,7 +104,7 @@ def read_folder(root: Path) -> SourceFolder:
         if not counts[folder]:
             raise UserError(f"class folder {root / folder} holds no image; put images there or remove the folder")
     found.sort(key=lambda item: natural_key(item[0]))
-    keys = _unique_keys([path for path, _ in found])
+    keys = unique_keys([path for path, _ in found])
     images = [
         SourceImage(path, parts[depth - 1], key, GIVEN_SPLITS[parts[0]] if given else None, metadata.get(path, {}))
         for (path, parts), key in zip(found, keys, strict=True)
@@ -180,7 +180,7 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _unique_keys(paths: list[str]) -> list[str]:
+def unique_keys(paths: list[str]) -> list[str]:
     """Return one key per path: the path without suffix in plain letters, and a hash of the path where two would meet.
 
     The key of a path does not depend on the order of the paths. Keys that differ in case alone meet too, for the sake

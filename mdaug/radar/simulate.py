@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import multiprocessing
-import os
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
+from mdaug.radar.folder import METADATA_FILE, open_folder, refuse_other, run_all, table, write_picture
 from shards import atomic, provenance
-from shards.errors import UserError
 from shards.progress import Progress
-from shards.writer import one_line_for_a_full_disk
 
-CONFIG_FILE, METADATA_FILE = "config.yaml", "metadata.csv"
 CLASSES = ("walking", "drone", "bird", "arm_swing", "fall", "sit_down", "stand_up")
 
 
@@ -85,7 +75,7 @@ class SimulateConfig:
 
     def check_output(self, inputs_there: bool) -> None:
         """Raise UserError where output_dir holds something else."""
-        _refuse_other(self)
+        refuse_other(self, "simulate")
 
 
 def simulate(config: SimulateConfig) -> None:
@@ -98,7 +88,7 @@ def simulate(config: SimulateConfig) -> None:
     """
     folder = config.output_dir
     jobs: list[list[dict]] = _preset(config).jobs(config)
-    plain = _open(folder, config)
+    plain = open_folder(config, "simulate")
     rows = [row for job in jobs for row in job]
     missing = [job for job in jobs if not all((folder / row["file"]).is_file() for row in job)]
     if not missing and (folder / provenance.FILE_NAME).is_file():
@@ -106,10 +96,8 @@ def simulate(config: SimulateConfig) -> None:
         return
     for name in dict.fromkeys(row["class"] for row in rows):
         (folder / name).mkdir(exist_ok=True)
-    for leftover in folder.glob("*/.*.tmp"):
-        leftover.unlink()
     with Progress("simulating", sum(len(job) for job in missing), "image") as progress:
-        for done in _run(partial(make, config), missing, config.workers):
+        for done in run_all(partial(make, config), missing, config.workers):
             progress.update(done)
     atomic.write_text(folder / METADATA_FILE, table(rows))
     content = provenance.hash_files([folder / METADATA_FILE, *(folder / row["file"] for row in rows)])
@@ -118,27 +106,10 @@ def simulate(config: SimulateConfig) -> None:
 
 
 def make(config: SimulateConfig, job: list[dict]) -> int:
-    """Write the pictures of one job, each under a temporary name until it is whole; return their number."""
+    """Write the pictures of one job; return their number."""
     for row, data in _preset(config).render(config, job):
-        path = config.output_dir / row["file"]
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with one_line_for_a_full_disk(path):
-                temporary.write_bytes(data)
-                os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_picture(config.output_dir / row["file"], data)
     return len(job)
-
-
-def table(rows: list[dict]) -> str:
-    """Return CSV text of the rows; columns in order of first appearance, empty where a class has no such parameter."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _preset(config: SimulateConfig) -> ModuleType:
@@ -146,75 +117,3 @@ def _preset(config: SimulateConfig) -> ModuleType:
     from mdaug.radar import families, persons
 
     return {"families": families, "gait-persons": persons}[config.preset]
-
-
-def _open(folder: Path, config: SimulateConfig) -> dict:
-    """Create the folder, or make sure that it holds this very configuration; return the latter as plain values."""
-    from mdaug.config import as_dict, dump
-
-    _refuse_other(config)
-    if not (folder / CONFIG_FILE).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        atomic.write_text(folder / CONFIG_FILE, dump(config))
-    return as_dict(config)
-
-
-def _refuse_other(config: SimulateConfig) -> None:
-    import yaml
-
-    from mdaug.config import as_dict
-
-    folder, plain = config.output_dir, as_dict(config)
-    path = folder / CONFIG_FILE
-    if path.is_file():
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        differences = [
-            f"{name} is {found.get(name)} there and {plain.get(name)} here"
-            for name in dict.fromkeys([*found, *plain])
-            if found.get(name) != plain.get(name) and name not in ("output_dir", "workers")
-        ]
-        if differences:
-            raise UserError(
-                f"{folder} holds another run of simulate: {'; '.join(differences)}; "
-                "give another --output_dir, or delete that folder"
-            )
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds files that simulate did not write; give another --output_dir")
-    elif folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; give a folder as --output_dir")
-
-
-def _run(function: Callable[[list[dict]], int], jobs: list[list[dict]], workers: int) -> Iterator[int]:
-    """Yield function(job) for every job, computed in `workers` processes."""
-    workers = min(workers or _cores(), len(jobs))
-    if workers <= 1:
-        yield from map(function, jobs)
-        return
-    # Spawned, not forked: a fork of a process with threads (BLAS, torch) may hang.
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, _end_with_parent) as pool:
-        try:
-            yield from pool.map(function, jobs, chunksize=min(8, -(-len(jobs) // workers)))
-        except BrokenProcessPool:
-            raise UserError(
-                "a worker process was killed, perhaps for want of memory; run the same command with fewer --workers"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _end_with_parent() -> None:
-    """Let this worker end when the process that started it is gone: a killed parent cannot tell its workers."""
-
-    def wait() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()

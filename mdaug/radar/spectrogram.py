@@ -11,20 +11,25 @@ from mdaug.radar.sensor import Sensor
 
 
 def remove_clutter(samples: np.ndarray, sensor: Sensor) -> np.ndarray:
-    """Return the signal without its static part: 4th-order Butterworth high-pass, causal.
+    """Return the signal (settling + N,) without its static part and without the settling time: (N,)."""
+    cutoff_hz = 2 * sensor.mti_cutoff_m_s / sensor.wavelength_m
+    return high_pass(samples[None], cutoff_hz, sensor.prf_hz)[0, sensor.settling_samples :]
+
+
+def high_pass(samples: np.ndarray, cutoff_hz: float, prf_hz: float) -> np.ndarray:
+    """Return signals (K, N) without what moves slower: 4th-order Butterworth, causal, -3 dB at `cutoff_hz`.
 
     The filter starts in the steady state of the first sample, so a constant background leaves no transient; what is
-    left of it passes in the settling time, which is cut off: (settling + N,) -> (N,).
+    left of it passes in the settling time.
     """
-    sections, steady_state = _high_pass(sensor)
-    filtered, _ = signal.sosfilt(sections, samples, zi=steady_state * samples[0])
-    return filtered[sensor.settling_samples :]
+    sections, steady_state = _high_pass(cutoff_hz, prf_hz)
+    filtered, _ = signal.sosfilt(sections, samples, zi=steady_state[:, None] * samples[:, :1])
+    return filtered
 
 
 @functools.lru_cache(maxsize=8)
-def _high_pass(sensor: Sensor) -> tuple[np.ndarray, np.ndarray]:
-    cutoff_hz = 2 * sensor.mti_cutoff_m_s / sensor.wavelength_m
-    sections = signal.butter(4, cutoff_hz, "highpass", fs=sensor.prf_hz, output="sos")
+def _high_pass(cutoff_hz: float, prf_hz: float) -> tuple[np.ndarray, np.ndarray]:
+    sections = signal.butter(4, cutoff_hz, "highpass", fs=prf_hz, output="sos")
     return sections, signal.sosfilt_zi(sections)
 
 

@@ -22,6 +22,7 @@ from tests.unit.test_evaluation_usefulness import toy_synthetic
 
 FLAGS = {
     "simulate": "--classes [drone] --images_per_class 4 --image_size 32",
+    "spectrogram": "--data_dir {recordings} --v_max_m_s 3",
     "pack": "--data_dir {images}",
     "train-vqvae": "--data_dir {packed} --image_size 16",
     "reconstruct": "--data_dir {packed} --vqvae_path {vqvae}",
@@ -41,12 +42,15 @@ def there(tmp_path_factory, ldm) -> dict[str, Path]:
     """Inputs of every command, and folders that are none."""
     root = tmp_path_factory.mktemp("there")
     folders = {**toy_latents(root, train=8, val=4), "ldm": ldm}
-    for name in ("empty", "images/walk"):
+    for name in ("empty", "images/walk", "recordings/walk"):
         (root / name).mkdir(parents=True)
     (root / "images/walk/0.png").touch()
+    (root / "recordings/walk/0.npy").touch()
     (root / "file").touch()
     synthetic = toy_synthetic(root / "synthetic", folders["packed"], size=16)
-    return folders | {name: root / name for name in ("empty", "images", "file")} | {"synthetic": synthetic}
+    return (
+        folders | {name: root / name for name in ("empty", "images", "recordings", "file")} | {"synthetic": synthetic}
+    )
 
 
 def settings(command: str, there: dict[str, Path], out: Path, extra: str = "") -> typing.Any:
@@ -124,6 +128,7 @@ def test_a_set_begun_on_gpus_is_not_continued_without_except_by_what_needs_none(
 @pytest.mark.parametrize(
     ("command", "extra", "words"),
     [
+        ("spectrogram", "--data_dir {empty}", "{empty} holds no recording"),
         ("pack", "--data_dir {empty}", "{empty}"),
         ("train-vqvae", "--data_dir {empty}", "{empty}"),
         ("train-vqvae", "--use_perceptual --perceptual_weights {empty}", "--use_perceptual needs the weights"),

@@ -1,0 +1,175 @@
+"""Recordings of a radar, from the files in which groups keep them: complex samples by range and pulse.
+
+Formats: the text files (.dat) of Ancortek radars, as of the University of Glasgow's "Radar signatures of human
+activities" (doi:10.5525/gla.researchdata.848), and complex arrays in .npy and MATLAB's .mat files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mdaug.radar.sensor import SPEED_OF_LIGHT_M_S
+
+SUFFIXES = (".dat", ".mat", ".npy")
+HEADER_LINES = 4
+
+
+class Unreadable(Exception):
+    """A file that cannot be made into pictures; the text says why."""
+
+
+@dataclass(frozen=True)
+class Radar:
+    """What a file need not tell about the radar; None leaves it to the file."""
+
+    carrier_hz: float | None = None
+    prf_hz: float | None = None
+    bandwidth_hz: float | None = None
+    """Swept by an FMCW radar during the samples of one sweep."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording of a coherent radar, with range resolved if it was."""
+
+    samples: np.ndarray
+    """complex64 (ranges, pulses); an approaching target turns counter-clockwise from pulse to pulse."""
+    prf_hz: float
+    """Pulses (sweeps) per second."""
+    carrier_hz: float
+    """Carrier frequency."""
+    range_step_m: float | None
+    """Distance from one row to the next, the first at 0 m; None where that is unknown."""
+
+    @property
+    def wavelength_m(self) -> float:
+        """Wavelength in m."""
+        return SPEED_OF_LIGHT_M_S / self.carrier_hz
+
+    def between(self, near_m: float, far_m: float) -> np.ndarray:
+        """Return the rows (K, pulses) from `near_m` to `far_m`; Unreadable where there is none."""
+        if self.range_step_m is None:
+            raise Unreadable(
+                "range_m was given, but the file does not tell ranges; give --bandwidth_hz, or leave it out"
+            )
+        first, last = int(np.ceil(near_m / self.range_step_m)), int(far_m / self.range_step_m)
+        rows = self.samples[first : last + 1]
+        if len(rows) == 0:
+            reach = self.range_step_m * (len(self.samples) - 1)
+            raise Unreadable(
+                f"no range from {near_m:g} to {far_m:g} m: the file has every {self.range_step_m:.3g} m "
+                f"up to {reach:.3g} m"
+            )
+        return rows
+
+
+def read(path: Path, radar: Radar, variable: str | None = None) -> Recording:
+    """Read a recording.
+
+    Args:
+        path: a file that ends in one of SUFFIXES.
+        radar: what the user says; it overrules the header of a file.
+        variable: name of the array in a .mat file; None: the only one that can be a recording.
+
+    Raises:
+        Unreadable: no such recording, not finite, or something about the radar is neither in the file nor given.
+    """
+    if path.suffix.lower() == ".dat":
+        array, told = _text(path)
+    else:
+        array = _complex(_npy(path) if path.suffix.lower() == ".npy" else _mat(path, variable))
+        told = Radar()
+    if array.size == 0 or not np.isfinite(array).all():
+        raise Unreadable("holds no samples" if array.size == 0 else "holds samples that are not finite")
+    carrier, prf = radar.carrier_hz or told.carrier_hz, radar.prf_hz or told.prf_hz
+    for name, value in (("carrier_hz", carrier), ("prf_hz", prf)):
+        if value is None:
+            raise Unreadable(f"has no header; give --{name}")
+    assert carrier is not None
+    assert prf is not None
+    bandwidth = radar.bandwidth_hz or told.bandwidth_hz
+    if bandwidth is None:
+        return Recording(array, prf, carrier, None)
+    if len(array) < 2:
+        raise Unreadable("bandwidth_hz was given, but there is one sample for each pulse; leave it out")
+    return Recording(_range_profiles(array), prf, carrier, SPEED_OF_LIGHT_M_S / (2 * bandwidth))
+
+
+def _range_profiles(sweeps: np.ndarray) -> np.ndarray:
+    """Return (n // 2, pulses), the beat frequencies of complex sweeps (n, pulses) that stand for distances from 0 on.
+
+    A target at distance R beats with 2 R B / c cycles a sweep (B: bandwidth), so a bin is c / 2B wide.
+    """
+    return np.fft.fft(sweeps, axis=0)[: len(sweeps) // 2].astype(np.complex64)
+
+
+def _text(path: Path) -> tuple[np.ndarray, Radar]:
+    """Return complex64 (samples of a sweep, sweeps) and the header of an Ancortek text file.
+
+    Line 1: carrier in Hz; 2: sweep time in ms; 3: samples of a sweep; 4: bandwidth in Hz; then one complex
+    number a line, such as -0.0123+0.0456i. Sweeps follow one another; a last one that is not whole is left out.
+    """
+    numbers = path.read_bytes().replace(b"i", b"j").split()
+    try:
+        carrier, sweep_ms, per_sweep, bandwidth = (float(number) for number in numbers[:HEADER_LINES])
+        samples = np.array(numbers[HEADER_LINES:]).astype(np.complex64)
+    except ValueError:
+        raise Unreadable("is no text file of four numbers and then one complex number on each line") from None
+    if min(carrier, sweep_ms, per_sweep) <= 0:
+        raise Unreadable(f"has a header of {carrier:g} Hz, {sweep_ms:g} ms, {per_sweep:g} samples; all must be above 0")
+    if bandwidth <= 0:
+        raise Unreadable(
+            "has bandwidth 0 in its header (continuous wave or FSK); save it as a complex .npy array instead"
+        )
+    sweeps = samples[: len(samples) // int(per_sweep) * int(per_sweep)].reshape(-1, int(per_sweep)).T
+    return sweeps, Radar(carrier, 1000 / sweep_ms, bandwidth)
+
+
+def _npy(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise Unreadable(f"is no .npy array: {error}") from None
+
+
+def _mat(path: Path, variable: str | None) -> np.ndarray:
+    """Return the array `variable` of a .mat file, or its only array that can be a recording."""
+    from scipy.io import loadmat
+
+    try:
+        content = loadmat(path)
+    except NotImplementedError:
+        raise Unreadable("is a MATLAB 7.3 file; save it again with: save('file.mat', 'name', '-v7')") from None
+    except Exception as error:  # what loadmat raises for damaged files is not documented
+        raise Unreadable(f"is no MATLAB file: {error}") from None
+    arrays = {
+        name: value
+        for name, value in content.items()
+        if isinstance(value, np.ndarray) and value.dtype.kind in "iufc" and value.size > 1
+    }
+    if variable is not None:
+        if variable not in arrays:
+            raise Unreadable(f"has no array '{variable}'; it has {', '.join(sorted(arrays)) or 'none'}")
+        return arrays[variable]
+    likely = {name: value for name, value in arrays.items() if np.iscomplexobj(value)} or arrays
+    if len(likely) != 1:
+        raise Unreadable(f"has the arrays {', '.join(sorted(likely)) or '(none)'}; name one with --variable")
+    return next(iter(likely.values()))
+
+
+def _complex(array: np.ndarray) -> np.ndarray:
+    """Return complex64 (rows, pulses) of a complex array, or of a real one with two columns, real and imaginary."""
+    if not np.iscomplexobj(array):
+        if array.ndim != 2 or array.shape[1] != 2:
+            raise Unreadable(
+                f"is an array {array.shape} of {array.dtype}; complex numbers, or (n, 2) real ones, are needed"
+            )
+        array = array[:, 0] + 1j * array[:, 1]
+    if 1 in array.shape:
+        array = array.ravel()
+    if array.ndim > 2:
+        raise Unreadable(f"is an array {array.shape}; (pulses,) or (ranges, pulses) are needed")
+    return np.atleast_2d(array).astype(np.complex64)
