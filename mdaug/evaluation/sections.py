@@ -53,6 +53,7 @@ def usefulness(metrics: dict) -> list[str]:
             f"{100 * arm['low']:.1f} to {100 * arm['high']:.1f}",
             arm["real"],
             arm["further"],
+            share(arm["learnt"]),
         ]
         for arm in figures["arms"]
     ]
@@ -93,7 +94,7 @@ def usefulness(metrics: dict) -> list[str]:
         f"{units} and the spread over seeds. {_by_chance(figures['comparisons'])}</p>",
         table(["", "n", "points", "95 % interval"], differences),
         "<details open><summary>All arms: accuracy, mean ± standard deviation over seeds</summary>",
-        table(["trained on", "n", "accuracy", "95 % interval", "real images", "further"], arms),
+        table(["trained on", "n", "accuracy", "95 % interval", "real images", "further", "accuracy on them"], arms),
         *_sifting(figures["sifting"], names),
         "</details><details><summary>Recall per class in %</summary>",
         table(["trained on", "n", *names], recall),

@@ -27,6 +27,7 @@ WITH_SIMULATED, SIMULATED = "real + simulated", "simulated"
 TRANSFORMED = (TRANSFORMS, BOTH_TRANSFORMS, WITH_SIFTED_TRANSFORMS)
 UNSIFTED = {WITH_SIFTED: BOTH, WITH_SIFTED_TRANSFORMS: BOTH_TRANSFORMS}
 RESAMPLES = 2000
+LEARNT_FROM = 512  # training images, spread over them, on which it is measured how well a classifier has learnt them
 FEWEST_GROUPS = 8  # below it a bootstrap over groups says little, and images are resampled instead
 
 
@@ -113,14 +114,15 @@ def run(
     """Train the classifier of a job and return its result as plain JSON values.
 
     Returns:
-        {"arm", "n_real", "ratio", "seed", "real", "further": training images of each kind, "predictions": class of
-        each held-out image} and, of a reference, "on_synthetic": class of each synthetic image, and "fidelity": what
-        `fidelity.with_floor` finds in its features.
+        {"arm", "n_real", "ratio", "seed", "real", "further": training images of each kind, "learnt": accuracy on (up to
+        512 of) them, "predictions": class of each held-out image} and, of a reference, "on_synthetic": class of each
+        synthetic image, and "fidelity": what `fidelity.with_floor` finds in its features.
     """
-    images, labels = training_images(job, train, synthetic, sifted, simulated)
+    parts, labels_of_parts = training_images(job, train, synthetic, sifted, simulated)
+    images, labels = np.concatenate(parts), np.concatenate(labels_of_parts)
     model = classifier.train(
-        np.concatenate(images),
-        np.concatenate(labels),
+        images,
+        labels,
         len(train.dataset.classes),
         steps=steps,
         batch_size=batch_size,
@@ -130,13 +132,16 @@ def run(
         network=network,
     )
     predictions, features = classifier.outputs(model, held_out.images)
+    some = np.unique(np.linspace(0, len(images) - 1, LEARNT_FROM).astype(int))
+    learnt = float((classifier.outputs(model, images[some])[0] == labels[some]).mean())
     result = {
         "arm": job.arm,
         "n_real": job.n_real,
         "ratio": job.ratio,
         "seed": job.seed,
-        "real": len(labels[0]),
-        "further": sum(len(part) for part in labels[1:]),
+        "real": len(parts[0]),
+        "further": sum(len(part) for part in parts[1:]),
+        "learnt": learnt,
         "predictions": predictions.tolist(),
     }
     if job.reference:
@@ -189,8 +194,9 @@ def summarize(results: list[dict], held_out: ImageSet, synthetic: ImageSet) -> d
     """Return the tables of the experiment from the results of all jobs.
 
     Returns:
-        "arms": accuracy mean and standard deviation over seeds, its 95 % interval, recall per class and the confusion
-        matrix (rows: true class, columns: predicted, summed over seeds); "comparisons": differences with 95 % intervals
+        "arms": accuracy mean and standard deviation over seeds, its 95 % interval, mean accuracy on the training images
+        themselves ("learnt"), recall per class and the confusion matrix (rows: true class, columns: predicted, summed
+        over seeds); "comparisons": differences with 95 % intervals
         against the arms "real" and "real + transforms", of the sifted arms also against those without sifting;
         "real_to_synthetic": the same figures for synthetic images judged by classifiers trained on all real ones;
         "chance".
@@ -203,10 +209,11 @@ def summarize(results: list[dict], held_out: ImageSet, synthetic: ImageSet) -> d
     for (arm, n_real, ratio), group in by_arm.items():
         figures = judge([result["predictions"] for result in group], held_out.labels, num_classes)
         counts = {"real": group[0]["real"], "further": group[0]["further"]}
+        learnt = float(np.mean([result["learnt"] for result in group]))
         hits = _hits(group, held_out.labels)
         _, low, high = paired_interval(hits, np.zeros_like(hits), held_out.groups)
         case = {"arm": arm, "n_real": n_real, "ratio": ratio}
-        arms.append({**case, **counts, "low": max(low, 0.0), "high": high, **figures})
+        arms.append({**case, **counts, "learnt": learnt, "low": max(low, 0.0), "high": high, **figures})
         if n_real == 0 or arm == REAL:
             continue
         for baseline in (REAL, TRANSFORMS, *([UNSIFTED[arm]] if arm in UNSIFTED else [])):

@@ -7,6 +7,7 @@ from mdaug.evaluation.usefulness import BOTH, BOTH_TRANSFORMS, REAL, SYNTHETIC, 
 SATURATED = 0.97  # accuracy of real images alone above which little is left to gain
 REPEATED = 0.10  # share of synthetic images nearer to a training image than 99 % of held-out ones
 RECOGNISED = 0.6  # of the accuracy on real images: the least to expect on synthetic ones
+LEARNT = 0.97  # accuracy on its own training images below which a classifier was stopped too early
 WIDE = 0.05  # half of an interval: a difference of that many points may hide in it
 SEVERITY = ("loss", "none", "gain")
 
@@ -42,7 +43,9 @@ def verdict(metrics: dict) -> dict | None:
 def _against_real(metrics: dict) -> tuple[str, str]:
     comparisons = _worst_first(metrics, BOTH, REAL)
     said = {"loss": "made the classifier worse", "none": "brought no measurable gain", "gain": "helped"}
+    early = "Not to be relied on, since classifiers were stopped too early (see below): " if _early(metrics) else ""
     sentence = "Compared with real images only, adding the synthetic images " + _clauses(metrics, comparisons, said)
+    sentence = early + sentence[0].lower() + sentence[1:] if early else sentence
     if any(outcome(item) == "gain" and _is_subset(metrics, item["n_real"]) for item in comparisons):
         sentence += (
             f"; the generator had learnt from all {sum(metrics['data']['train'])} training images, so a gain with few "
@@ -94,6 +97,11 @@ def _advice(metrics: dict, worst: str) -> str:
             "the labels of the synthetic images are not reliable; train the diffusion model longer, look at its "
             "pictures, raise --guidance_scale, then generate and evaluate again."
         )
+    if arm := _early(metrics):
+        return facts + (
+            f"classifiers trained on {arm['arm']} ({_amount([arm])}) see only {percent(arm['learnt'])} of their own "
+            "training images right, so they were stopped too early to tell; repeat it with more --steps."
+        )
     halves = [(item["high"] - item["low"]) / 2 for item in spoken(metrics, BOTH, REAL) if outcome(item) == "none"]
     if max(halves, default=0.0) > WIDE:
         return facts + (
@@ -111,6 +119,19 @@ def _advice(metrics: dict, worst: str) -> str:
             "or transforms instead."
         )
     return facts + "before relying on the gain, repeat it with more seeds and with other recordings held out."
+
+
+def _early(metrics: dict) -> dict | None:
+    """Return the arm of the verdict that has learnt its own images least, if that is too little to judge by.
+
+    Wrong labels cannot be learnt either: where the synthetic ones are not reliable, steps are not what is missing.
+    """
+    usefulness = metrics["usefulness"]
+    arms = [arm for arm in usefulness["arms"] if arm["arm"] in (REAL, TRANSFORMS, BOTH, BOTH_TRANSFORMS)]
+    real = [arm for arm in arms if arm["arm"] == REAL][-1]["accuracy"]
+    worst = min(arms, key=lambda arm: arm["learnt"])
+    unreliable = usefulness["real_to_synthetic"]["accuracy"] < RECOGNISED * real
+    return worst if worst["learnt"] < LEARNT and not unreliable else None
 
 
 def spoken(metrics: dict, arm: str, baseline: str) -> list[dict]:

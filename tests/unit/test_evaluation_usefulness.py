@@ -103,11 +103,12 @@ def test_wrong_labels_harm_and_the_verdict_says_so_first(packed, tmp_path):
     assert "labels of the synthetic images are not reliable" in said["sentences"][2]
 
 
-def made_up(difference, low, high, *, n_real=10, real=0.8):
+def made_up(difference, low, high, *, n_real=10, real=0.8, learnt=1.0):
     """Return metrics in which the synthetic images change the accuracy by `difference`, alike against transforms."""
     arms = [
-        {"arm": name, "n_real": n_real, "ratio": 5 * (BOTH in name), "accuracy": real + difference * (BOTH in name)}
+        {"arm": name, "n_real": n_real, "ratio": 5 * (BOTH in name), "accuracy": accuracy, "learnt": learnt}
         for name in (REAL, TRANSFORMS, BOTH, BOTH_TRANSFORMS)
+        for accuracy in [real + difference * (BOTH in name)]
     ]
     figures = {"n_real": n_real, "ratio": 5, "difference": difference, "low": low, "high": high}
     pairs = ((BOTH, REAL), (BOTH, TRANSFORMS), (BOTH_TRANSFORMS, TRANSFORMS))
@@ -138,6 +139,20 @@ def test_verdict_never_calls_noise_a_gain():
     assert "too wide to rule a gain or a loss out" in said["sentences"][2]
     saturated = verdict(made_up(0.01, -0.01, 0.02, real=0.985))
     assert "almost no room" in saturated["sentences"][2]
+
+
+def test_a_verdict_from_too_few_steps_says_so_first(packed, synthetic, tmp_path):
+    sentences = {}
+    for steps in (10, 60):
+        (tmp_path / str(steps)).mkdir()
+        table, arms = experiment(packed, synthetic, tmp_path / str(steps), n_real=("all",), seeds=1, steps=steps)
+        metrics = {"usefulness": table, "memorization": {"share_closer": 0.0}, "data": {"train": [24] * 4}}
+        sentences[steps] = verdict(metrics)["sentences"]
+        assert (arms[TRANSFORMS]["learnt"] > 0.97) == (steps == 60)
+    early = "Not to be relied on, since classifiers were stopped too early (see below): compared with real images only"
+    assert sentences[10][0].startswith(early)
+    assert sentences[10][2].endswith("repeat it with more --steps.")
+    assert "stopped too early" not in " ".join(sentences[60])
 
 
 def test_results_do_not_depend_on_the_number_of_processes(packed, synthetic, tmp_path):
