@@ -156,6 +156,10 @@ def spectrogram(config: SpectrogramConfig) -> None:
             print(f"{folder} is finished: {report['pictures']} pictures; nothing to do")
             return
         (folder / DONE).mkdir(exist_ok=True)
+        keys = {source.key for source in sources}
+        for record in (folder / DONE).glob("*.json"):
+            if record.stem not in keys:  # of a recording that is gone since the run was interrupted
+                _forget(folder, record)
         done: list[dict] = []
         with Progress("recordings", len(sources), "recording") as progress:
             for source, result in zip(sources, run_all(partial(make, config), sources, config.workers), strict=True):
@@ -181,8 +185,7 @@ def make(config: SpectrogramConfig, source: Source) -> dict:
         before = json.loads(record.read_text(encoding="utf-8"))
         if before["stamp"] == stamp:
             return before
-        for row in before["rows"]:  # of a recording that has changed since
-            (config.output_dir / row["file"]).unlink(missing_ok=True)
+        _forget(config.output_dir, record)  # the recording has changed since
     rows = []
     try:
         recording = read(path, Radar(config.carrier_hz, config.prf_hz, config.bandwidth_hz), config.variable)
@@ -196,6 +199,13 @@ def make(config: SpectrogramConfig, source: Source) -> dict:
     result = {"stamp": stamp, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "rows": rows}
     atomic.write_text(record, json.dumps(result))
     return result
+
+
+def _forget(folder: Path, record: Path) -> None:
+    """Remove the pictures of a recording, and its record."""
+    for row in json.loads(record.read_text(encoding="utf-8"))["rows"]:
+        (folder / row["file"]).unlink(missing_ok=True)
+    record.unlink()
 
 
 def _pictures(config: SpectrogramConfig, recording: Recording) -> Iterator[tuple[float, np.ndarray]]:

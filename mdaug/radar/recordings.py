@@ -77,11 +77,14 @@ def read(path: Path, radar: Radar, variable: str | None = None) -> Recording:
     Raises:
         Unreadable: no such recording, not finite, or something about the radar is neither in the file nor given.
     """
-    if path.suffix.lower() == ".dat":
-        array, told = _text(path)
-    else:
-        array = _complex(_npy(path) if path.suffix.lower() == ".npy" else _mat(path, variable))
-        told = Radar()
+    try:
+        if path.suffix.lower() == ".dat":
+            array, told = _text(path)
+        else:
+            array = _complex(_npy(path) if path.suffix.lower() == ".npy" else _mat(path, variable))
+            told = Radar()
+    except OSError as error:
+        raise Unreadable(f"cannot be read: {error.strerror or error}") from None
     if array.size == 0 or not np.isfinite(array).all():
         raise Unreadable("holds no samples" if array.size == 0 else "holds samples that are not finite")
     carrier, prf = radar.carrier_hz or told.carrier_hz, radar.prf_hz or told.prf_hz
@@ -131,7 +134,7 @@ def _text(path: Path) -> tuple[np.ndarray, Radar]:
 def _npy(path: Path) -> np.ndarray:
     try:
         return np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, EOFError) as error:
         raise Unreadable(f"is no .npy array: {error}") from None
 
 
@@ -139,12 +142,13 @@ def _mat(path: Path, variable: str | None) -> np.ndarray:
     """Return the array `variable` of a .mat file, or its only array that can be a recording."""
     from scipy.io import loadmat
 
-    try:
-        content = loadmat(path)
-    except NotImplementedError:
-        raise Unreadable("is a MATLAB 7.3 file; save it again with: save('file.mat', 'name', '-v7')") from None
-    except Exception as error:  # what loadmat raises for damaged files is not documented
-        raise Unreadable(f"is no MATLAB file: {error}") from None
+    with open(path, "rb") as file:
+        try:
+            content = loadmat(file)
+        except NotImplementedError:
+            raise Unreadable("is a MATLAB 7.3 file; save it again with: save('file.mat', 'name', '-v7')") from None
+        except Exception as error:  # what loadmat raises for damaged files is not documented
+            raise Unreadable(f"is no MATLAB file: {error}") from None
     arrays = {
         name: value
         for name, value in content.items()

@@ -119,6 +119,10 @@ def test_neither_workers_nor_an_interruption_change_a_byte(recordings, tmp_path,
             spectrogram(config(recordings, tmp_path / "one"))
     assert not (tmp_path / "one" / "metadata.csv").exists()
     kept = {path: path.stat().st_mtime_ns for path in written[:10]}
+    # Of a recording that is gone since the interruption.
+    record = {"stamp": [0, 0], "sha256": "", "rows": [{"file": "coming/gone_000.png"}]}
+    (tmp_path / "one" / ".recordings" / "gone.json").write_text(json.dumps(record))
+    (tmp_path / "one" / "coming" / "gone_000.png").touch()
     spectrogram(config(recordings, tmp_path / "one"))
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
     assert contents(tmp_path / "one") == contents(tmp_path / "two")

@@ -155,6 +155,13 @@ def test_what_is_no_recording_says_why(tmp_path, name, content, radar, reason):
         read(path, radar)
 
 
+def test_a_folder_that_is_named_like_a_file_cannot_be_read(tmp_path):
+    for name in ("a.dat", "a.npy", "a.mat"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(Unreadable, match="cannot be read: Is a directory"):
+            read(tmp_path / name, Radar(1e9, 1e3))
+
+
 def test_the_array_that_is_named_is_read(tmp_path):
     savemat(tmp_path / "a.mat", {"a": np.ones(9) * 1j, "b": 2 * np.ones(9) * 1j})
     assert read(tmp_path / "a.mat", Radar(1e9, 1e3), "b").samples[0, 0] == 2j
