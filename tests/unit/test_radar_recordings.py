@@ -134,6 +134,7 @@ def test_brightness_is_in_decibels_below_the_maximum():
         ("a.dat", b"5.8e9\n1\n2\n4e8\nNaN+NaNi\n1+1i\n", Radar(), "not finite"),
         ("a.npy", b"no array", Radar(1e9, 1e3), "is no .npy array"),
         ("a.mat", b"no matrix", Radar(1e9, 1e3), "is no MATLAB file"),
+        ("a.mat", b"MATLAB 7.3".ljust(124) + b"\x00\x02IM" + bytes(400), Radar(1e9, 1e3), "save it again with"),
         ("a.npy", np.ones((4, 3)), Radar(1e9, 1e3), r"an array \(4, 3\) of float64; complex numbers"),
         ("a.npy", np.ones((2, 3, 4), complex), Radar(1e9, 1e3), r"an array \(2, 3, 4\); \(pulses,\)"),
         ("a.npy", np.ones(9, complex), Radar(prf_hz=1e3), "give --carrier_hz"),
