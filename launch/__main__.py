@@ -20,7 +20,7 @@ PARALLEL = {"train-vqvae", "encode", "train-ldm", "generate", "evaluate"}  # the
 ARRAYS = {"generate", "evaluate"}  # whose ranks need not run at the same time, nor know of each other
 USAGE = """usage: python -m launch <command> [--nodes N] [--gpus_per_node N] [--cluster auto|slurm|local|inline]
                                  [--profile FILE] [--wait] [--dry_run] -- <flags of the command>
-       python -m launch status|logs|cancel RUN_DIR         of a job that was submitted to SLURM
+       python -m launch status|logs|cancel RUN_DIR         of a SLURM job, or of ranks on this machine
        python -m launch plan --config FILE --nodes N       memory, hours and GPU-hours of a training, estimated
 
 'python -m launch <command> --help' lists the launcher's flags, 'python -m launch <command> -- --help' the command's.
@@ -113,14 +113,23 @@ def launch(command: str, launcher_flags: list[str], flags: list[str]) -> int:
         return 0
     caches.prepare()
     if local:
-        from launch import local as executor
-
-        return executor.run("mdaug.cli:run", [command, *flags], Path(resolved.output_dir), ranks)
+        return _run_here(command, resolved, ranks)
     try:
         return cli.main([command, *flags])
     except KeyboardInterrupt:
         print("\nlaunch: interrupted", file=sys.stderr)
         return 130
+
+
+def _run_here(command: str, resolved: Any, ranks: int) -> int:
+    """Run a command on ranks of this machine; returns the status of the worst."""
+    from launch import checks, follow, handover, here, local
+
+    resolved = checks.absolute(resolved)
+    checks.require_writable(resolved.output_dir)
+    follow.require_idle(resolved.output_dir)
+    argv = handover.prepare(here.folder(resolved.output_dir), command, resolved)
+    return local.run(handover.ENTRY, argv, resolved.output_dir, ranks)
 
 
 def _on_job(action: str, *run_dirs: str) -> int:
@@ -162,6 +171,7 @@ def _submit(command: str, where: LaunchConfig, resolved: Any) -> int:
         print(slurm.script(command, place, size, chosen, where.after, where.snapshot))
         print(f"# mdaug {command}: {size}\n{config.dump(resolved)}", end="")
         return 0
+    follow.require_idle(resolved.output_dir)
     job = slurm.submit(command, resolved, place, size, profile=chosen, after=where.after, snapshot=where.snapshot)
     print(follow.describe(job, resolved.output_dir, size), flush=True)
     return follow.wait(place.folder) if where.wait else 0

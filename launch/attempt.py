@@ -16,7 +16,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launch.rank import Report, log_path
+from launch.rank import Report, account
 from shards import atomic
 
 REQUEUE = 75  # EX_TEMPFAIL: the batch script requeues the job
@@ -30,7 +30,7 @@ WORKERS = "workers"  # folder of the tasks of a job array, each with the same fi
 
 @dataclass
 class Job:
-    """A submitted job, as `job.json` keeps it in the folder of the job."""
+    """A submitted job, or ranks on one machine, as `job.json` keeps them in the folder of the job."""
 
     command: str
     output_dir: str
@@ -40,6 +40,14 @@ class Job:
     """Folder of the ranks' logs."""
     job_id: str = ""
     submitted: float = 0.0
+    pid: int = 0
+    """Without SLURM: the process of the launcher,"""
+    host: str = ""
+    """and the machine that it runs on."""
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        return f"process {self.pid} on {self.host}" if self.pid else f"job {self.job_id}"
 
     def write(self, folder: Path) -> None:
         """Write `job.json`."""
@@ -131,14 +139,10 @@ def end(folder: Path, status: int) -> int:
     failures = sorted((report for report in reports if report.error), key=lambda report: report.time)
     missing = sorted(set(range(job.ranks)) - {report.rank for report in reports})
     if failures:
-        first = failures[0]
-        log = log_path(Path(job.logs), first.rank)
-        text = f"rank {first.rank} of {job.ranks} failed first; its log: {log}\n{first.error.rstrip()}"
-        for other in failures[1:]:
-            text += f"\nthen rank {other.rank} ({other.time - first.time:.1f} s later): {other.error.splitlines()[-1]}"
+        lines = account(failures, job.ranks, Path(job.logs))
         if missing:
-            text += f"\nwithout a word: rank {', '.join(map(str, missing))}"
-        return _finish(folder, first.status, text)
+            lines.append(f"without a word: rank {', '.join(map(str, missing))}")
+        return _finish(folder, failures[0].status, "\n".join(lines))
     if any(report.status in STOPPED for report in reports):
         return _finish(folder, REQUEUE, "told to stop; to be continued")
     if missing:
@@ -171,8 +175,13 @@ def read_outcome(folder: Path) -> tuple[int, str] | None:
     return max(told)  # one that is to be continued before those that are done
 
 
-def _finish(folder: Path, status: int, text: str) -> int:
+def write_outcome(folder: Path, status: int, text: str) -> None:
+    """Write what `read_outcome` reads."""
     atomic.write_text(folder / OUTCOME_FILE, json.dumps({"status": status, "text": text}) + "\n")
+
+
+def _finish(folder: Path, status: int, text: str) -> int:
+    write_outcome(folder, status, text)
     print(f"launch: {text}", flush=True)
     return status
 

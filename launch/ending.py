@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launch import queue
+from launch import here, queue
 from launch.attempt import BEGINS
 
 # State -> what happened; what helps.
@@ -48,6 +48,6 @@ def judged(folder: Path, state: str) -> str:
 def explained(folder: Path, state: str) -> str | None:
     """Return what such an end means and what to change; None for a state that needs no words."""
     if state not in WORDS:
-        return None
+        return here.WORDS.get(state)
     log = f"; see {folder}/*_0_log.out" if state in VAGUE else ""
     return f"{WORDS[state]}{log}; the same command continues from what was saved"

@@ -1,4 +1,4 @@
-"""Looking at a submitted job: wait for it, tell how it stands, show its log, cancel it."""
+"""Looking at a submitted job, or at ranks of this machine: wait, tell how it stands, show its log, cancel it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,54 @@ import sys
 import time
 from pathlib import Path
 
-from launch import attempt, ending, progress, queue
+from launch import attempt, ending, here, progress, queue
 from launch.attempt import Job
 from launch.local import LogStream
 from launch.rank import log_path
-from launch.slurm import Size, find
+from launch.slurm import Size, place
+from shards import provenance
 from shards.errors import UserError
 
 POLL = 2.0
 PATIENCE = 300.0  # seconds that a controller which restarts may leave us without an answer
 BY_SIGNAL = 143  # status of a job that was cancelled
+ENDED = queue.ENDED | {queue.GONE} | here.ENDED
+FINISHED = ("FINISHED", provenance.FILE_NAME)  # what a command writes last
+
+
+def records(run_dir: Path) -> list[Path]:
+    """Return what launchers have kept of a run folder, the last one last."""
+    places = [place(run_dir, in_run_folder).folder for in_run_folder in (True, False)] + [here.folder(run_dir)]
+    there = [folder for folder in places if (folder / attempt.JOB_FILE).is_file()]
+    return sorted(there, key=lambda folder: attempt.read_job(folder).submitted)
+
+
+def find(run_dir: Path) -> Path:
+    """Return the folder of the last job, or ranks of a machine, of a run folder; raises UserError where none was."""
+    there = records(run_dir)
+    if not there:
+        raise UserError(
+            f"{run_dir}: no SLURM job was submitted for this folder and no ranks were started; a command that runs "
+            "in a terminal alone shows its log there, and Ctrl-C there lets it save and stop"
+        )
+    return there[-1]
+
+
+def require_idle(run_dir: Path) -> None:
+    """Raise UserError where a job, or ranks of this machine, are at work in a run folder or are going to be."""
+    for folder in records(run_dir):
+        job = attempt.read_job(folder)
+        if not (job.pid or queue.available()):
+            continue  # the folder comes from a cluster
+        if (state := _state(folder, job)) not in ENDED:
+            raise UserError(
+                f"{job} of this folder is {state.lower()} already; 'python -m launch status' tells how it stands, "
+                "'python -m launch cancel' ends it"
+            )
+
+
+def _state(folder: Path, job: Job) -> str:
+    return here.state(folder, job) if job.pid else queue.state(job.job_id)
 
 
 def describe(job: Job, run_dir: Path, size: Size) -> str:
@@ -42,7 +80,7 @@ def wait(folder: Path) -> int:
     try:
         while True:
             try:
-                state = queue.state(job.job_id)
+                state = _state(folder, job)
                 last_answer = time.monotonic()
             except UserError:
                 if time.monotonic() - last_answer > PATIENCE:
@@ -51,13 +89,13 @@ def wait(folder: Path) -> int:
                 continue
             stream.forward()
             if state != shown:
-                print(f"launch: job {job.job_id} is {state.lower()}", flush=True)
+                print(f"launch: {job} is {state.lower()}", flush=True)
                 shown = state
-            if state in queue.ENDED | {queue.GONE}:
+            if state in ENDED:
                 return _status(folder, state)
             time.sleep(POLL)
     except KeyboardInterrupt:
-        print(f"\nlaunch: job {job.job_id} goes on; python -m launch cancel {job.output_dir} ends it", file=sys.stderr)
+        print(f"\nlaunch: {job} goes on; python -m launch cancel {job.output_dir} ends it", file=sys.stderr)
         return 130
 
 
@@ -78,10 +116,12 @@ def _status(folder: Path, state: str) -> int:
 
 
 def status(run_dir: Path) -> int:
-    """Print state, attempts, progress, time left and last error of the job of a run folder."""
+    """Print state, attempts, progress, time left and last error of what runs, or ran last, in a run folder."""
+    if not records(run_dir):
+        return _without_a_record(run_dir)
     folder = find(run_dir)
     job = attempt.read_job(folder)
-    state = queue.state(job.job_id)
+    state = _state(folder, job)
     told = attempt.read_outcome(folder)
     if state == "COMPLETED" or (state == queue.GONE and told is not None):  # squeue forgets, an array task by task
         state = "COMPLETED" if told is not None and told[0] == 0 else "FAILED"
@@ -89,16 +129,33 @@ def status(run_dir: Path) -> int:
     waiting = f" ({queue.reason(job.job_id)})" if state == "PENDING" else ""
     workers = len(attempt.parts(folder))
     array = f" in each of {workers} workers" if workers > 1 else ""
-    print(f"job       {job.job_id}: mdaug {job.command} on {job.ranks} rank(s){array}")
+    name = f"process   {job.pid} on {job.host}" if job.pid else f"job       {job.job_id}"
+    print(f"{name}: mdaug {job.command} on {job.ranks} rank(s){array}")
     print(f"state     {state.lower()}{waiting}")
-    begun = attempt.attempts(folder)
-    print(f"attempts  {len(begun)}" + (f", the last from {begun[-1]['progress']}" if begun else ""))
-    if (told_progress := progress.told(job, attempt.since(folder) if state == "RUNNING" else None)) is not None:
+    if not job.pid:
+        begun = attempt.attempts(folder)
+        print(f"attempts  {len(begun)}" + (f", the last from {begun[-1]['progress']}" if begun else ""))
+    since = job.submitted if job.pid else attempt.since(folder)
+    if (told_progress := progress.told(job, since if state == "RUNNING" else None)) is not None:
         print(f"progress  {told_progress}")
-    if told is not None and told[0] not in (0, attempt.REQUEUE):
+    if told is not None and told[0] not in (0, attempt.REQUEUE) and state != here.STOPPED:
         print(f"error     {told[1]}")
     if (why := ending.explained(folder, state)) is not None:
         print(f"reason    {why}")
+    return 0
+
+
+def _without_a_record(run_dir: Path) -> int:
+    """Print how a folder stands in which a command worked alone, in a terminal, without ranks and without a job."""
+    if not run_dir.is_dir():
+        raise UserError(f"{run_dir} does not exist; name the output folder of a command")
+    done = next((run_dir / name for name in FINISHED if (run_dir / name).is_file()), None)
+    changed = time.time() - max(path.stat().st_mtime for path in (run_dir, *run_dir.iterdir()))
+    print(f"state     {'finished' if done else 'not finished'}; no launcher has a record of it, so one process in a "
+          f"terminal works here, or none; last change {progress.duration(changed)} ago")  # fmt: skip
+    alone = Job("", str(run_dir), ranks=1, max_restarts=0, logs=str(run_dir / "logs"))
+    if (told := progress.told(alone, None)) is not None:
+        print(f"progress  {told}")
     return 0
 
 
@@ -107,7 +164,7 @@ def logs(run_dir: Path) -> int:
     folder = find(run_dir)
     job = attempt.read_job(folder)
     path = log_path(Path(job.logs), 0)
-    ended = queue.state(job.job_id) in queue.ENDED | {queue.GONE}
+    ended = _state(folder, job) in ENDED
     if not path.is_file() and ended:
         path = min(folder.glob("*_0_log.out"), default=path)
     if path.is_file():
@@ -117,11 +174,19 @@ def logs(run_dir: Path) -> int:
 
 
 def cancel(run_dir: Path) -> int:
-    """Cancel the job of a run folder; its ranks save first, as far as the cluster gives them time (KillWait)."""
-    job = attempt.read_job(find(run_dir))
-    if queue.state(job.job_id) in queue.ENDED | {queue.GONE}:
-        print(f"launch: job {job.job_id} has ended already")
+    """Cancel what runs in a run folder; its ranks save first, as far as the cluster gives them time (KillWait)."""
+    folder = find(run_dir)
+    job = attempt.read_job(folder)
+    state = _state(folder, job)
+    if state == here.ELSEWHERE:
+        raise UserError(f"{job} can be stopped on that machine only")
+    if state in ENDED:
+        print(f"launch: {job} has ended already")
         return 0
-    queue.cancel(job.job_id)
-    print(f"launch: job {job.job_id} is cancelled; the same command continues from the last checkpoint")
+    if job.pid:
+        here.stop(job)
+    else:
+        queue.cancel(job.job_id)
+    done = "is told to stop, and its ranks save" if job.pid else "is cancelled"
+    print(f"launch: {job} {done}; the same command continues from the last checkpoint")
     return 0

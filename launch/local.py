@@ -23,7 +23,8 @@ import psutil
 import submitit
 from submitit.core.utils import JobPaths
 
-from launch.rank import Report, log_path, report_path, run_rank, started_path
+from launch import attempt, here
+from launch.rank import Report, account, log_path, report_path, run_rank, started_path
 
 POLL = 0.1
 GRACE = 2.0  # seconds that the other ranks have to report their own errors before they are killed
@@ -36,12 +37,13 @@ def run(entry: str, argv: list[str], output_dir: Path, ranks: int) -> int:
 
     Args:
         entry: "module:function", called as function(argv) in every rank.
-        argv: its arguments, the only thing that travels.
-        output_dir: ranks log to `<output_dir>/logs/rank-00000.log` and so on; rank 0 is also shown.
+        argv: the command and its arguments, the only thing that travels.
+        output_dir: ranks log to `<output_dir>/logs/rank-00000.log` and so on; rank 0 is also shown. `logs/local/` tells
+            other terminals how the run stands.
         ranks: number of processes; each finds RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
     """
     logs = output_dir / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
+    here.begin(argv[0] if argv else entry, output_dir, ranks)
     with tempfile.TemporaryDirectory(prefix="mdaug-launch-", ignore_cleanup_errors=True) as name, _Signals() as signals:
         scratch = Path(name)
         stream = LogStream(log_path(logs, 0))
@@ -58,7 +60,9 @@ def run(entry: str, argv: list[str], output_dir: Path, ranks: int) -> int:
         finally:
             watch.kill()
             stream.forward()
-        return watch.conclude(logs)
+        status, text = watch.conclude(logs)
+    attempt.write_outcome(here.folder(output_dir), status, text)
+    return status
 
 
 class _Watch:
@@ -92,36 +96,30 @@ class _Watch:
     def kill(self) -> None:
         """Kill every rank that still runs."""
         for process in self.processes.values():
-            if _alive(process):
+            if here.alive(process):
                 self.killed = True
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
 
-    def conclude(self, logs: Path) -> int:
-        """Say what went wrong, the earliest error first, and return the exit status."""
+    def conclude(self, logs: Path) -> tuple[int, str]:
+        """Say what went wrong, the earliest error first; return the exit status and what to remember of the end."""
         for rank in set(range(self.ranks)) - set(self.reports):
             if not self.killed:
                 self.reports[rank] = self._unreported(rank)
         failures = sorted((r for r in self.reports.values() if r.error), key=lambda report: report.time)
+        text = ""
         if failures:
-            self._show(failures, logs)
+            headline, error, *others = account(failures, self.ranks, logs)
+            shown = self.reports.get(0)
+            already_streamed = shown is not None and shown.error == failures[0].error
+            say = [headline, *([] if already_streamed else [error]), *others]
+            print("launch: " + "\n".join(say), file=sys.stderr, flush=True)
+            text = "\n".join([headline, error, *others])
         if self.signals.count:
-            return 128 + self.signals.number
+            return 128 + self.signals.number, text or "told to stop"
         worst = max((report.status for report in self.reports.values()), default=1)
-        return worst if len(self.reports) == self.ranks else max(worst, 1)
-
-    def _show(self, failures: list[Report], logs: Path) -> None:
-        first = failures[0]
-        shown = self.reports.get(0)
-        already_streamed = shown is not None and shown.error == first.error
-        say = [f"launch: rank {first.rank} of {self.ranks} failed first; its log: {log_path(logs, first.rank)}"]
-        if not already_streamed:
-            say.append(first.error.rstrip())
-        for other in failures[1:]:
-            if other.error != first.error:
-                after = other.time - first.time
-                say.append(f"launch: then rank {other.rank} ({after:.1f} s later): {other.error.splitlines()[-1]}")
-        print("\n".join(say), file=sys.stderr, flush=True)
+        status = worst if len(self.reports) == self.ranks else max(worst, 1)
+        return status, text or ("done" if status == 0 else f"ended with status {status}")
 
     def _find_processes(self) -> None:
         """Learn which child of submitit's controller is which rank."""
@@ -133,7 +131,7 @@ class _Watch:
                     self.processes.setdefault(int(child.environ()["SUBMITIT_LOCAL_GLOBALID"]), child)
 
     def _look_at(self, rank: int) -> None:
-        dead = not _alive(self.processes[rank])  # asked before the report: a rank reports, then ends
+        dead = not here.alive(self.processes[rank])  # asked before the report: a rank reports, then ends
         path = report_path(self.scratch, rank)
         if path.is_file():
             self.reports[rank] = Report(**json.loads(path.read_text(encoding="utf-8")))
@@ -243,9 +241,3 @@ def free_port() -> int:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
-
-
-def _alive(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from launch import attempt, follow, queue, slurm
+from launch import attempt, follow, queue
 from launch.__main__ import PARALLEL, launch
 from launch.demo import DemoConfig, stage_flags
 from mdaug import config
@@ -57,7 +57,7 @@ def run(chain: PipelineConfig) -> int:
             where = ["--cluster", "slurm", "--nodes", str(nodes), "--gpus_per_node", str(ranks), *after]
             where += ["--profile", str(chain.profile)] if chain.profile else []
             launch(command, where, flags)
-            queued.append(slurm.find(Path(folders[folders.index("--output_dir") + 1])))
+            queued.append(follow.find(Path(folders[folders.index("--output_dir") + 1])))
             after = ["--after", attempt.read_job(queued[-1]).job_id]
     except UserError:
         for folder in queued:

@@ -25,7 +25,7 @@ def told(job: Job, since: float | None) -> str | None:
     if (record := _last_record(output / "metrics.jsonl")) is not None:
         return (
             f"{record['samples']:,} samples, epoch {record['epoch']:.2f}, loss {record['loss']:.4g}, "
-            f"{record['img_s']:.1f} img/s, {_duration(record['eta_s'])} left"
+            f"{record['img_s']:.1f} img/s, {duration(record['eta_s'])} left"
         )
     made = shards(output)
     total = _total(output / "plan.json")
@@ -33,7 +33,7 @@ def told(job: Job, since: float | None) -> str | None:
     if total and since is None:
         return text
     if total and since is not None and (fresh := sum(path.stat().st_mtime > since for path in made)):
-        return f"{text}, {_duration((total - len(made)) * (time.time() - since) / fresh)} left"
+        return f"{text}, {duration((total - len(made)) * (time.time() - since) / fresh)} left"
     said = _said_by_rank_0(log_path(Path(job.logs), 0), running=since is not None)
     return "; ".join(part for part in (text, said) if part and part != attempt.NOTHING) or None
 
@@ -59,7 +59,7 @@ def _said_by_rank_0(log: Path, *, running: bool) -> str | None:
         return None
     name, count, total, unit, rate = lines[-1]
     left = (int(total) - int(count)) / float(rate) if float(rate) else 0.0
-    return f"rank 0: {name} {count} of {total} {unit}" + (f", {_duration(left)} left" if running and left else "")
+    return f"rank 0: {name} {count} of {total} {unit}" + (f", {duration(left)} left" if running and left else "")
 
 
 def _last_record(path: Path) -> dict | None:
@@ -76,6 +76,7 @@ def _last_record(path: Path) -> dict | None:
     return None
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time as text, such as 1 d 01:01:01."""
     days = f"{int(seconds // 86400)} d " if seconds >= 86400 else ""
     return days + time.strftime("%H:%M:%S", time.gmtime(seconds % 86400))

@@ -55,6 +55,23 @@ def report_path(reports: Path, rank: int) -> Path:
     return reports / f"rank-{rank:05d}.json"
 
 
+def account(failures: list[Report], ranks: int, logs: Path) -> list[str]:
+    """Return what to tell of failed ranks: a headline, the first error, a line for each other error.
+
+    Args:
+        failures: the reports that name an error, the earliest first.
+        ranks: number of ranks of the job.
+        logs: folder of their logs.
+    """
+    first, *others = failures
+    lines = [f"rank {first.rank} of {ranks} failed first; its log: {log_path(logs, first.rank)}", first.error.rstrip()]
+    for other in others:
+        if other.error != first.error:
+            after = other.time - first.time
+            lines.append(f"then rank {other.rank} ({after:.1f} s later): {other.error.splitlines()[-1]}")
+    return lines
+
+
 def run_rank(entry: str, argv: list[str], logs: str, reports: str, visible_devices: str | None, launcher: int) -> int:
     """Run one rank on this machine; submitit calls it, and only strings and numbers travel to it.
 

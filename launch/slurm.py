@@ -18,11 +18,10 @@ from pathlib import Path
 
 import submitit
 
-from launch import attempt, queue
+from launch import attempt, handover
 from launch.attempt import Job
 from launch.profile import Profile
 from launch.rank import run_slurm_rank
-from mdaug import config as configuration
 from shards import provenance
 from shards.errors import UserError
 
@@ -72,15 +71,6 @@ def code_paths(profile: Profile, snapshot: bool) -> dict[str, Path]:
     return python if snapshot else python | {"checkout": CODE}
 
 
-def find(run_dir: Path) -> Path:
-    """Return the folder of the job that belongs to a run folder; raises UserError where none was submitted."""
-    for in_run_folder in (True, False):
-        folder = place(run_dir, in_run_folder).folder
-        if (folder / attempt.JOB_FILE).is_file():
-            return folder
-    raise UserError(f"{run_dir}: no SLURM job was submitted for this folder")
-
-
 def submit(
     command: str,
     config: object,
@@ -103,19 +93,10 @@ def submit(
         snapshot: whether the job runs a copy of the packages as they are now.
 
     Raises:
-        UserError: where a job of this folder is still queued or running, or Slurm refuses the job.
+        UserError: where Slurm refuses the job.
     """
     folder = where.folder
-    if (folder / attempt.JOB_FILE).is_file():
-        job_id = attempt.read_job(folder).job_id
-        if queue.state(job_id) not in queue.ENDED | {queue.GONE}:
-            raise UserError(
-                f"job {job_id} of this folder is in the queue already; 'python -m launch status' tells how it stands, "
-                "'python -m launch cancel' ends it"
-            )
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    configuration.save(config, folder / "config.yaml")
+    argv = handover.prepare(folder, command, config)
     code = _copy_code(folder / "code") if snapshot else CODE
     job = Job(
         command=command,
@@ -127,13 +108,12 @@ def submit(
     )
     _write(job, folder, size.workers)  # before the job can start
     executor = _executor(command, folder, code, size, profile, after)
-    argv = [command, "--config", str(folder / "config.yaml")]
     slurm_conf = os.environ.get("SLURM_CONF")
     try:
         with submitit.helpers.clean_env():
             if slurm_conf is not None:  # clean_env() takes away what sbatch needs to find its cluster
                 os.environ["SLURM_CONF"] = slurm_conf
-            submitted = executor.submit(run_slurm_rank, "mdaug.cli:run", argv, str(where.logs), str(folder))
+            submitted = executor.submit(run_slurm_rank, handover.ENTRY, argv, str(where.logs), str(folder))
     except submitit.core.utils.FailedJobError as error:
         shutil.rmtree(folder)
         raise UserError(f"Slurm refuses the job: {_slurm_words(error)}") from None

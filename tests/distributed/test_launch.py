@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch import local
+from launch import follow, local
+from shards.errors import UserError
 
 HERE = Path(__file__).parent
 
@@ -52,6 +53,11 @@ def rank_pids(folder: Path) -> list[int]:
     return [int(path.read_text()) for path in folder.glob("ready-*")]
 
 
+def told_of(folder: Path, capfd: pytest.CaptureFixture) -> str:
+    assert follow.status(folder) == 0
+    return capfd.readouterr().out
+
+
 def test_every_rank_finds_its_place_and_only_strings_travel(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.setenv("SLURM_JOB_ID", "77")  # inside somebody's allocation
@@ -73,6 +79,9 @@ def test_every_rank_finds_its_place_and_only_strings_travel(tmp_path, monkeypatc
     output = capfd.readouterr().out
     assert "rank 0 says hello" in output  # streamed
     assert "rank 1" not in output
+    assert "state     completed" in told_of(tmp_path, capfd)
+    assert follow.logs(tmp_path) == 0
+    assert capfd.readouterr().out == "rank 0 says hello\n"
 
 
 def test_ranks_meet_in_a_process_group(tmp_path):
@@ -87,6 +96,9 @@ def test_a_failing_rank_takes_the_others_down_and_is_shown(tmp_path, capfd):
     shown = capfd.readouterr().err
     assert shown.startswith("launch: rank 1 of 2 failed first")
     assert "RuntimeError: the true cause" in shown
+    assert "state     failed" in (told := told_of(tmp_path, capfd))
+    assert "error     rank 1 of 2 failed first" in told
+    assert "RuntimeError: the true cause" in told
 
 
 def test_the_earliest_error_comes_first(tmp_path, capfd):
@@ -131,14 +143,23 @@ def test_a_signal_is_passed_on_once_and_every_rank_may_save(tmp_path, number, wh
     assert "failed" not in errors
 
 
-def test_a_command_without_a_handler_is_stopped_and_cleans_up(tmp_path):
+def test_a_command_without_a_handler_is_cancelled_and_cleans_up(tmp_path, capfd):
     launcher = start("sleeps", tmp_path)
-    os.kill(launcher.pid, signal.SIGTERM)
+    told = told_of(tmp_path, capfd)
+    assert told.startswith(f"process   {launcher.pid} on ")
+    assert " on 2 rank(s)\nstate     running\n" in told
+    with pytest.raises(UserError, match=f"process {launcher.pid} on .* of this folder is running already"):
+        follow.require_idle(tmp_path)
+    assert follow.cancel(tmp_path) == 0
     _, errors = launcher.communicate(timeout=120)
     assert launcher.returncode == 143
     assert (tmp_path / "cleaned-0").exists()
     assert (tmp_path / "cleaned-1").exists()
     assert "Traceback" not in errors
+    assert "state     stopped\nreason    the same command continues" in told_of(tmp_path, capfd)
+    follow.require_idle(tmp_path)
+    assert follow.cancel(tmp_path) == 0
+    assert "has ended already" in capfd.readouterr().out
 
 
 def test_a_second_ctrl_c_kills(tmp_path):
@@ -153,10 +174,11 @@ def test_a_second_ctrl_c_kills(tmp_path):
     assert not any(psutil.pid_exists(pid) for pid in pids)
 
 
-def test_ranks_do_not_outlive_a_killed_launcher(tmp_path):
+def test_ranks_do_not_outlive_a_killed_launcher(tmp_path, capfd):
     launcher = start("saves_when_told", tmp_path)
     pids = rank_pids(tmp_path)
     launcher.kill()
     launcher.wait()
     wait_for(lambda: not any(psutil.pid_exists(pid) for pid in pids))
     assert (tmp_path / "saved-1").exists()
+    assert "state     killed\nreason    the launcher was killed" in told_of(tmp_path, capfd)

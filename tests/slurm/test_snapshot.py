@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from launch import attempt
-from launch.slurm import COPIED, find
+from launch.follow import find
+from launch.slurm import COPIED
 from shards.provenance import FILE_NAME
 from tests.slurm.jobs import ROOT, profile, shell, wait_for
 

@@ -12,7 +12,7 @@ import pytest
 from launch import local, queue
 from launch.__main__ import main
 from launch.demo import stage_flags
-from mdaug import cli
+from mdaug import cli, config
 from shards.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +26,8 @@ class FakeConfig:
     """Where it writes."""
     size: int = 4
     """A number."""
+    deepspeed_config: Path | None = None
+    """A file."""
 
     def __post_init__(self) -> None:
         if self.size > 10:
@@ -88,10 +90,33 @@ def test_mistakes_are_one_line_before_anything_starts(argv, said, tmp_path, caps
     assert not launched
 
 
-def test_several_ranks_run_locally_and_only_argv_travels(tmp_path, launched):
-    flags = ["--output_dir", str(tmp_path / "out"), "--size", "3"]
+def test_local_ranks_are_told_the_resolved_configuration_and_nothing_else(tmp_path, launched, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (preset := Path("preset.yaml")).write_text("size: 3\n")
+    Path("own.json").write_text("{}")
+    flags = ["--config", str(preset), "--output_dir", "out", "--deepspeed_config", "own.json"]
     assert main(["encode", "--gpus_per_node", "2", "--", *flags]) == 0
-    assert launched == [("mdaug.cli:run", ["encode", *flags], tmp_path / "out", 2)]
+    (entry, (command, *told), output_dir, ranks) = launched[0]
+    assert (entry, command, output_dir, ranks) == ("mdaug.cli:run", "encode", tmp_path / "out", 2)
+    assert told == ["--config", str(tmp_path / "out/logs/local/config.yaml")]
+    # Whatever changes from here on changes nothing for ranks that start late.
+    preset.write_text("size: 9\n")
+    Path("own.json").write_text('{"train_batch_size": 1}')
+    monkeypatch.chdir("/")
+    read = config.parse(FakeConfig, told, prog="encode")
+    assert (read.output_dir, read.size) == (tmp_path / "out", 3)
+    assert read.deepspeed_config.read_text() == "{}"
+    # Its own record can be given again.
+    assert main(["encode", "--gpus_per_node", "2", "--", *told]) == 0
+    assert config.parse(FakeConfig, launched[1][1][1:], prog="encode") == read
+    assert read.deepspeed_config.read_text() == "{}"
+
+
+def test_an_output_folder_that_cannot_be_written_is_one_line_before_ranks_start(tmp_path, launched, capsys):
+    (tmp_path / "file").touch()
+    assert main(["encode", "--gpus_per_node", "2", "--", "--output_dir", str(tmp_path / "file/out")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert not launched
 
 
 def test_one_rank_runs_in_this_process(tmp_path, launched):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -9,11 +10,13 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
 import pytest
 
-from launch import attempt, ending, follow, progress, queue
+from launch import attempt, ending, follow, here, progress, queue
 from launch.attempt import Job
 from launch.rank import Report, report_path
+from shards.errors import UserError
 from shards.progress import Progress
 
 FORGOTTEN = ("squeue", "slurm_load_jobs error: Invalid job id specified", 1)
@@ -200,6 +203,49 @@ def test_what_ended_an_earlier_attempt_is_not_told_of_the_last(folder, status, s
     assert f"see {folder}/*_0_log.out" in shown["reason"]
     assert ending.judged(folder, "FAILED") == "FAILED"
     assert ending.explained(folder, "FAILED") is None
+
+
+def test_a_run_of_this_machine_is_told_by_its_process_and_of_another_only_by_its_outcome(tmp_path, capsys):
+    here.begin("encode", tmp_path, 2)
+    folder = here.folder(tmp_path)
+    job = attempt.read_job(folder)
+    assert here.state(folder, job) == "RUNNING"
+    number_given_again = dataclasses.replace(job, submitted=psutil.Process().create_time() - 1)
+    assert here.state(folder, number_given_again) == "KILLED"
+    elsewhere = dataclasses.replace(job, host="another")
+    elsewhere.write(folder)
+    assert follow.status(tmp_path) == 0
+    assert "state     elsewhere\nreason    it was started on another machine" in capsys.readouterr().out
+    with pytest.raises(UserError, match="can be stopped on that machine only"):
+        follow.cancel(tmp_path)
+    for status, state in ((0, "COMPLETED"), (1, "FAILED"), (143, "STOPPED"), (130, "STOPPED")):
+        attempt.write_outcome(folder, status, "text")
+        assert here.state(folder, elsewhere) == state
+
+
+def test_the_last_of_a_job_and_a_run_of_this_machine_is_told(folder, slurm_says, capsys):
+    slurm_says("squeue", "COMPLETED")
+    here.begin("encode", folder.parents[1], 2)
+    assert follow.find(folder.parents[1]) == here.folder(folder.parents[1])
+    dataclasses.replace(attempt.read_job(folder), submitted=time.time() + 1).write(folder)
+    assert follow.find(folder.parents[1]) == folder
+
+
+def test_without_a_record_status_tells_what_is_on_disk(tmp_path, capsys):
+    finish(tmp_path, "000000", seconds_ago=90)
+    os.utime(tmp_path, (time.time() - 70,) * 2)
+    assert follow.status(tmp_path) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("state     not finished; no launcher has a record")
+    assert re.search(r"last change 00:01:1\d ago\nprogress  1 shards$", shown.strip())
+    (tmp_path / "provenance.json").touch()
+    assert follow.status(tmp_path) == 0
+    assert capsys.readouterr().out.startswith("state     finished; ")
+    for action in (follow.logs, follow.cancel):
+        with pytest.raises(UserError, match=r"no SLURM job was submitted .* and no ranks were started"):
+            action(tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
+        follow.status(tmp_path / "absent")
 
 
 def test_a_job_that_runs_or_is_done_needs_no_reason(folder, status, slurm_says):
