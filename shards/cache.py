@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +36,10 @@ def open_packed(data_dir: Path, image_size: int | str, cache_dir: Path | None = 
     """
     url = url_of(data_dir)
     data_dir = fetch(url, cache_dir) if url else Path(data_dir)
-    if packed_hash(data_dir, image_size, **options) is not None:
+    if packed_hash(data_dir, image_size, cache_dir, **options) is not None:
         return data_dir
     folder = read_folder(data_dir)
-    if cache_dir is None:
-        cache_dir = data_dir.resolve().parent / ".mdaug-cache"
-        if not os.access(cache_dir if cache_dir.exists() else cache_dir.parent, os.W_OK):
-            raise UserError(
-                f"{data_dir} is an image folder and {cache_dir.parent} is not writable, so it cannot be packed beside "
-                f"it; run: mdaug pack --data_dir {data_dir} --output_dir <folder> --image_size {image_size}, "
-                "and give that folder as --data_dir"
-            )
+    cache_dir = cache_dir or _beside(data_dir)
     config = PackConfig(data_dir, cache_dir, image_size=image_size, **options)
     name = hashlib.sha256(json.dumps([folder.listing, config.options()]).encode()).hexdigest()[:16]
     config.output_dir = cache_dir / name
@@ -60,12 +53,15 @@ def require_images(data_dir: Path) -> None:
         read_folder(data_dir)
 
 
-def packed_hash(data_dir: Path, image_size: int | str, **options: Any) -> str | None:
+def packed_hash(data_dir: Path, image_size: int | str, cache_dir: Path | None = None, **options: Any) -> str | None:
     """Return the content hash of a packed folder, or None for an image folder or a URL; reads and packs no image.
 
-    Raises UserError as `open_packed` does for a packed folder that does not fit.
+    Raises UserError as `open_packed` does for a packed folder that does not fit, and for an image folder beside which
+    nothing can be written.
     """
     if not ((data_dir / PLAN).is_file() or (data_dir / "train" / INDEX).is_file()):
+        if cache_dir is None and data_dir.is_dir():
+            _require_writable(_beside(data_dir), data_dir, image_size)
         return None
     content = provenance.read(data_dir, "images")["hash"]
     height, width, channels = read_index(data_dir / "train")["image_shape"]
@@ -81,3 +77,20 @@ def packed_hash(data_dir: Path, image_size: int | str, **options: Any) -> str | 
             f"pack the image folder again with --image_mode {options['image_mode']}"
         )
     return content
+
+
+def _beside(data_dir: Path) -> Path:
+    return data_dir.resolve().parent / ".mdaug-cache"
+
+
+def _require_writable(cache_dir: Path, data_dir: Path, image_size: int | str) -> None:
+    there = cache_dir if cache_dir.exists() else cache_dir.parent
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{data_dir} is an image folder, but nothing can be packed beside it ({there}: {error.strerror}); run: "
+            f"mdaug pack --data_dir {data_dir} --output_dir <folder> --image_size {image_size}, and give that folder "
+            "as --data_dir"
+        ) from None

@@ -38,16 +38,21 @@ def job_id(run: Path) -> str:
     return attempt.read_job(run / "logs/slurm").job_id
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 300) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 300, pause: float = 0.5) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.5)
+        time.sleep(pause)
 
 
 def wait_for_end(run: Path) -> str:
     wait_for(lambda: queue.state(job_id(run)) in queue.ENDED | {queue.GONE})
     return queue.state(job_id(run))
+
+
+def rank_pids(run: Path) -> list[int]:
+    """Return the processes of the ranks of a run."""
+    return [int(pid) for pid in shell("pgrep", "--full", f"^{sys.executable}.*submitit.core._submit {run}").split()]
 
 
 def batch_log(run: Path) -> str:

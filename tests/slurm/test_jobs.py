@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from launch import attempt, queue
-from tests.slurm.jobs import ROOT, batch_log, job_id, launch, profile, shell, wait_for, wait_for_end
+from tests.slurm.jobs import ROOT, batch_log, job_id, launch, profile, rank_pids, shell, wait_for, wait_for_end
 from tests.toy import toy_packed
 
 # Two ranks with a batch each of 8: the steps are the same on one rank with a batch of 16.
@@ -112,16 +113,22 @@ def test_preempted_by_a_higher_priority_and_requeued_the_run_ends_with_the_same_
     assert_same_weights(run, undisturbed)
 
 
-def test_at_its_time_limit_the_run_saves_and_goes_on(packed, tmp_path):
+def test_at_its_time_limit_the_run_saves_goes_on_and_ends_with_the_same_weights(undisturbed, packed, tmp_path):
     run = tmp_path / "vqvae"
-    flags = ["--epochs", "100000", "--save_epochs", "100000"]  # nothing but the signal makes it save
+    log = run / "logs/rank-00000.log"
+    flags = ["--epochs", "40", "--save_epochs", "39"]  # out of reach: only the signal makes it save
     # Slurm looks at the clock every half minute, so the signal comes up to half a minute early; on a machine so busy
     # that training has not begun by then, that attempt ends without a save and the next one does it.
     assert train(packed, run, flags=flags, time_minutes=1, signal_delay_seconds=5).returncode == 0
-    wait_for((run / "logs/rank-00000.log").is_file)
-    wait_for(lambda: "told to stop: saved at" in (run / "logs/rank-00000.log").read_text())
-    wait_for(lambda: len(attempt.attempts(run / "logs/slurm")) >= 2)
-    wait_for(lambda: "resumed from samples-" in (run / "logs/rank-00000.log").read_text())
+    wait_for(lambda: log.is_file() and "samples " in log.read_text(), pause=0.05)
+    for pid in rank_pids(run):  # the run is short; halted here, it is at work when the limit comes near: Slurm sends
+        os.kill(pid, signal.SIGSTOP)  # SIGCONT with its signal
+    assert wait_for_end(run) == "COMPLETED", batch_log(run)
+    stopped = re.search(r"told to stop: saved at (\d+) samples", log.read_text())
+    assert stopped
+    assert f"resumed from samples-{int(stopped[1]):012d}" in log.read_text()
+    assert len(attempt.attempts(run / "logs/slurm")) >= 2
+    assert_same_weights(run, undisturbed)
 
 
 def test_told_to_stop_the_run_saves_goes_on_and_ends_with_the_same_weights(undisturbed, packed, tmp_path):
@@ -177,8 +184,7 @@ def test_a_killed_rank_ends_the_job_and_the_waiting_launcher_says_so(packed, tmp
         lambda: (run / "logs/rank-00000.log").is_file() and "samples " in (run / "logs/rank-00000.log").read_text()
     )
     begun = time.monotonic()
-    steps = f"^{sys.executable}.*submitit.core._submit {run}"
-    os.kill(int(shell("pgrep", "--newest", "--full", steps)), 9)
+    os.kill(rank_pids(run)[-1], signal.SIGKILL)
     assert wait_for_end(run) == "FAILED"
     assert time.monotonic() - begun < 60
     shown = launch("status", run).stdout

@@ -16,6 +16,7 @@ from launch.__main__ import main
 from mdaug import cli, config
 from mdaug.sampling.plan import claim_folder
 from mdaug.sampling.planning import wanted_plan
+from shards.cache import open_packed
 from shards.errors import UserError
 from tests.toy_latents import toy_latents
 from tests.unit.test_evaluation_usefulness import toy_synthetic
@@ -156,6 +157,21 @@ def test_inputs_that_are_not_what_they_should_be_are_refused(command, extra, wor
     assert words.format(**there) in said
     assert "\n" not in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["train-vqvae", "reconstruct", "encode", "train-ldm"])
+def test_an_image_folder_beside_which_nothing_can_be_packed_is_refused(command, there, tmp_path):
+    (tmp_path / "images/walk").mkdir(parents=True)
+    (tmp_path / "images/walk/0.png").touch()
+    asked = dataclasses.replace(settings(command, there, tmp_path / "out"), data_dir=tmp_path / "images")
+    checks.check(command, asked, 1)
+    (cache := tmp_path / ".mdaug-cache").touch()  # no folder: also root cannot write into it
+    said = refused(command, asked)
+    assert f"nothing can be packed beside it ({cache}: Not a directory); run: mdaug pack" in said
+    with pytest.raises(UserError) as late:
+        open_packed(asked.data_dir, 16)
+    assert str(late.value) == said
+    checks.check(command, asked, 1, inputs_later=True)
 
 
 @pytest.fixture
