@@ -16,7 +16,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launch.rank import Report, account
+from launch.rank import Report, account, started_path
 from shards import atomic
 
 REQUEUE = 75  # EX_TEMPFAIL: the batch script requeues the job
@@ -24,7 +24,7 @@ STUCK_AFTER = 3  # restarts in a row that began where the one before them did
 STOPPED = {128 + signal.SIGUSR2, 128 + signal.SIGTERM}
 JOB_FILE, ATTEMPTS_FILE, OUTCOME_FILE = "job.json", "attempts.jsonl", "outcome.json"
 NOTHING = "the start"  # progress before the first checkpoint or shard
-BEGINS = "launch: an attempt begins"  # in the log of the batch script
+BEGINS = "launch: an attempt begins"  # in what the batch script and each rank print
 WORKERS = "workers"  # folder of the tasks of a job array, each with the same files again
 
 
@@ -135,7 +135,8 @@ def begin(folder: Path) -> int:
 def end(folder: Path, status: int) -> int:
     """Judge this attempt by the reports of its ranks and srun's status; returns the status of the batch script."""
     job = read_job(folder)
-    reports = read_reports(reports_folder(folder, number()))
+    place = reports_folder(folder, number())
+    reports = read_reports(place)
     failures = sorted((report for report in reports if report.error), key=lambda report: report.time)
     missing = sorted(set(range(job.ranks)) - {report.rank for report in reports})
     if failures:
@@ -143,7 +144,10 @@ def end(folder: Path, status: int) -> int:
         if missing:
             lines.append(f"without a word: rank {', '.join(map(str, missing))}")
         return _finish(folder, failures[0].status, "\n".join(lines))
-    if any(report.status in STOPPED for report in reports):
+    # srun, too, ends the other ranks with SIGTERM when one dies. One that began and left no report has died of itself;
+    # one that never began may have been told to stop before it could listen.
+    told = any(report.status in STOPPED for report in reports) or (status in STOPPED and bool(missing))
+    if told and not any(started_path(place, rank).is_file() for rank in missing):
         return _finish(folder, REQUEUE, "told to stop; to be continued")
     if missing:
         names = ", ".join(map(str, missing))

@@ -22,10 +22,12 @@ WORDS = {
     queue.GONE: "Slurm has forgotten the job, which left no outcome: it was killed together with its batch script, or "
     "cancelled while it waited",
 }
-# What slurmd writes into the log of the batch script -> state; without accounts nothing else tells it for long.
+# What the slurmd of a node writes into the log of its first rank, or of the batch script -> state; without accounts
+# nothing else tells it for long.
 SIGNS = {
     "oom-kill": "OUT_OF_MEMORY",
     "oom_kill": "OUT_OF_MEMORY",
+    "exceeded memory limit": "OUT_OF_MEMORY",  # of a Slurm that watches memory itself, without cgroups
     "DUE TO TIME LIMIT": "TIMEOUT",
     "DUE TO NODE FAILURE": "NODE_FAIL",
     "DUE TO PREEMPTION": "PREEMPTED",
@@ -34,10 +36,10 @@ VAGUE = {"FAILED", "CANCELLED", queue.GONE}
 
 
 def judged(folder: Path, state: str) -> str:
-    """Return the state of an ended job, by the log of the last attempt's batch script where Slurm knows no better."""
+    """Return the state of an ended job, by what the last attempt printed, where Slurm knows no better."""
     if state not in VAGUE:
         return state
-    for log in sorted(folder.glob("*_0_log.out")):
+    for log in sorted(folder.glob("*_log.out")):
         last = log.read_text(encoding="utf-8", errors="replace").rpartition(BEGINS)[2]
         for sign, better in SIGNS.items():
             if sign in last:

@@ -136,10 +136,13 @@ def run_slurm_rank(entry: str, argv: list[str], logs: str, folder: str) -> int:
         MASTER_ADDR=job.hostnames[0],
         MASTER_PORT=str(master_port(int(job.raw_job_id), attempt.number())),
     )
+    reports = attempt.reports_folder(mine, attempt.number())
+    started_path(reports, job.global_rank).touch()
     logging.getLogger("submitit").setLevel(logging.WARNING)
+    print(f"{attempt.BEGINS}: {attempt.number()}", flush=True)  # the slurmd of a node writes below it
     _redirect(log_path(Path(logs), job.global_rank))
     caches.prepare()
-    return _run(entry, argv, attempt.reports_folder(mine, attempt.number()), job.global_rank)
+    return _run(entry, argv, reports, job.global_rank)
 
 
 def local_device(local_rank: int) -> int:

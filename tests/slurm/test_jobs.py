@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from launch import attempt, queue
+from launch import attempt, ending, queue
 from tests.slurm.jobs import ROOT, batch_log, job_id, launch, profile, rank_pids, shell, wait_for, wait_for_end
 from tests.toy import toy_packed
 
@@ -264,3 +264,31 @@ def test_a_failed_stage_takes_the_rest_of_the_chain_with_it(packed, tmp_path):
     assert done.returncode == 143
     assert "cancelled" in done.stdout
     assert not (run / "config.yaml").exists()
+
+
+def test_a_job_whose_node_is_lost_and_that_may_not_be_requeued_says_so(packed, tmp_path):
+    run = tmp_path / "vqvae"
+    assert train(packed, run).returncode == 0
+    shell("scontrol", "update", f"JobId={job_id(run)}", "Requeue=0")  # as a site may forbid it
+    wait_for(lambda: attempt.attempts(run / "logs/slurm"))
+    shell("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
+    try:
+        assert wait_for_end(run) == "NODE_FAIL"
+    finally:  # fails where the node, whose daemon is alive, has come back by itself
+        subprocess.run(["scontrol", "update", "NodeName=n2", "State=RESUME"], capture_output=True)
+    shown = launch("status", run).stdout
+    assert "state     node_fail\nattempts  1" in shown
+    assert "reason    a node was lost and the cluster did not requeue the job" in shown
+    assert ending.judged(run / "logs/slurm", queue.GONE) == "NODE_FAIL"  # by the log alone, once squeue has forgotten
+
+
+def test_a_rank_that_takes_more_memory_than_the_job_has_ends_it_with_the_reason(packed, tmp_path):
+    run, greedy = tmp_path / "vqvae", tmp_path / "greedy.sh"
+    grow = "import time; x = [(bytes([1]) * (100 << 20), time.sleep(0.1)) for _ in range(24)]; time.sleep(60)"
+    greedy.write_text(f'#!/bin/sh\n[ "$SLURM_PROCID" = 1 ] && exec {sys.executable} -c "{grow}"\nexec "$@"\n')
+    greedy.chmod(0o755)
+    assert train(packed, run, memory_gb=2, container=str(greedy)).returncode == 0
+    assert wait_for_end(run) == "FAILED"
+    shown = launch("status", run).stdout
+    assert "state     out_of_memory" in shown
+    assert "raise memory_gb in the profile" in shown

@@ -13,7 +13,7 @@ import pytest
 from launch import attempt, follow, profile, queue
 from launch.__main__ import LaunchConfig, main
 from launch.attempt import REQUEUE, Job
-from launch.rank import Report, local_device, master_port, report_path
+from launch.rank import Report, local_device, master_port, report_path, started_path
 from shards.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +67,20 @@ def test_a_rank_without_a_report_was_killed(folder, capsys):
     report(folder, 0, 0)
     assert attempt.end(folder, 137) == 137
     assert "rank 1 of 2 was killed" in capsys.readouterr().out
+
+
+def test_a_rank_that_died_beside_one_that_srun_then_stopped_is_a_failure(folder, capsys):
+    report(folder, 0, 143)
+    started_path(attempt.reports_folder(folder, 0), 1).touch()
+    assert attempt.end(folder, 143) == 143
+    assert "rank 1 of 2 was killed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("reported", "status", "ends"), [(1, 143, REQUEUE), (0, 143, REQUEUE), (0, 127, 127)])
+def test_ranks_told_to_stop_before_they_could_listen_are_requeued(folder, reported, status, ends):
+    for rank in range(reported):
+        report(folder, rank, 143)
+    assert attempt.end(folder, status) == ends
 
 
 def test_reports_of_the_attempt_before_do_not_count(folder, monkeypatch):

@@ -171,7 +171,7 @@ REMEDIES = {
 }
 
 
-@pytest.mark.parametrize("known_by", ["squeue", "sacct", "the log alone"])
+@pytest.mark.parametrize("known_by", ["squeue", "sacct", "the log alone", "the log of a rank"])
 @pytest.mark.parametrize("state", SLURMD)
 def test_a_job_that_was_killed_says_why_and_what_to_change(state, known_by, folder, status, slurm_says, capsys):
     if known_by == "squeue":
@@ -179,8 +179,10 @@ def test_a_job_that_was_killed_says_why_and_what_to_change(state, known_by, fold
     else:
         slurm_says(*FORGOTTEN)
         slurm_says("sacct", *([state] if known_by == "sacct" else ["no accounts", 1]))
-    if known_by == "the log alone":
-        (folder / "77_0_log.out").write_text(f"{attempt.BEGINS}: 0\n{SLURMD[state]}\n")
+    if known_by.startswith("the log"):
+        (folder / "77_0_log.out").write_text(f"{attempt.BEGINS}: 0\n")
+        with open(folder / f"77_{0 if known_by == 'the log alone' else 9}_log.out", "a") as log:
+            log.write(SLURMD[state] + "\n")
     shown = status()
     assert shown["state"] == state.lower()
     assert REMEDIES[state] in shown["reason"]
@@ -197,6 +199,7 @@ def test_what_ended_an_earlier_attempt_is_not_told_of_the_last(folder, status, s
     (folder / "77_0_log.out").write_text(
         f"{attempt.BEGINS}: 0\n{SLURMD['PREEMPTED']}\n{attempt.BEGINS}: 1\nlaunch: rank 1 failed first\n"
     )
+    (folder / "77_1_log.out").write_text(f"{attempt.BEGINS}: 0\n{SLURMD['OUT_OF_MEMORY']}\n{attempt.BEGINS}: 1\n")
     shown = status()
     assert shown["state"] == "gone"
     assert "left no outcome" in shown["reason"]
