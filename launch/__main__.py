@@ -156,13 +156,10 @@ def _submit(command: str, where: LaunchConfig, resolved: Any) -> int:
             print(f"launch: {command} runs in one process; one task of one node is enough", flush=True)
         nodes, per_node, gpus = 1, 1, False
     resolved = checks.absolute(resolved)
-    checks.check(
-        command,
-        resolved,
-        nodes * per_node,
-        gpus=gpus if queue.available() else None,
-        inputs_later=where.after is not None,
-    )
+    told = queue.available() and (gpus or queue.tells_gpus())
+    if queue.available() and not told:  # what needs a GPU is not refused then
+        print("launch: this Slurm does not tell of GPUs (no GresTypes); ranks use those that they find", flush=True)
+    checks.check(command, resolved, nodes * per_node, gpus=gpus if told else None, inputs_later=where.after is not None)
     if queue.available() and not queue.only_here(chosen.partition):
         checks.require_shared(checks.local_paths(resolved) | slurm.code_paths(chosen, where.snapshot), chosen.shared)
     place = slurm.place(resolved.output_dir, command in PARALLEL)

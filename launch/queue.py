@@ -74,6 +74,12 @@ def nodes_of(partition: str | None) -> dict[int, int]:
     return nodes
 
 
+def tells_gpus() -> bool:
+    """Return whether this Slurm knows of GPUs at all; where it does not, nodes without any may have some."""
+    kinds = re.search(r"^GresTypes\s*=(.*)$", _ask(["scontrol", "show", "config"]).stdout, re.MULTILINE)
+    return kinds is not None and "gpu" in kinds[1]
+
+
 def only_here(partition: str | None) -> bool:
     """Return whether all nodes of a partition are this very machine; raises UserError as `nodes_of` does."""
     hosts = {host.partition(".")[0] for (host,) in _of_partition(partition, "%n")}

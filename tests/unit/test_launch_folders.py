@@ -127,6 +127,7 @@ def test_a_folder_of_another_command_is_no_run(made):
 def test_a_refused_folder_is_never_submitted(made, monkeypatch, capsys):
     monkeypatch.setattr(queue, "available", lambda: True)
     monkeypatch.setattr(queue, "nodes_of", lambda partition: {0: 2})
+    monkeypatch.setattr(queue, "tells_gpus", lambda: True)
     monkeypatch.setattr(slurm, "submit", lambda *_, **__: pytest.fail("it was submitted"))
     flags = [*FLAGS["train-vqvae"].format(**made).split(), "--output_dir", str(made["train-vqvae"]), "--lr", "0.5"]
     assert main(["train-vqvae", "--cluster", "slurm", "--", *flags]) == 2

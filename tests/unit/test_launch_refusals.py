@@ -36,6 +36,7 @@ FLAGS = {
 MADE = {"output_dir", "latents_dir"}  # paths that a command makes itself
 INPUTS = [(command, name) for command, names in cli.INPUTS.items() for name in names]
 FP16 = "needs a GPU"
+TELLS_GPUS = queue.tells_gpus
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,23 @@ def test_what_needs_a_gpu_is_refused_for_nodes_without(command, extra, words, th
     checks.check(command, asked, 1, gpus=True)
 
 
+def test_what_needs_a_gpu_is_not_refused_where_the_cluster_does_not_tell_of_gpus(
+    there, tmp_path, elsewhere, monkeypatch, slurm_says, capsys
+):
+    monkeypatch.setattr(queue, "only_here", lambda partition: True)
+    flags = [*FLAGS["train-vqvae"].format(**there).split(), "--output_dir", str(tmp_path / "out")]
+    command = ["train-vqvae", "--cluster", "slurm", "--dry_run", "--", *flags, "--mixed_precision", "fp16"]
+    monkeypatch.setattr(queue, "tells_gpus", TELLS_GPUS)
+    slurm_says("scontrol", "FooTypes = gpu\nGresTypes               = gpu,nvme")
+    assert main(command) == 2
+    assert f"{FP16}: DeepSpeed refuses" in capsys.readouterr().err
+    slurm_says("scontrol", "GresTypes               = (null)\nFooTypes = gpu")
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "this Slurm does not tell of GPUs (no GresTypes); ranks use those that they find" in shown
+    assert "gpus-per-node" not in shown
+
+
 def test_a_set_begun_on_gpus_is_not_continued_without_except_by_what_needs_none(there, tmp_path):
     asked = settings("generate", there, tmp_path / "out")
     claim_folder(asked.output_dir, wanted_plan(asked, "cuda"))
@@ -182,6 +200,7 @@ def elsewhere(monkeypatch):
     monkeypatch.setattr("psutil.disk_partitions", lambda all: parts)
     monkeypatch.setattr(queue, "available", lambda: True)
     monkeypatch.setattr(queue, "nodes_of", lambda partition: {0: 2})
+    monkeypatch.setattr(queue, "tells_gpus", lambda: True)
     monkeypatch.setattr(queue, "only_here", lambda partition: False)
     monkeypatch.setattr(sys, "executable", "/shared/venv/bin/python")
 
