@@ -160,13 +160,19 @@ def _without_a_record(run_dir: Path) -> int:
 
 
 def logs(run_dir: Path) -> int:
-    """Print the log of rank 0 (before it exists: that of the batch script), then follow it until the job has ended."""
+    """Print the log of rank 0 (before it exists: that of the batch script), then follow it until the job has ended.
+
+    Of a job that has failed, the earliest error of any rank comes first.
+    """
     folder = find(run_dir)
     job = attempt.read_job(folder)
     path = log_path(Path(job.logs), 0)
     ended = _state(folder, job) in ENDED
     if not path.is_file() and ended:
         path = min(folder.glob("*_0_log.out"), default=path)
+    told = attempt.read_outcome(folder)
+    if ended and told is not None and told[0] not in (0, attempt.REQUEUE):
+        print(f"launch: {told[1]}\n")
     if path.is_file():
         sys.stdout.write(path.read_text(encoding="utf-8", errors="replace"))
         sys.stdout.flush()

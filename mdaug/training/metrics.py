@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import sys
 import time
 from pathlib import Path
@@ -191,18 +192,18 @@ def _line(record: dict[str, Any], losses: dict[str, float]) -> str:
 
 
 def _start_wandb(config: TrainingConfig) -> Any:
-    """Start wandb with one id per run folder; a failure is reported and never stops the training."""
-    import hashlib
-
+    """Start wandb with one id per run, kept in its folder; a failure is reported and never stops the training."""
     os.environ.setdefault("WANDB_SILENT", "true")
-    run_id = hashlib.sha256(str(Path(config.output_dir).resolve()).encode()).hexdigest()[:12]
     try:
         import wandb
 
+        kept = config.output_dir / "wandb_id"
+        if not kept.is_file():
+            atomic.write_text(kept, secrets.token_hex(6) + "\n")
         settings = wandb.Settings(init_timeout=15)
         options: dict[str, Any] = {
             "project": config.wandb_project,
-            "id": run_id,
+            "id": kept.read_text(encoding="utf-8").strip(),
             "resume": "allow",
             "dir": str(config.output_dir),
         }

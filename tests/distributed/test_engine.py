@@ -57,3 +57,16 @@ def test_step_is_that_of_torch(ranks, clip):
     assert min(norms) < 5.0 < max(norms)
     for weight in run_ranks(ranks, _engine_weights, clip, steps):
         torch.testing.assert_close(torch.tensor(weight), network.weight.detach(), rtol=1e-5, atol=1e-6)
+
+
+def _timeouts() -> list[float]:
+    from mdaug import distributed
+
+    distributed.init()
+    cpu = torch.device("cpu")
+    groups = (torch.distributed.group.WORLD, distributed._workers)
+    return [group._get_backend(cpu).options._timeout.total_seconds() for group in groups]
+
+
+def test_collectives_wait_as_long_as_we_say():
+    assert run_ranks(1, _timeouts) == [[600.0, 86400.0]]  # torch's own: 1800

@@ -99,6 +99,8 @@ def test_a_failing_rank_takes_the_others_down_and_is_shown(tmp_path, capfd):
     assert "state     failed" in (told := told_of(tmp_path, capfd))
     assert "error     rank 1 of 2 failed first" in told
     assert "RuntimeError: the true cause" in told
+    assert follow.logs(tmp_path) == 0
+    assert capfd.readouterr().out.startswith("launch: rank 1 of 2 failed first")  # above what rank 0 printed
 
 
 def test_the_earliest_error_comes_first(tmp_path, capfd):
