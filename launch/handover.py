@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mdaug import config as configuration
+from shards.errors import UserError
 
 ENTRY = "mdaug.cli:run"
 CONFIG_FILE, DEEPSPEED_FILE = "config.yaml", "deepspeed.json"
@@ -22,8 +23,13 @@ def prepare(folder: Path, command: str, config: Any) -> list[str]:
         folder: what the launcher keeps of the job; whatever an earlier one left there goes.
         command: a command of mdaug.
         config: its configuration, all paths absolute.
+
+    Raises:
+        UserError: for a DeepSpeed JSON that is not there.
     """
     given = getattr(config, "deepspeed_config", None)
+    if given is not None and not given.is_file():
+        raise UserError(f"deepspeed_config={given} does not exist; correct --deepspeed_config")
     text = None if given is None else given.read_bytes()  # it may lie in the folder that goes
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -112,11 +112,15 @@ def test_local_ranks_are_told_the_resolved_configuration_and_nothing_else(tmp_pa
     assert read.deepspeed_config.read_text() == "{}"
 
 
-def test_an_output_folder_that_cannot_be_written_is_one_line_before_ranks_start(tmp_path, launched, capsys):
+def test_what_ranks_could_not_be_told_is_one_line_before_they_start(tmp_path, launched, capsys):
     (tmp_path / "file").touch()
     assert main(["encode", "--gpus_per_node", "2", "--", "--output_dir", str(tmp_path / "file/out")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+    absent = ["--deepspeed_config", str(tmp_path / "absent.json"), "--output_dir", str(tmp_path / "out")]
+    assert main(["encode", "--gpus_per_node", "2", "--", *absent]) == 2
+    assert "absent.json does not exist; correct --deepspeed_config" in capsys.readouterr().err
     assert not launched
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_rank_runs_in_this_process(tmp_path, launched):
