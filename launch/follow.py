@@ -45,9 +45,9 @@ def require_idle(run_dir: Path) -> None:
         job = attempt.read_job(folder)
         if not (job.pid or queue.available()):
             continue  # the folder comes from a cluster
-        if (state := _state(folder, job)) not in ENDED:
+        if _state(folder, job) not in ENDED:
             raise UserError(
-                f"{job} of this folder is {state.lower()} already; 'python -m launch status' tells how it stands, "
+                f"{job} of this folder {'runs' if job.pid else 'is in the queue'} already; 'python -m launch status' tells how it stands, "
                 "'python -m launch cancel' ends it"
             )
 

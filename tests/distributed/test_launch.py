@@ -150,7 +150,7 @@ def test_a_command_without_a_handler_is_cancelled_and_cleans_up(tmp_path, capfd)
     told = told_of(tmp_path, capfd)
     assert told.startswith(f"process   {launcher.pid} on ")
     assert " on 2 rank(s)\nstate     running\n" in told
-    with pytest.raises(UserError, match=f"process {launcher.pid} on .* of this folder is running already"):
+    with pytest.raises(UserError, match=f"process {launcher.pid} on .* of this folder runs already"):
         follow.require_idle(tmp_path)
     assert follow.cancel(tmp_path) == 0
     _, errors = launcher.communicate(timeout=120)
