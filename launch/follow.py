@@ -46,8 +46,9 @@ def require_idle(run_dir: Path) -> None:
         if not (job.pid or queue.available()):
             continue  # the folder comes from a cluster
         if _state(folder, job) not in ENDED:
+            where = "runs" if job.pid else "is in the queue"
             raise UserError(
-                f"{job} of this folder {'runs' if job.pid else 'is in the queue'} already; 'python -m launch status' tells how it stands, "
+                f"{job} of this folder {where} already; 'python -m launch status' tells how it stands, "
                 "'python -m launch cancel' ends it"
             )
 
