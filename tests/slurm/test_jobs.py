@@ -288,7 +288,7 @@ def test_a_rank_that_takes_more_memory_than_the_job_has_ends_it_with_the_reason(
     greedy.write_text(f'#!/bin/sh\n[ "$SLURM_PROCID" = 1 ] && exec {sys.executable} -c "{grow}"\nexec "$@"\n')
     greedy.chmod(0o755)
     assert train(packed, run, memory_gb=2, container=str(greedy)).returncode == 0
-    assert wait_for_end(run) == "FAILED"
+    assert wait_for_end(run) in ("FAILED", "OUT_OF_MEMORY")  # by version and settings of Slurm
     shown = launch("status", run).stdout
     assert "state     out_of_memory" in shown
     assert "raise memory_gb in the profile" in shown
