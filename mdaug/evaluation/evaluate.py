@@ -6,14 +6,20 @@ import json
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from mdaug.config import as_dict, dump, save
+from mdaug.config import as_dict
+from mdaug.evaluation import folders
+from mdaug.evaluation.folders import PARTS, RESULTS
 from shards import atomic, provenance
 from shards.errors import UserError
 from shards.index import read_index
 
-IDENTITY, RESULTS, PARTS, COMMANDS = "evaluation.json", "results", "parts", "commands.json"
+if TYPE_CHECKING:
+    from mdaug.evaluation import parts
+
+COMMANDS = "commands.json"
+LOCK = ".lock"  # of the rank that writes the report
 Part = Literal["usefulness", "fidelity", "kinematics", "memorization", "reconstruction"]
 ALL: tuple[Part, ...] = ("usefulness", "fidelity", "kinematics", "memorization", "reconstruction")
 
@@ -84,17 +90,17 @@ class EvaluateConfig:
 
     def check_output(self, inputs_there: bool) -> None:
         """Raise UserError where output_dir holds something else, or inputs that are there do not belong together."""
-        made_from = _check_origin(self) if inputs_there else {}
+        made_from = folders.check_origin(self) if inputs_there else {}
         if inputs_there:
-            _check_alike(self)
+            folders.check_alike(self)
             _measurable(self)
-            _held_out(self.data_dir)
+            folders.held_out(self.data_dir)
             if self.classifier != "small":
                 from mdaug.evaluation.classifier import build
 
                 train = read_index(self.data_dir / "train")
                 build(self.classifier, train["image_shape"][2], len(train["classes"]), self.image_size)
-        _refuse_others(self, made_from)
+        folders.refuse_others(self, made_from)
 
     @property
     def wanted(self) -> tuple[Part, ...]:
@@ -115,58 +121,68 @@ def evaluate(config: EvaluateConfig) -> dict | None:
     """
     from mdaug.evaluation import report
 
-    made_from = _check_origin(config)
-    _check_alike(config)
+    made_from = folders.check_origin(config)
+    folders.check_alike(config)
     wanted = _measurable(config)
-    _claim(config, made_from)
+    folders.claim(config, made_from)
     files = {part: config.output_dir / PARTS / f"{part}.json" for part in ALL}
-    record = config.output_dir / provenance.FILE_NAME
-    if record.is_file() and all(files[part].is_file() for part in wanted):
+    if _finished(config, files, wanted):
         print(f"{config.output_dir} holds this evaluation already, finished; delete the folder to run it again.")
         metrics = json.loads((config.output_dir / report.METRICS).read_text(encoding="utf-8"))
     else:
-        record.unlink(missing_ok=True)
         done = _measure(config, made_from, files, wanted)
         if done is None:
+            print("this rank is done; the last rank to finish writes the report", flush=True)
             return None
         metrics = done
-        provenance.write(
-            config.output_dir,
-            kind="evaluation",
-            content_hash=provenance.hash_files([config.output_dir / report.METRICS]),
-            made_from=made_from,
-            config=as_dict(config),
-        )
     print(report.summary(metrics, config.output_dir))
     return metrics
+
+
+def _finished(config: EvaluateConfig, files: dict[Part, Path], wanted: tuple[Part, ...]) -> bool:
+    record = config.output_dir / provenance.FILE_NAME
+    return record.is_file() and all(files[part].is_file() for part in wanted)
 
 
 def _measure(
     config: EvaluateConfig, made_from: dict[str, str], files: dict[Part, Path], wanted: tuple[Part, ...]
 ) -> dict | None:
-    """Measure the parts that are wanted and not there yet, and write the report of all that are there."""
+    """Do this rank's share, and if it ends last the rest too; return the metrics, or None where another rank does.
+
+    Ranks that end in the same moment both find all shares done. One of them writes; the other waits, goes on in its
+    place should it die, and otherwise finds the report.
+    """
     from mdaug import distributed
-    from mdaug.evaluation import data, parts, pictures, report
-    from mdaug.evaluation.targets import targets
-    from mdaug.evaluation.verdict import verdict
+    from mdaug.evaluation import data, parts
 
     distributed.device()  # "cuda" is the GPU of this rank from here on
-    held_out_dir = _held_out(config.data_dir)
-    folders: dict[str, Path | None] = {
+    places: dict[str, Path | None] = {
         "train": config.data_dir / "train",
-        "held_out": held_out_dir,
+        "held_out": folders.held_out(config.data_dir),
         "synthetic": config.synthetic_dir,
         "simulated": config.simulated_dir and config.simulated_dir / "train",
     }
     sets = {
         name: folder and data.load(folder, image_size=config.image_size, max_per_class=config.max_per_class)
-        for name, folder in folders.items()
+        for name, folder in places.items()
     }
     inputs = parts.Inputs(config=config, results=config.output_dir / RESULTS, **sets)  # type: ignore[arg-type]
     missing = [part for part in wanted if not files[part].is_file()]
     if not parts.share(inputs, missing):
-        print("this rank is done; the last rank to finish writes the report", flush=True)
         return None
+    with atomic.locked(config.output_dir / LOCK):
+        return None if _finished(config, files, wanted) else _write(inputs, made_from, files, wanted)
+
+
+def _write(inputs: parts.Inputs, made_from: dict[str, str], files: dict[Part, Path], wanted: tuple[Part, ...]) -> dict:
+    """Measure the parts that are wanted and not there yet, and write the report of all that are there."""
+    from mdaug.evaluation import parts, pictures, report
+    from mdaug.evaluation.targets import targets
+    from mdaug.evaluation.verdict import verdict
+
+    config = inputs.config
+    (config.output_dir / provenance.FILE_NAME).unlink(missing_ok=True)
+    missing = [part for part in wanted if not files[part].is_file()]
     # Before the parts, so that none is without its command.
     recorded = config.output_dir / PARTS / COMMANDS
     commands = json.loads(recorded.read_text(encoding="utf-8")) if recorded.is_file() else {}
@@ -181,7 +197,7 @@ def _measure(
             "image_shape": list(train.original(0).shape),
             "train": train.counts(),
             "held_out": held_out.counts(),
-            "held_out_split": held_out_dir.name,
+            "held_out_split": folders.held_out(config.data_dir).name,
             "held_out_groups": len(set(held_out.groups)),
             "synthetic": synthetic.counts(),
             "simulated": inputs.simulated and inputs.simulated.counts(),
@@ -198,6 +214,13 @@ def _measure(
     metrics = {"verdict": verdict(metrics), "targets": targets(metrics), **metrics}
     pictures.save(config.output_dir / report.GRID, pictures.real_and_synthetic(held_out, synthetic))
     report.write(config.output_dir, metrics)
+    provenance.write(
+        config.output_dir,
+        kind="evaluation",
+        content_hash=provenance.hash_files([config.output_dir / report.METRICS]),
+        made_from=made_from,
+        config=as_dict(config),
+    )
     return metrics
 
 
@@ -212,102 +235,3 @@ def _measurable(config: EvaluateConfig) -> tuple[Part, ...]:
             "measure something else: mdaug evaluate, or evaluate fidelity, kinematics or memorization"
         )
     return tuple(part for part in config.wanted if part != "usefulness")
-
-
-def _held_out(data_dir: Path) -> Path:
-    """Return the split that judges: `test` where there is one, since `val` had a say in which weights are the best."""
-    for split in ("test", "val"):
-        if (data_dir / split / "index.json").is_file():
-            return data_dir / split
-    raise UserError(f"{data_dir} has no val split to judge on; pack the images again, into more than one group a class")
-
-
-def _check_origin(config: EvaluateConfig) -> dict[str, str]:
-    """Return role -> hash of all inputs after refusing a generator or VQ-VAE that was trained on other images."""
-    images = provenance.read(config.data_dir, "images")
-    made_from = {"images": images["hash"]}
-    inputs = {"synthetic": config.synthetic_dir}
-    if config.vqvae_path is not None:
-        best = config.vqvae_path / "best"
-        inputs["vqvae"] = best if best.is_dir() else config.vqvae_path
-    for kind, folder in inputs.items():
-        record = provenance.read(folder, kind)
-        provenance.require_same("images", config.data_dir, images["hash"], folder, record["made_from"]["images"])
-        made_from[kind] = record["hash"]
-    if config.simulated_dir is not None:
-        made_from["simulated"] = provenance.read(config.simulated_dir, "images")["hash"]
-        if made_from["simulated"] == made_from["images"]:
-            raise UserError(
-                f"simulated_dir {config.simulated_dir} holds the very images of data_dir {config.data_dir}; "
-                "name the packed set of a simulator, or leave simulated_dir out"
-            )
-    return made_from
-
-
-def _check_alike(config: EvaluateConfig) -> None:
-    """Refuse synthetic or simulated images of other classes or another shape than the real ones."""
-    from shards.dataset import ShardDataset
-
-    real = ShardDataset(config.data_dir / "train")
-    others = {config.synthetic_dir: f"generate again with a pipeline trained on {config.data_dir}"}
-    if config.simulated_dir is not None:
-        others[config.simulated_dir / "train"] = "simulate the same classes, and pack them with the same --image_size"
-    for folder, remedy in others.items():
-        other = ShardDataset(folder)
-        if not (len(real) and len(other)):
-            raise UserError(f"{config.data_dir / 'train'} or {folder} holds no images; make it again")
-        for what, mine, theirs in (
-            ("classes", real.classes, other.classes),
-            ("images of (height, width, channels)", real[0]["image"].shape, other[0]["image"].shape),
-        ):
-            if mine != theirs:
-                raise UserError(
-                    f"{config.data_dir} and {folder} do not belong together: they hold {what} {mine} and {theirs}; "
-                    f"{remedy}"
-                )
-
-
-def _refuse_others(config: EvaluateConfig, made_from: dict[str, str]) -> None:
-    """Refuse an output folder that holds another evaluation or anything else; touches nothing.
-
-    Inputs count by their content (`made_from`, empty where they are not there yet) and not by their path; the settings
-    count all, but not which part is wanted. A VQ-VAE may be named later, for only its own part depends on it.
-    """
-    folder = config.output_dir
-    path = folder / IDENTITY
-    # Looked at before the file: another rank that has written anything here has written the file first.
-    foreign = folder.exists() and any(entry.name != "logs" and entry.name[0] != "." for entry in folder.iterdir())
-    if path.is_file():
-        other = json.loads(path.read_text(encoding="utf-8"))
-        mine = {**made_from, **_settings(config)}
-        theirs = {**(other["made_from"] if made_from else {}), **other["settings"]}
-        differing = sorted(name for name in mine | theirs if mine.get(name) != theirs.get(name))
-        if differing and not (differing == ["vqvae"] and None in (mine.get("vqvae"), theirs.get("vqvae"))):
-            raise UserError(
-                f"{folder} holds another evaluation, of other {', '.join(differing)}; "
-                "choose another --output_dir or delete that folder"
-            )
-    elif foreign:
-        raise UserError(f"{folder} is not empty and holds no evaluation; choose another --output_dir")
-
-
-def _claim(config: EvaluateConfig, made_from: dict[str, str]) -> None:
-    """Make the output folder that of this evaluation; refuse one that holds another or anything else."""
-    _refuse_others(config, made_from)
-    folder = config.output_dir
-    path = folder / IDENTITY
-    identity = {"made_from": made_from, "settings": _settings(config)}
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        atomic.write_text(path, json.dumps(identity, indent=2) + "\n")
-        print(dump(config), end="")
-        save(config, folder / "config.yaml")
-    elif "vqvae" in made_from and "vqvae" not in json.loads(path.read_text(encoding="utf-8"))["made_from"]:
-        atomic.write_text(path, json.dumps(identity, indent=2) + "\n")
-    for name in (RESULTS, PARTS):
-        (folder / name).mkdir(exist_ok=True)
-
-
-def _settings(config: EvaluateConfig) -> dict[str, Any]:
-    left_out = ("part", "workers")
-    return {k: v for k, v in as_dict(config).items() if not k.endswith(("_dir", "_path")) and k not in left_out}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mdaug.evaluation.evaluate import EvaluateConfig, evaluate
-from tests.ranks import run_ranks
+from tests.ranks import run_ranks, start_ranks
 from tests.toy import toy_packed
 from tests.unit.test_evaluation_usefulness import toy_synthetic
 
@@ -78,3 +82,43 @@ def test_what_a_lost_rank_left_is_made_up_for_on_any_number_of_ranks(config, alo
     assert without_names(evaluate(resumed)) == without_names(alone)
     assert left
     assert all(path.stat().st_mtime_ns == changed for path, changed in left.items())
+
+
+def _end_together(config: EvaluateConfig, writer_dies: bool) -> None:
+    """Evaluate as one of two ranks that find in the same moment that all shares are done."""
+    from mdaug.evaluation import parts, report
+
+    share, write = parts.share, report.write
+    met, written = config.output_dir / "logs/met", config.output_dir / "logs/written"
+
+    def share_and_meet(inputs, wanted):
+        share(inputs, wanted)
+        met.mkdir(parents=True, exist_ok=True)
+        (met / os.environ["RANK"]).touch()
+        deadline = time.monotonic() + 120
+        while len(list(met.iterdir())) < 2 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return share(inputs, wanted)
+
+    def noted_write(folder, metrics):
+        written.mkdir(exist_ok=True)
+        (written / os.environ["RANK"]).touch()
+        if writer_dies and len(list(written.iterdir())) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(folder, metrics)
+
+    parts.share, report.write = share_and_meet, noted_write
+    evaluate(config)
+
+
+@pytest.mark.parametrize("writer_dies", [False, True], ids=["both-live", "writer-dies"])
+def test_of_ranks_that_end_together_one_writes_the_report_and_another_where_that_one_dies(config, alone, writer_dies):
+    together = replace(config, part="kinematics", output_dir=config.output_dir.with_name(f"together-{writer_dies}"))
+    processes = start_ranks(2, _end_together, together, writer_dies)
+    for process in processes:
+        process.join()
+    assert sorted(process.exitcode for process in processes) == ([-signal.SIGKILL, 0] if writer_dies else [0, 0])
+    assert len(list((together.output_dir / "logs/written").iterdir())) == 1 + writer_dies
+    metrics = json.loads((together.output_dir / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["kinematics"] == alone["kinematics"]
+    assert (together.output_dir / "report.html").is_file()

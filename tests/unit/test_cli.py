@@ -1,4 +1,4 @@
-"""The command line as a whole: quick help, commands that agree with their table, presets and README that parse."""
+"""The command line as a whole: quick help, commands that agree with their table, presets that parse."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import errno
 import importlib.metadata
 import re
 import resource
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from launch import rank
-from launch.__main__ import LaunchConfig, _split
 from launch.demo import stage_flags
 from mdaug import cli, config
 from shards import atomic
@@ -23,7 +21,6 @@ from shards import atomic
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "diffusers", "deepspeed", "wandb", "matplotlib", "lpips", "accelerate")
 PRESETS = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "launch")
-READMES = [ROOT / name for name in ("README.md", "README.zh-CN.md", "configs/README.md")]
 
 
 def python(code: str) -> str:
@@ -75,45 +72,6 @@ def test_presets_parse(preset):
     config_class, _ = cli.load(preset.stem)
     folders = stage_flags(Path("out"), Path("images"))[preset.stem]
     config.parse(config_class, ["--config", str(preset), *folders], prog=preset.stem)
-
-
-def _commands(document: Path) -> list[str]:
-    """Return the `mdaug ...` and `make ...` lines of the code blocks of a document."""
-    text = document.read_text(encoding="utf-8")
-    blocks = re.findall(r"^```[a-z]*\n(.*?)^```|((?:^    .*\n)+)", text, flags=re.M | re.S)
-    lines = "\n".join("".join(block) for block in blocks).replace("\\\n", " ").splitlines()
-    lines = [line.strip().removeprefix("$ ") for line in lines]
-    return [line for line in lines if line.startswith(("mdaug ", "make ", "python -m launch "))]
-
-
-@pytest.mark.parametrize("document", READMES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_commands_of_the_readme_parse(document, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    commands = _commands(document)
-    assert commands
-    for line in commands:
-        words = shlex.split(line, comments=True)
-        if words[0] == "make":
-            planned = subprocess.run(["make", "-n", *words[1:]], capture_output=True, text=True)
-            assert planned.returncode == 0, f"{line}: {planned.stderr}"
-            started = [shlex.split(text) for text in planned.stdout.splitlines() if " -m launch " in text]
-            for command in started:
-                _check_launch(command[command.index("-m") + 2 :])
-        elif words[0] == "python":
-            _check_launch(words[3:])
-        elif not words[1].startswith("-"):
-            _check_command(words[1], words[2:])
-
-
-def _check_launch(words: list[str]) -> None:
-    launcher_flags, flags = _split(words[1:])
-    config.parse(LaunchConfig, launcher_flags, prog="launch")
-    _check_command(words[0], flags)
-
-
-def _check_command(command: str, flags: list[str]) -> None:
-    if flags != ["--help"]:
-        config.parse(cli.load(command)[0], flags, prog=command)
 
 
 def test_version_is_that_of_the_package():
