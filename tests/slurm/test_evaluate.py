@@ -63,7 +63,7 @@ def test_what_a_killed_task_of_an_array_left_undone_the_same_command_makes(alone
     assert launch(*again).returncode == 0
     wait_for((together / "logs/worker-1/rank-00000.log").is_file)
     shell("scancel", "--signal=KILL", f"{job_id(together)}_1")
-    assert wait_for_end(together) == "FAILED"
+    assert wait_for_end(together) == "CANCELLED"
     made = {path: path.stat().st_mtime_ns for path in (together / "results").iterdir()}
     assert made  # by the other task
     assert not (together / "report.html").exists()
