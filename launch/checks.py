@@ -9,7 +9,6 @@ every number of ranks has a method `check_ranks(ranks)`, one that cannot run on 
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +18,7 @@ from mdaug import cli
 from shards.cache import require_images
 from shards.errors import UserError
 from shards.remote import url_of
+from shards.writer import require_writable
 
 Config = TypeVar("Config")
 ON_ONE_MACHINE = ("/tmp", "/var/tmp", "/dev/shm", "/run")
@@ -68,18 +68,6 @@ def check(command: str, config: Any, ranks: int, *, gpus: bool | None = None, in
     if hasattr(config, "check_output"):
         config.check_output(not inputs_later)
     require_writable(config.output_dir)
-
-
-def require_writable(output_dir: Path) -> None:
-    """Raise UserError where a folder cannot be made or written; leaves nothing behind."""
-    there = next(folder for folder in (output_dir, *output_dir.parents) if folder.exists())
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"output_dir={output_dir} cannot be written ({there}: {error.strerror}); choose another --output_dir"
-        ) from None
 
 
 def require_shared(paths: dict[str, Path], shared: list[str]) -> None:

@@ -59,15 +59,19 @@ def load(command: str):
 
 
 def run(argv: list[str]) -> None:
-    """Parse and run one command; mistakes of the user, and a full disk, arrive as UserError."""
+    """Parse and run one command; mistakes of the user, and a disk that is full or read-only, arrive as UserError."""
     from mdaug import config
-    from shards.writer import one_line_for_a_full_disk
+    from shards.writer import one_line_for_a_full_disk, require_writable
 
     config_class, function = load(argv[0])
     parsed = config.parse(config_class, argv[1:], prog=f"mdaug {argv[0]}")
-    folders = (getattr(parsed, name, None) for name in ("output_dir", "run_dir", "vqvae_path"))
-    with one_line_for_a_full_disk(next(filter(None, folders))):
-        function(parsed)
+    output = next(filter(None, (getattr(parsed, name, None) for name in ("output_dir", "run_dir", "vqvae_path"))))
+    try:
+        with one_line_for_a_full_disk(output):
+            function(parsed)
+    except OSError:
+        require_writable(output)  # if that is the reason, it is a line; a finished folder may well be read-only
+        raise
 
 
 def main(argv: list[str] | None = None) -> int:

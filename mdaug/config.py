@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TypeVar, get_type_hints
+from typing import TypeVar, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
@@ -32,10 +32,16 @@ def parse(config_class: type[Config], argv: list[str], prog: str) -> Config:
     parser.add_class_arguments(config_class)
     try:
         namespace = parser.parse_args(_plain_flags(config_class, argv))
-    except ArgumentError as error:
+    except (ArgumentError, UnicodeDecodeError) as error:
         raise UserError(f"{prog}: {_first_sentence(error)} ('{prog} --help' lists every flag)") from None
     values = vars(namespace)
     values.pop("config", None)
+    hints = get_type_hints(config_class)
+    for name, value in values.items():
+        if value is None and type(None) not in get_args(hints[name]):  # the parser takes null for any type
+            raise UserError(f"{prog}: {name} is null; give it a value or leave it out")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise UserError(f"{prog}: {name} is {value}; whole numbers lie between -2^63 and 2^63")
     try:
         return config_class(**values)
     except ValueError as error:
@@ -96,4 +102,7 @@ def _plain_flags(config_class: type, argv: list[str]) -> list[str]:
 
 
 def _first_sentence(error: Exception) -> str:
-    return " ".join(str(error).split())
+    if isinstance(error, UnicodeDecodeError):
+        return "the file of --config is no text in UTF-8"
+    text = " ".join(str(error).split())
+    return text.replace("Unexpected config:", "the file of --config does not hold 'flag: value' lines:").rstrip(" :")

@@ -34,6 +34,7 @@ from shards.split import Split, split_images
 from shards.writer import finished, one_line_for_a_full_disk, write_shard
 
 CLASSES = "classes.json"
+MOST_WORKERS = 256
 COLORMAP_IMAGES = 32  # images among which the floor's colour is looked for
 
 
@@ -84,6 +85,8 @@ class PackConfig:
         for name, least in (("gap", 0), ("shard_size", 1), ("seed", 0), ("workers", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; a number >= {least} is needed")
+        if self.workers > MOST_WORKERS:
+            raise ValueError(f"workers is {self.workers}; at most {MOST_WORKERS} are accepted, for all start at once")
         if self.group_by is not None and not self.group_by.startswith("column:"):
             try:
                 groups = re.compile(self.group_by).groups

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+LARGEST = 16384  # pixels of a side; a mistyped number would fill the memory with the first image
+
 
 def height_width(size: int | str) -> tuple[int, int]:
     """Return (height, width) in pixels of `256` or `"128x256"`; raises ValueError for anything else."""
     sides = str(size).split("x")
-    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+    if len(sides) > 2 or not all(side.isdecimal() and 0 < int(side) <= LARGEST for side in sides):
         raise ValueError(
-            f"image_size is {size}; a number of pixels such as 256, or height x width such as 128x256, is needed"
+            f"image_size is {size}; a number of pixels such as 256, or height x width such as 128x256, is needed, "
+            f"each at most {LARGEST}"
         )
     return int(sides[0]), int(sides[-1])
 

@@ -131,7 +131,7 @@ def plain_value(text: str) -> str | int | float:
 def _walk(root: Path):
     """Yield (path relative to root, stat) of every file, in an order that does not depend on the file system."""
     for folder, folders, files in os.walk(root, followlinks=True):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not _leads_back(Path(folder, name)))
         for name in sorted(files):
             full = os.path.join(folder, name)
             try:
@@ -139,6 +139,11 @@ def _walk(root: Path):
             except OSError:  # a link to nothing: reading it will say so
                 status = os.lstat(full)
             yield os.path.relpath(full, root).replace(os.sep, "/"), status
+
+
+def _leads_back(folder: Path) -> bool:
+    """Return whether a folder is a link to one of those that it lies in, and following it would never end."""
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
 
 
 def _class_folders(root: Path, folders: list[str], given: bool) -> list[str]:

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -91,6 +92,20 @@ def one_line_for_a_full_disk(path: Path) -> Iterator[None]:
         raise UserError(
             f"no space left while writing {getattr(error, 'filename', None) or path} ({said}); free some or choose "
             "another folder, then run the same command again: what is finished is kept"
+        ) from None
+
+
+def require_writable(output_dir: Path) -> None:
+    """Raise UserError where a folder cannot be made or written; leaves nothing behind."""
+    there = output_dir
+    try:
+        while not there.exists():
+            there = there.parent
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"output_dir={output_dir} cannot be written ({there}: {error.strerror}); choose another --output_dir"
         ) from None
 
 

@@ -67,15 +67,17 @@ class EvaluateConfig:
     """Processes that train classifiers on CPU, one thread each; 0: one per core. A GPU takes them one by one."""
 
     def __post_init__(self):
-        for name in ("seeds", "steps", "batch_size", "max_per_class"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name, least in (("seeds", 1), ("steps", 1), ("batch_size", 1), ("max_per_class", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.batch_size > 4096:
+            raise ValueError(f"batch_size is {self.batch_size}; it must be at most 4096")
         if self.workers < 0:
             raise ValueError(f"workers is {self.workers}; it must be at least 0")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
-        if self.image_size < 16 or self.image_size % 16:
-            raise ValueError(f"image_size is {self.image_size}; it must be a multiple of 16, such as 64")
+        if not 0 < self.learning_rate <= 1:
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0 and at most 1")
+        if not 16 <= self.image_size <= 1024 or self.image_size % 16:
+            raise ValueError(f"image_size is {self.image_size}; it must be a multiple of 16 up to 1024, such as 64")
         for name, least in (("n_real_per_class", 1), ("synthetic_per_real", 0)):
             numbers = [float("inf") if n == "all" else n for n in getattr(self, name)]
             if not numbers or numbers[0] < least or any(a >= b for a, b in pairwise(numbers)):

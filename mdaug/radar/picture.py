@@ -18,15 +18,22 @@ from shards.errors import UserError
 if TYPE_CHECKING:
     from mdaug.radar.simulate import SimulateConfig
 
+MOST_PULSES = 1_000_000  # of a picture; the presets take 7,205 and 19,264
+
 
 def sensor_of(config: SimulateConfig, preset: Sensor) -> Sensor:
     """Return the sensor of a preset with the numbers that the user gave instead.
 
-    Raises UserError for a window that does not fit the pulses.
+    Raises UserError for more pulses than the memory holds, and for a window that does not fit them.
     """
     given = {name: getattr(config, name) for name in ("carrier_hz", "v_max_m_s", "duration_s", "window_s")}
     sensor = dataclasses.replace(preset, **{name: value for name, value in given.items() if value is not None})
     pulses = round(sensor.duration_s * sensor.prf_hz)
+    if pulses > MOST_PULSES:
+        raise UserError(
+            f"a picture of duration_s {sensor.duration_s:g} with v_max_m_s {sensor.v_max_m_s:g} at carrier_hz "
+            f"{sensor.carrier_hz:g} takes {pulses:.3g} pulses; at most {MOST_PULSES:,} are accepted"
+        )
     if not 8 <= sensor.window_samples <= pulses:
         raise UserError(
             f"window_s is {sensor.window_s:g}: {sensor.window_samples} pulses at {sensor.prf_hz:.0f} Hz; "

@@ -68,8 +68,8 @@ class SimulateConfig:
         for name in ("carrier_hz", "v_max_m_s", "duration_s", "window_s", "clip_db"):
             if (number := getattr(self, name)) is not None and not 0 < number < float("inf"):
                 raise ValueError(f"{name} is {number}; accepted are numbers above 0")
-        if self.image_size < 32 or self.image_size % 8:
-            raise ValueError(f"image_size is {self.image_size}; accepted are multiples of 8 from 32")
+        if not 32 <= self.image_size <= 4096 or self.image_size % 8:
+            raise ValueError(f"image_size is {self.image_size}; accepted are multiples of 8 from 32 to 4096")
         if self.workers < 0 or self.seed < 0:
             raise ValueError(f"workers is {self.workers} and seed is {self.seed}; both must be 0 or more")
 

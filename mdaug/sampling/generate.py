@@ -137,6 +137,8 @@ class GenerateConfig:
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"{field} is {value}; it must be at least 1")
+        if self.cpu_threads > 1024:
+            raise ValueError(f"cpu_threads is {self.cpu_threads}; it must be at most 1024")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must be 0 or more")
         if (self.worker is None) != (self.num_workers is None):

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from launch import rank
 from launch.demo import stage_flags
@@ -119,3 +120,35 @@ def test_other_errors_keep_their_traceback(monkeypatch):
     monkeypatch.setattr(cli, "load", lambda command: (config_class, fail))
     with pytest.raises(PermissionError):
         cli.main(["encode", "--data_dir", "a", "--vqvae_path", "b", "--output_dir", "c"])
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (b"", "does not hold 'flag: value' lines"),
+        (b"- image_size", "does not hold 'flag: value' lines: - image_size"),
+        (b"\xff\xfe", "no text in UTF-8"),
+        (b"seed: null", "seed is null; give it a value or leave it out"),
+        (b"seed: 99999999999999999999", "seed is 99999999999999999999; whole numbers lie between"),
+        (b"image_sze: 3", "image_sze"),
+        (b"gap: [1, 2]", "gap"),
+    ],
+)
+def test_a_file_that_holds_no_configuration_is_one_line(written, said, tmp_path, capsys):
+    (tmp_path / "c.yaml").write_bytes(written)
+    assert cli.main(["pack", "--config", str(tmp_path / "c.yaml"), "--data_dir", "a", "--output_dir", "b"]) == 2
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert printed.count("\n") == 1
+
+
+def test_an_output_folder_that_cannot_be_is_one_line(tmp_path, capsys):
+    image = tmp_path / "images/a/1.png"
+    image.parent.mkdir(parents=True)
+    Image.new("L", (16, 16)).save(image)
+    (tmp_path / "file").touch()
+    for output in ("file", "file/packed", "x" * 300):
+        assert cli.main(["pack", "--data_dir", str(tmp_path / "images"), "--output_dir", str(tmp_path / output)]) == 2
+        printed = capsys.readouterr().err
+        assert f"{tmp_path / output} cannot be written" in printed
+        assert printed.count("\n") == 1

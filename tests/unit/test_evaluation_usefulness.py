@@ -351,5 +351,12 @@ def test_flags_fill_the_configuration(tmp_path):
     for wrong, field in (("[all, 10]", "n_real_per_class"), ("[0]", "n_real_per_class"), ("[some]", "n_real")):
         with pytest.raises(UserError, match=field):
             configuration.parse(EvaluateConfig, [*required, "--n_real_per_class", wrong], "mdaug evaluate")
-    with pytest.raises(UserError, match="multiple of 16"):
-        configuration.parse(EvaluateConfig, [*required, "--image_size=50"], "mdaug evaluate")
+    for wrong, said in (
+        ("image_size=50", "multiple of 16"),
+        ("image_size=1000000", "up to 1024"),
+        ("learning_rate=1e30", "at most 1"),
+        ("max_per_class=1", "at least 2"),
+        ("batch_size=1000000", "at most 4096"),
+    ):
+        with pytest.raises(UserError, match=said):
+            configuration.parse(EvaluateConfig, [*required, f"--{wrong}"], "mdaug evaluate")

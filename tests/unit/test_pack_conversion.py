@@ -16,6 +16,7 @@ from PIL import Image
 from shards import convert
 from shards.convert import to_png
 from shards.dataset import ShardDataset, decode_image
+from shards.errors import UserError
 from shards.pack import PackConfig, pack
 from shards.source import read_folder
 
@@ -220,3 +221,13 @@ def test_a_name_that_is_not_utf8_is_rejected(tmp_path, source):
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert {"file": "ID_2/\\xff\\xfe.png", "reason": "file name is not UTF-8"} in report["rejected"]
     assert report["found"] == report["packed"] + len(report["rejected"])
+
+
+def test_a_link_to_a_folder_above_itself_is_not_followed(source):
+    before = read_folder(source)
+    (source / "ID_2/again").symlink_to(source / "ID_2")
+    (source / "ID_10/all").symlink_to(source)
+    assert read_folder(source).images == before.images
+    (source / "ID_3").symlink_to(source)
+    with pytest.raises(UserError, match="ID_3 holds no image"):
+        read_folder(source)

@@ -213,7 +213,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_continues(tmp_path, source
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("image_size", 0), ("image_size", "8x"), ("image_size", "8x8x8"),
+    [("image_size", 0), ("image_size", 100000), ("workers", 100000), ("image_size", "8x"), ("image_size", "8x8x8"),
      ("image_mode", "jet"), ("val_fraction", 0.0), ("val_fraction", 0.9), ("gap", -1),
      ("shard_size", 0), ("seed", -1), ("group_by", "("), ("group_by", "no_group"), ("group_by", "(a)(b)")],
 )  # fmt: skip

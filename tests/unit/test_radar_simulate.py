@@ -196,6 +196,8 @@ def test_folder_of_another_run_is_refused(families, tmp_path):
     [
         (["--classes", '["walking","cow"]'], "classes has 'cow'; accepted are walking"),
         (["--image_size", "100"], "image_size is 100; accepted are multiples of 8"),
+        (["--image_size", "1000000"], "image_size is 1000000"),
+        (["--duration_s", "1e6"], "at most 1,000,000 are accepted"),
         (["--images_per_class", "0"], "images_per_class is 0"),
         (["--window_s", "4"], "window_s is 4"),
         (["--preset", "gait-persons", "--classes", '["walking"]'], "give num_persons instead"),

@@ -206,6 +206,7 @@ def test_what_does_not_fit_the_model_is_refused(ldm, tmp_path, options, message)
         ({"scheduler_type": "pndm", "num_inference_steps": 3}, "'pndm' needs 4 to 999"),
         ({"guidance_scale": -1.0}, "guidance_scale is -1"),
         ({"seed": -1}, "seed is -1"),
+        ({"cpu_threads": 10**6}, "cpu_threads is 1000000; it must be at most 1024"),
     ],
 )
 def test_impossible_configurations_are_refused(options, message):
