@@ -48,6 +48,8 @@ INPUTS = {
     "evaluate": ("data_dir", "synthetic_dir", "vqvae_path", "simulated_dir"),
 }
 
+NO_MEMORY = ("out of memory", "can't allocate memory")  # in torch's errors, of a GPU and of a CPU
+
 
 def load(command: str):
     """Return (configuration class, function) of a command, importing its module now."""
@@ -59,7 +61,7 @@ def load(command: str):
 
 
 def run(argv: list[str]) -> None:
-    """Parse and run one command; mistakes of the user, and a disk that is full or read-only, arrive as UserError."""
+    """Parse and run one command; mistakes of the user, and too small a disk or memory, arrive as UserError."""
     from mdaug import config
     from shards.writer import one_line_for_a_full_disk, require_writable
 
@@ -72,6 +74,14 @@ def run(argv: list[str]) -> None:
     except OSError:
         require_writable(output)  # if that is the reason, it is a line; a finished folder may well be read-only
         raise
+    except (MemoryError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        if not isinstance(error, MemoryError) and not any(words in said for words in NO_MEMORY):
+            raise
+        raise UserError(
+            f"out of memory ({said[:160]}); a smaller --batch_size needs less, and in a training "
+            "--gradient_accumulation_steps makes up for it"
+        ) from None
 
 
 def main(argv: list[str] | None = None) -> int:

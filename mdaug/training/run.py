@@ -118,6 +118,10 @@ class TrainingConfig:
         for name in ("global_batch_size", "train_samples", "val_samples", "save_samples"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
+        if self.lr > 1:
+            raise ValueError(f"lr={self.lr} must be at most 1")
+        if not all(0 <= beta < 1 for beta in self.adam_betas):
+            raise ValueError(f"adam_betas={self.adam_betas} must be 0 or greater and less than 1")
         if self.global_batch_size is not None and self.gradient_accumulation_steps != 1:
             raise ValueError(
                 f"global_batch_size={self.global_batch_size} and "

@@ -77,6 +77,8 @@ class VQVAEConfig(TrainingConfig):
                      "lambda_adversarial", "gradient_penalty"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be 0 or greater")
+        if self.commitment < 0:
+            raise ValueError(f"commitment={self.commitment} must be 0 or greater")
         if not 0 < self.codebook_decay < 1:
             raise ValueError(f"codebook_decay={self.codebook_decay} must be greater than 0 and less than 1")
         if self.disc_lr is not None and self.disc_lr <= 0:

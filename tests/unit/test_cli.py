@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from launch import rank
@@ -152,3 +153,25 @@ def test_an_output_folder_that_cannot_be_is_one_line(tmp_path, capsys):
         printed = capsys.readouterr().err
         assert f"{tmp_path / output} cannot be written" in printed
         assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 256000000 bytes."),
+        MemoryError("Unable to allocate 18.2 TiB"),
+    ],
+    ids=["gpu", "cpu", "numpy"],
+)
+def test_too_little_memory_is_one_line(error, monkeypatch, capsys):
+    def run(config):
+        raise error
+
+    config_class, _ = cli.load("encode")
+    monkeypatch.setattr(cli, "load", lambda command: (config_class, run))
+    assert cli.main(["encode", "--data_dir", "a", "--vqvae_path", "b", "--output_dir", "c"]) == 2
+    printed = capsys.readouterr().err
+    assert "allocate" in printed
+    assert "--batch_size" in printed
+    assert printed.count("\n") == 1
