@@ -257,7 +257,7 @@ class HybridUNet2DModel(UNet2DModel):
     ):
         levels = len(block_out_channels)
         kinds = _kinds(attention, levels)
-        _validate(block_out_channels, num_heads, window_size, num_classes, kinds, norm_num_groups)
+        _validate(block_out_channels, layers_per_block, num_heads, window_size, num_classes, kinds, norm_num_groups)
         prefixes = ["" if kind == "none" else "Attn" for kind in kinds]
         # The undecorated constructor: the stored configuration then holds the arguments above and nothing else.
         UNet2DModel.__init__.__wrapped__(
@@ -385,6 +385,7 @@ def _kinds(attention: str, levels: int) -> list[str]:
 
 def _validate(
     block_out_channels: tuple[int, ...],
+    layers_per_block: int,
     num_heads: int,
     window_size: int,
     num_classes: int,
@@ -393,7 +394,14 @@ def _validate(
 ) -> None:
     if not block_out_channels:
         raise ValueError("block_out_channels is empty; give the channels of at least one level")
-    for name, value in (("num_heads", num_heads), ("window_size", window_size), ("num_classes", num_classes)):
+    for name, value in (
+        ("the least of block_out_channels", min(block_out_channels)),
+        ("layers_per_block", layers_per_block),
+        ("num_heads", num_heads),
+        ("window_size", window_size),
+        ("num_classes", num_classes),
+        ("norm_num_groups", norm_num_groups),
+    ):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
     if "axial" in kinds and num_heads % 2:

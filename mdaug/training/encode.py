@@ -56,7 +56,9 @@ class EncodeConfig:
         if isinstance(self.augment_with, str):
             self.augment_with = [name.strip() for name in self.augment_with.split(",")]
         augment.check_names(self.augment_with)
-        for name in ("augment_copies", "augment_seed"):
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be greater than 0")
+        for name in ("num_workers", "augment_copies", "augment_seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be 0 or greater")
 
@@ -185,11 +187,16 @@ def is_finished(folder: Path, made_from: dict[str, str], augmentation: dict[str,
 
 
 def refuse_other_latents(folder: Path, made_from: dict[str, str], augmentation: dict[str, Any] | None = None) -> None:
-    """Raise UserError where a folder belongs to other images, another VQ-VAE or (unless None) other copies."""
+    """Raise UserError where a folder holds other images' latents, another VQ-VAE's, (unless None) other copies, or
+    anything else.
+    """
     plan = folder / PLAN_FILE
-    if not plan.is_file():
+    there = json.loads(plan.read_text(encoding="utf-8")) if plan.is_file() else {}
+    if "vqvae" not in there:
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else ["a file"] if folder.exists() else []
+        if any(name != "logs" and name[0] != "." for name in names):
+            raise UserError(f"{folder} holds something else than latents; choose another folder for them")
         return
-    there = json.loads(plan.read_text(encoding="utf-8"))
     for role, wanted in made_from.items():
         if there[role] != wanted:
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from mdaug.models.latent_statistics import LatentStatistics
 from mdaug.models.vqvae import build_vqvae, save_vqvae
 from mdaug.training.encode import EncodeConfig, encode_packed
 from shards import provenance
+from shards.errors import UserError
 from tests.toy import toy_packed
 
 
@@ -19,13 +21,17 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.*") if p.name != provenance.FILE_NAME}
 
 
-@pytest.mark.parametrize("copies", [0, 1])
-def test_a_second_run_ends_with_the_bytes_of_an_undisturbed_one(copies, tmp_path, monkeypatch, capsys):
-    packed = toy_packed(tmp_path / "packed", train=40, val=8, per_shard=16)
+def inputs(folder: Path) -> tuple[Path, Path]:
+    """Return packed images and a VQ-VAE for them."""
     torch.manual_seed(0)
     model = build_vqvae(image_channels=1, latent_channels=2, num_codes=8, n_layers=1, base_channels=8).eval()
-    vqvae = tmp_path / "vqvae"
-    save_vqvae(model, vqvae, image_shape=[16, 16, 1], made_from={}, config={}, floor=[0])
+    save_vqvae(model, folder / "vqvae", image_shape=[16, 16, 1], made_from={}, config={}, floor=[0])
+    return toy_packed(folder / "packed", train=40, val=8, per_shard=16), folder / "vqvae"
+
+
+@pytest.mark.parametrize("copies", [0, 1])
+def test_a_second_run_ends_with_the_bytes_of_an_undisturbed_one(copies, tmp_path, monkeypatch, capsys):
+    packed, vqvae = inputs(tmp_path)
 
     def encode(output: Path) -> None:
         config = EncodeConfig(packed, vqvae, output, batch_size=5, num_workers=0, augment_copies=copies)
@@ -55,3 +61,23 @@ def test_a_second_run_ends_with_the_bytes_of_an_undisturbed_one(copies, tmp_path
     capsys.readouterr()
     encode(output)
     assert "is finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("plan", [None, {"options": {}}], ids=["without", "with"])
+def test_a_folder_of_something_else_is_left_alone(plan, tmp_path):
+    """Packed images above all, whose shards have the same names; with the plan of their own that pack writes."""
+    packed, vqvae = inputs(tmp_path)
+    if plan is not None:
+        (packed / "plan.json").write_text(json.dumps(plan))
+    (tmp_path / "file").touch()
+    before = contents(tmp_path)
+    for output in (packed, vqvae, tmp_path / "file"):
+        with pytest.raises(UserError, match="holds something else than latents; choose another folder"):
+            encode_packed(packed, vqvae, output, EncodeConfig(packed, vqvae, output, num_workers=0))
+    assert contents(tmp_path) == before
+
+
+def test_impossible_values_are_named():
+    for name, value in (("batch_size", 0), ("num_workers", -1), ("augment_copies", -1)):
+        with pytest.raises(ValueError, match=f"{name}={value} must be"):
+            EncodeConfig(Path("a"), Path("b"), Path("c"), **{name: value})
