@@ -115,7 +115,7 @@ def pack(config: PackConfig) -> None:
         UserError: a folder that cannot be packed, or an output folder that holds something else.
     """
     output = config.output_dir
-    require_apart(config.data_dir, output)
+    config.check_output(inputs_there=True)  # before the lock, which is a file in it
     folder = read_folder(config.data_dir)
     output.mkdir(parents=True, exist_ok=True)
     with one_line_for_a_full_disk(output), lock(output):

@@ -125,6 +125,7 @@ def test_an_output_folder_with_another_run_is_refused_naming_the_difference(tmp_
     (tmp_path / "foreign" / "thesis.tex").write_text("")
     with pytest.raises(UserError, match=r"holds something else \('thesis\.tex'\)"):
         packed_set(source, tmp_path / "foreign")
+    assert [path.name for path in (tmp_path / "foreign").iterdir()] == ["thesis.tex"]
     with pytest.raises(UserError, match="lies inside data_dir"):
         packed_set(source, source / "packed")
 
