@@ -7,6 +7,7 @@ medians count. Lists of values make a sweep.
 
     python benchmarks/generate.py --pipeline runs/demo/ldm/best
     python benchmarks/generate.py --pipeline runs/demo/ldm/best --steps 10,20 --batch_size 8,32
+    python benchmarks/generate.py --config configs/gpu-80gb/train-ldm.yaml --mixed_precision bf16  # untrained
 """
 
 from __future__ import annotations
@@ -29,17 +30,44 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from mdaug import config as configuration
+from mdaug.models.vqvae import build_vqvae
 from mdaug.sampling.counts import even
 from mdaug.sampling.pipeline import MicroDopplerPipeline
-from mdaug.sampling.pipeline_folder import find_pipeline
+from mdaug.sampling.pipeline_folder import find_pipeline, save_pipeline
 from mdaug.sampling.plan import Plan
-from mdaug.sampling.schedulers import scheduler_like
+from mdaug.sampling.schedulers import build_scheduler, scheduler_like
 from mdaug.sampling.worker import PRECISIONS, Done, work
+from mdaug.training.ldm import LDMConfig
 from mdaug.training.scaling import GPUS
+from mdaug.training.unet import build_unet
+from mdaug.training.vqvae import VQVAEConfig
 from shards.provenance import code_version
+from shards.size import height_width
 
 PLAIN_BATCH = 4
 SETTINGS = ("scheduler_type", "num_inference_steps", "mixed_precision", "batch_size")
+
+
+def untrained(preset: Path, folder: Path) -> Path:
+    """Write the untrained pipeline of a train-ldm.yaml with train-vqvae.yaml beside it: sampling is the same work."""
+    places = ["--data_dir=d", "--output_dir=o"]
+    beside = str(preset.with_name("train-vqvae.yaml"))
+    vq = configuration.parse(VQVAEConfig, ["--config", beside, *places], "benchmark")
+    config = configuration.parse(LDMConfig, ["--config", str(preset), *places, "--vqvae_path=v"], "benchmark")
+    height, width = height_width(vq.image_size)
+    shape = [vq.latent_channels, height >> vq.n_layers, width >> vq.n_layers]
+    classes = [f"class {label}" for label in range(10)]
+    vqvae = build_vqvae(
+        image_channels=3, latent_channels=shape[0], num_codes=vq.vq_num_embed, n_layers=vq.n_layers,
+        base_channels=vq.base_channels,
+    ).eval()  # fmt: skip
+    pipeline = MicroDopplerPipeline(
+        vqvae, build_unet(config, shape, len(classes)).eval(), build_scheduler("ddim"), classes=classes,
+        latent_mean=[0.0] * shape[0], latent_std=[1.0] * shape[0], latent_shape=shape, image_shape=[height, width, 3],
+    )  # fmt: skip
+    save_pipeline(pipeline, folder, made_from=dict.fromkeys(("images", "vqvae", "latents"), ""), config={})
+    return folder
 
 
 def load(folder: Path, plan: Plan) -> Any:
@@ -181,7 +209,9 @@ def show(row: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pipeline", type=Path, required=True, help="pipeline folder or run of train-ldm")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--pipeline", type=Path, help="pipeline folder or run of train-ldm")
+    model.add_argument("--config", type=Path, help="a train-ldm.yaml instead, untrained")
     parser.add_argument("--images", type=int, default=128, help="images of a turn, divided among the workers")
     parser.add_argument("--steps", default="20", help="one or several, 10,20")
     parser.add_argument("--batch_size", default="32", help="of ours; one or several")
@@ -192,8 +222,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="of ours (default: one per core, one on a GPU)")
     parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        compare(options, options.pipeline or untrained(options.config, Path(scratch) / "pipeline"))
 
-    source, made = find_pipeline(options.pipeline)
+
+def compare(options: argparse.Namespace, folder: Path) -> None:
+    source, made = find_pipeline(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     cores = len(os.sched_getaffinity(0))
     count = options.workers or (1 if device == "cuda" else cores)

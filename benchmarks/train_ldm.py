@@ -9,7 +9,8 @@
 The three take turns in one process; the table shows medians. Networks are untrained: the work is the same.
 
     python benchmarks/train_ldm.py                          # the demo's U-Net at 64 pixels
-    python benchmarks/train_ldm.py --config configs/gpu-80gb/train-ldm.yaml --batch_size 128
+    python benchmarks/train_ldm.py --config configs/gpu-80gb/train-ldm.yaml --compile
+    python benchmarks/train_ldm.py --config configs/gpu-6gb/train-ldm.yaml --mixed_precision fp16 --only    # ours alone
 """
 
 from __future__ import annotations
@@ -191,7 +192,9 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int)
     parser.add_argument("--mixed_precision", default="auto")
     parser.add_argument("--zero_stage", type=int, default=0)
+    parser.add_argument("--attention", help="another attention than the preset's, such as full")
     parser.add_argument("--compile", action="store_true", help="compile ours (torch.compile), not the others")
+    parser.add_argument("--only", nargs="*", choices=["latents", "images"], help="contestants beside ours, or none")
     parser.add_argument("--steps", type=int, default=8, help="steps of one turn")
     parser.add_argument("--turns", type=int, default=5)
     options = parser.parse_args()
@@ -207,7 +210,7 @@ def main() -> None:
         flags = ["--config", str(options.config), *common, "--vqvae_path", str(root / "vqvae")]
         flags += [f"--mixed_precision={options.mixed_precision}", f"--zero_stage={options.zero_stage}"]
         flags += [f"--compile={str(options.compile).lower()}"]
-        flags += [f"--batch_size={options.batch_size}"] if options.batch_size else []
+        flags += [f"--{name}={value}" for name in ("batch_size", "attention") if (value := getattr(options, name))]
         config = configuration.parse(LDMConfig, flags, "benchmark")
         assert isinstance(config.batch_size, int), "give --batch_size a number"
         assert isinstance(vq.image_size, int), "the plain loop wants square images"
@@ -227,11 +230,14 @@ def main() -> None:
 
         plan = plan_batches(config, 4 * config.batch_size)
         flops = task().flops_per_sample
-        steps = {
-            "ours": ours(task(), config, plan, precision),
-            "latents": plain_latents(task(), config, plan, precision),
-            "images": plain_images(task(), config, plan, precision, root / "images", root / "vqvae", vq.image_size),
+        size, pictures = vq.image_size, root / "images"
+        contestants = {
+            "ours": lambda: ours(task(), config, plan, precision),
+            "latents": lambda: plain_latents(task(), config, plan, precision),
+            "images": lambda: plain_images(task(), config, plan, precision, pictures, root / "vqvae", size),
         }
+        others = ("latents", "images") if options.only is None else options.only
+        steps = {name: contestants[name]() for name in ("ours", *others)}
         rates: dict[str, list[float]] = {name: [] for name in steps}
         waits: dict[str, list[float]] = {name: [] for name in steps}
         for turn in range(options.turns + 1):
@@ -249,7 +255,8 @@ def main() -> None:
         spread = f"{min(values):.1f}-{max(values):.1f}"
         wait = 100 * statistics.median(waits[name])
         print(f"{name:10s}{statistics.median(values):9.1f}{spread:>18s}{wait:9.1f} %{ratios[name]:16.2f}x")
-    print(f"peak memory of the process, all three loops: {memory / 1e9:.2f} GB")
+    achieved = statistics.median(rates["ours"]) * (flops or 0) / 1e12
+    print(f"ours computes {achieved:.2f} TFLOP/s; peak memory of the process, all its loops: {memory / 1e9:.2f} GB")
     card = {
         "benchmark": "train_ldm",
         "version": provenance.code_version(),
@@ -259,6 +266,7 @@ def main() -> None:
         "precision": precision,
         "batch": plan.global_batch,
         "gflop_per_sample": round((flops or 0) / 1e9, 3),
+        "tflop_s": round(achieved, 3),
         "img_s": {name: round(statistics.median(values), 2) for name, values in rates.items()},
         "data_wait": {name: round(statistics.median(values), 4) for name, values in waits.items()},
         "ours_against": {name: round(value, 3) for name, value in ratios.items()},

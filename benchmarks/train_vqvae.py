@@ -124,7 +124,8 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile ours (torch.compile)")
     parser.add_argument("--steps", type=int, default=4, help="steps of one turn")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--only", nargs="+", help="contestants beside ours")
+    names = ["plain", "perceptual", "discriminator"]
+    parser.add_argument("--only", nargs="*", choices=names, help="contestants beside ours, or none")
     options = parser.parse_args()
 
     device = distributed.init()
@@ -150,7 +151,7 @@ def main() -> None:
                 dataclasses.replace(config, use_discriminator=True, disc_start=0), plan, precision, packed
             ),
         }
-        wanted = ["ours", *(options.only or [name for name in contestants if name != "ours"])]
+        wanted = ["ours", *(names if options.only is None else options.only)]
         steps = {name: contestants[name]() for name in wanted}
         rates: dict[str, list[float]] = {name: [] for name in steps}
         waits: dict[str, list[float]] = {name: [] for name in steps}

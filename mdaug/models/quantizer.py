@@ -20,6 +20,10 @@ from mdaug import distributed
 from mdaug.distributed import sum_over_ranks
 from shards.order import STREAM_CODEBOOK, random_at
 
+# Steps on a GPU between looks for dead codes, whose answer waits for the device. With the default decay a code that
+# nobody chooses any more takes 350 steps to die.
+LOOK_EVERY = 10
+
 
 class Codebook(nn.Module):
     """K codes of dimension d that follow the encoder outputs assigned to them.
@@ -117,14 +121,17 @@ class Codebook(nn.Module):
         micro_batches = [flat for flat, _ in self._seen]
         vectors, indices = torch.cat(micro_batches), torch.cat([index for _, index in self._seen])
         self._seen.clear()
-        counts = torch.bincount(indices, minlength=len(self.codes)).to(self.counts)
-        sums = torch.zeros_like(self.sums).index_add_(0, indices, vectors)
-        both = sum_over_ranks(torch.cat([counts[:, None], sums], dim=1))
+        # One sum for counts and vectors; torch.bincount would wait for the device.
+        both = torch.cat([self.counts[:, None], self.sums], dim=1).zero_()
+        both.index_add_(0, indices, torch.cat([torch.ones_like(vectors[:, :1]), vectors], dim=1))
+        both = sum_over_ranks(both)
         # A step that is not finite leaves the codes as they are, as it leaves the weights.
         both = torch.where(both.isfinite().all(), both, torch.cat([self.counts[:, None], self.sums], dim=1))
         self.counts.lerp_(both[:, 0], 1 - self.decay)
         self.sums.lerp_(both[:, 1:], 1 - self.decay)
         self.codes.copy_(self.sums / self.counts.clamp_min(1e-5)[:, None])
+        if self.codes.is_cuda and step % LOOK_EVERY:
+            return
         dead = (self.counts < self.dead_below * self.counts.mean()).nonzero()[:, 0]
         if len(dead) > 0:  # the same decision on all ranks: the counts are reduced
             self._restart(dead, torch.stack(micro_batches), random_at(seed, STREAM_CODEBOOK, step + 1))

@@ -77,6 +77,7 @@ def collect(
             **asdict(state),
             "skipped": int(engine.skipped),
             "skipped_in_a_row": int(engine.skipped_in_a_row),
+            "loss_scale": engine.loss_scale(),
             "ranks": distributed.world_size(),
             "zero_stage": engine.stage,
         }
@@ -126,6 +127,7 @@ def load(path: Path, engine: Engine, state: TrainingState) -> dict[str, torch.Te
     engine.load(path)
     engine.skipped.fill_(record["skipped"])
     engine.skipped_in_a_row.fill_(record["skipped_in_a_row"])
+    engine.load_loss_scale(record["loss_scale"])
     for name in vars(state):
         setattr(state, name, record[name])
     return load_file(path / EXTRA_FILE)

@@ -71,9 +71,11 @@ class Engine:
         self.device = device
         self.max_grad_norm = config.max_grad_norm
         self.grad_norm: torch.Tensor | None = None
-        scaler = self.deepspeed.torch_autocast_z0_gradscaler
+        self.scaler: torch.amp.GradScaler | None = self.deepspeed.torch_autocast_z0_gradscaler  # of fp16 at stage 0
+        if self.stage > 0:  # DeepSpeed would raise where the loss scale cannot fall further; `train` says what to do
+            self.deepspeed.optimizer.loss_scaler.raise_error_at_min_scale = False
         # AdamW's own kernel clips and leaves steps out (see `step`): DeepSpeed's passes over the gradients are spared.
-        self.fused = self.stage == 0 and scaler is None and self.deepspeed.optimizer is optimizer
+        self.fused = self.stage == 0 and self.deepspeed.optimizer is optimizer
         if self.fused:
             self.deepspeed.clip_fp32_gradients = lambda: None
             self.deepspeed.enable_backward_allreduce = distributed.world_size() > 1
@@ -104,25 +106,34 @@ class Engine:
         if self.stage == 0:
             # DeepSpeed neither reports the norm nor guards the step here. The gradients are reduced already,
             # so all ranks see the same. A fused optimizer divides them by grad_scale, and leaves the step out by itself
-            # where found_inf is 1.
+            # where found_inf is 1. The scaler of fp16 keeps our grad_scale, multiplies it by its own where it has not
+            # divided the gradients yet, and says found_inf itself.
             self.grad_norm = self._norm_of_gradients()
             skipped = (~self.grad_norm.isfinite()).float()
-            if self.fused:
+            if self.fused and self.scaler is None:
                 optimizer.found_inf = skipped
-                limit = self.max_grad_norm
-                optimizer.grad_scale = (self.grad_norm / limit).clamp(min=1) if limit else None
+            if self.fused and self.max_grad_norm:
+                optimizer.grad_scale = (self.grad_norm / self.max_grad_norm).clamp(min=1)
             self.deepspeed.step()
         else:
             self.deepspeed.step()
             self.grad_norm = torch.as_tensor(self.deepspeed.get_global_grad_norm(), device=self.device)
-            skipped = torch.tensor(float(not self.deepspeed.was_step_applied()), device=self.device)
+            skipped = torch.full((), float(not self.deepspeed.was_step_applied()), device=self.device)
         self.skipped += skipped
         self.skipped_in_a_row = (self.skipped_in_a_row + 1) * skipped
 
     def _norm_of_gradients(self) -> torch.Tensor:
         norm = nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
-        scaler = self.deepspeed.torch_autocast_z0_gradscaler
-        return norm if scaler is None else norm / scaler._scale
+        return norm if self.scaler is None else norm / self.scaler._scale
+
+    def loss_scale(self) -> dict[str, Any]:
+        """Return the state of the scaler of fp16 at stage 0, which DeepSpeed's checkpoints leave out; else nothing."""
+        return {} if self.scaler is None else self.scaler.state_dict()
+
+    def load_loss_scale(self, state: dict[str, Any]) -> None:
+        """Restore what `loss_scale` returned; another precision has no use for it."""
+        if self.scaler is not None and state:
+            self.scaler.load_state_dict(state)
 
     def full_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield (name, whole fp32 value) of every parameter, from the optimizer's fp32 master weights."""

@@ -106,6 +106,7 @@ class VQVAETask(Task):
             self.perceptual.to(distributed.device())
         shown = range(0, len(self.train_set), max(1, len(self.train_set) // FLOOR_IMAGES))
         self.floor = most_frequent(np.stack([self.train_set[i]["image"] for i in shown]))
+        self.floor_in_range = losses.floor_in_range(self.floor, distributed.device())
         self.adversary: Adversary | None = None
         if config.use_discriminator:
             precision = resolve_precision(config.mixed_precision, distributed.device())
@@ -155,12 +156,12 @@ class VQVAETask(Task):
             terms["perceptual"] = (config.lambda_perceptual, self.perceptual(reconstruction, images))
         if config.lambda_edge > 0:
             terms["edge"] = (config.lambda_edge, losses.edge_distance(reconstruction, images))
-        floor = losses.floor_in_range(self.floor, images.device)
         if config.lambda_spectrogram > 0:
-            error = losses.spectrogram_distance(reconstruction, images, floor, kind)
+            error = losses.spectrogram_distance(reconstruction, images, self.floor_in_range, kind)
             terms["spectrogram"] = (config.lambda_spectrogram, error)
         if config.lambda_doppler > 0:
-            terms["doppler"] = (config.lambda_doppler, losses.doppler_distance(reconstruction, images, floor))
+            error = losses.doppler_distance(reconstruction, images, self.floor_in_range)
+            terms["doppler"] = (config.lambda_doppler, error)
         total = torch.stack([weight * value for weight, value in terms.values()]).sum(0)
         return total, {name: value.mean() for name, (_, value) in terms.items()}
 
