@@ -37,8 +37,8 @@ TOY = {  # what a rehearsal adds to a step: the last of two equal flags counts
     "train_ldm": "--steps=1 --turns=1 --batch_size=2 --mixed_precision=no",
     "train_ldm-zero1": "--steps=1 --turns=1 --batch_size=2 --mixed_precision=no",
     "train_ldm-full-attention": "--steps=1 --turns=1 --batch_size=2 --mixed_precision=no",
-    "memory-gpu-16gb": "--steps=1 --turns=1 --batch_size=1 --mixed_precision=no --config=configs/demo/train-ldm.yaml",
-    "memory-gpu-6gb": "--steps=1 --turns=1 --batch_size=1 --mixed_precision=no --config=configs/demo/train-ldm.yaml",
+    "memory-gpu-16gb": "--steps=1 --turns=1 --batch_size=2 --mixed_precision=no --config=configs/demo/train-ldm.yaml",
+    "memory-gpu-6gb": "--steps=1 --turns=1 --batch_size=2 --mixed_precision=no --config=configs/demo/train-ldm.yaml",
     "train_vqvae": "--steps=1 --turns=1 --batch_size=2 --mixed_precision=no --image_size=32",
     "generate-50": "--steps=2 --images=4 --workers=1 --batch_size=2 --mixed_precision=no",
     "generate-few": "--steps=2 --images=4 --workers=1 --batch_size=2 --mixed_precision=no",
@@ -287,6 +287,8 @@ def main() -> int:
     options.out = options.out.resolve()
     if options.out.is_dir() and any(options.out.iterdir()):
         parser.error(f"{options.out} is not empty; name a new folder with --out")
+    if options.rehearse:  # on one core: threads that wait for each other cost a busy machine most
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     proof = Proof(options)
     for number, part in enumerate(parts):
         proof.begin(part, parts[number:])

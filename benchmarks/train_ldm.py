@@ -101,8 +101,10 @@ def plain_optimizer(task: LDMTask, config: LDMConfig, fused: bool) -> torch.opti
 
 
 def plain_latents(task: LDMTask, config: LDMConfig, plan: BatchPlan, precision: str) -> Callable[[], float]:
-    optimizer, stream = plain_optimizer(task, config, fused=True), batches(task, plan, config.num_workers)
     device, dtype = distributed.device(), DTYPES[precision]
+    if device.type == "cuda":  # as ours
+        task.module.to(memory_format=torch.channels_last)
+    optimizer, stream = plain_optimizer(task, config, fused=True), batches(task, plan, config.num_workers)
     average = [parameter.detach().clone() for parameter in task.module.parameters()]
 
     def step() -> float:
@@ -127,7 +129,6 @@ def plain_images(
 ) -> Callable[[], float]:
     device, dtype = distributed.device(), DTYPES[precision]
     encoder = load_vqvae(vqvae).to(device).requires_grad_(False)
-    task.module.to(memory_format=torch.contiguous_format)  # our task chose channels_last where there is a GPU
     # The example's transforms without its random flip, which is not label-safe here.
     steps = [
         transforms.Resize(size),

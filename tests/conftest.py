@@ -1,10 +1,22 @@
-"""How several processes share the tests (`pytest -n 2`): a file stays in one, and all files that use Slurm together."""
+"""How several processes share the tests (`pytest -n 2`): a file stays in one, and all files that use Slurm together.
+
+Where there are GPUs only the tests marked gpu see them: the others want several ranks, which is a GPU each, and sums in
+the order of a CPU.
+"""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 
 ON_SLURM = "tests/slurm/"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs before anything asks for them."""
+    if config.option.markexpr == "not gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,6 +1,7 @@
 """Run a function as several ranks: processes of this machine, joined over gloo.
 
-The processes are forked from a server that has imported the heavy libraries once.
+The processes are forked from a server that has imported the heavy libraries once. With GPUs each begins anew: these
+libraries ask for GPUs when they are imported, and CUDA works in no process that is forked after that.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import pytest
 
 from launch.local import free_port
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
+_CONTEXT: Any = multiprocessing.get_context("forkserver" if os.environ.get("CUDA_VISIBLE_DEVICES") == "" else "spawn")
+multiprocessing.set_forkserver_preload(
     [
         "torch",
         "deepspeed",

@@ -136,11 +136,14 @@ def prepare(plan: Plan, pipeline: Any) -> None:
         pipeline.unet.to(memory_format=torch.channels_last)
         pipeline.vqvae.to(memory_format=torch.channels_last)
     if plan.compile:
-        pipeline.unet.compile()
+        pipeline.unet.compile(dynamic=False)
 
 
 def sample_images(plan: Plan, pipeline: Any, busy: Busy, samples: np.ndarray, candidate: int = 0) -> torch.Tensor:
     """Return the images of sample indices, float32 (B, C, H, W) in [0, 1], on the device of the pipeline."""
+    wanted = len(samples)
+    if plan.compile:  # one size for all batches: the network is compiled anew for each
+        samples = np.resize(samples, plan.batch_size)
     generators = [torch.Generator().manual_seed(seed) for seed in plan.seeds(samples, candidate).tolist()]
     rows = [plan.conditions_of(sample) for sample in samples.tolist()]
     precision = PRECISIONS[plan.mixed_precision]
@@ -155,7 +158,7 @@ def sample_images(plan: Plan, pipeline: Any, busy: Busy, samples: np.ndarray, ca
             num_inference_steps=plan.num_inference_steps,
             output_type="pt",
             conditions={name: [row[name] for row in rows] for name in plan.condition_names},
-        ).images
+        ).images[:wanted]
 
 
 class Busy:

@@ -53,7 +53,10 @@ def load_at_stage_0(universal: Path, module: torch.nn.Module, optimizer: torch.o
         folder = universal / "zero" / name
         with torch.no_grad():
             parameter.copy_(_tensor(folder / "fp32.pt").view_as(parameter))
-        state = {moment: _tensor(folder / f"{moment}.pt").view_as(parameter).to(parameter) for moment in MOMENTS}
+        # The fused kernel wants the moments to lie in memory as the parameter does.
+        state = {moment: torch.empty_like(parameter, requires_grad=False) for moment in MOMENTS}
+        for moment, value in state.items():
+            value.copy_(_tensor(folder / f"{moment}.pt").view_as(parameter))
         # Where torch keeps the step count depends on the kind of AdamW.
         on_device = optimizer.param_groups[0]["fused"] or optimizer.param_groups[0]["capturable"]
         step = torch.as_tensor(_read(folder / "step.pt"), dtype=torch.float32)
@@ -103,9 +106,8 @@ def _from_sharded(source: Path, target: Path) -> list[dict[str, Any]]:
 def _write_parameter(target: Path, name: str, weight: torch.Tensor, state: dict[str, Any], step: Any) -> None:
     folder = target / "zero" / name
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save({"cat_dim": 0, "param": weight.detach().float()}, folder / "fp32.pt")
-    for moment in MOMENTS:
-        torch.save({"cat_dim": 0, "param": state[moment].detach().float()}, folder / f"{moment}.pt")
+    for kind, value in {"fp32": weight, **{moment: state[moment] for moment in MOMENTS}}.items():
+        torch.save({"cat_dim": 0, "param": value.detach().float().contiguous()}, folder / f"{kind}.pt")
     torch.save(torch.as_tensor(step), folder / "step.pt")
 
 

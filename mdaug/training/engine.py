@@ -67,6 +67,10 @@ class Engine:
         self.deepspeed, _, _, _ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=settings, dist_init_required=False
         )
+        if self.stage == 0 and device.type == "cuda":
+            # What cuDNN's fastest convolutions want. `initialize` cannot broadcast weights that lie so, and stages 1 to 3
+            # lay them out themselves.
+            module.to(memory_format=torch.channels_last)
         self.module = module
         self.device = device
         self.max_grad_norm = config.max_grad_norm
@@ -191,9 +195,13 @@ class Engine:
         if self.universal and self.stage == 0:
             elastic.load_at_stage_0(folder / tag, self.module, self.deepspeed.optimizer)
             return
+        optimizer = self.deepspeed.optimizer
+        scaler = getattr(optimizer, "loss_scaler", None)
         path, _ = self.deepspeed.load_checkpoint(str(folder), tag=tag)
         if path is None:
             raise UserError(f"{folder} holds no DeepSpeed state; delete that folder to resume from the one before")
+        if scaler is not None and type(optimizer.loss_scaler) is not type(scaler):  # of a run in another precision
+            optimizer.loss_scaler, optimizer.dynamic_loss_scale = scaler, scaler.dynamic
 
 
 def to_host(state: Any) -> Any:

@@ -95,8 +95,6 @@ class LDMTask(Task):
             self.score, self.sampled = "fd", SampledDistance(images, config.fd_samples, VALIDATION_SEED)
         self.figures: dict[str, float] = {}  # of the last validation, for the model card
         self.flops_per_sample = 3 * forward_flops(network, shape)
-        if distributed.device().type == "cuda":  # what cuDNN's fastest convolutions want
-            network.to(memory_format=torch.channels_last)
 
     def compile(self) -> None:
         """Compile the U-Net as one graph; names and values of the weights stay, and so does the averaged copy."""

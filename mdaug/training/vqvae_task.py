@@ -96,8 +96,6 @@ class VQVAETask(Task):
         torch.manual_seed(config.seed)
         self.module, self.model_config = build_module(config, self.image_shape[2])
         self.codebook = self.module.codebook
-        if distributed.device().type == "cuda":  # what cuDNN's fastest convolutions want
-            self.module.to(memory_format=torch.channels_last)
         self.dataset = PositionDataset(self.train_set, EpochOrder(len(self.train_set), config.seed), _transform)
         self.perceptual = (
             PerceptualLoss(config.perceptual_net, config.perceptual_weights) if config.use_perceptual else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from shards import atomic, provenance
 from shards.dataset import ShardDataset
 from shards.index import content_hash, write_index
 from shards.writer import write_shard
+from tests.devices import DEVICES, choose
 from tests.distributed.test_ldm_training import losses, train
 from tests.distributed.test_vqvae_training import train as train_vqvae
 from tests.ranks import run_ranks
@@ -123,6 +125,28 @@ def test_the_path_is_the_same_on_any_ranks_with_copies_and_conditions(root, tmp_
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     run_ranks(1, train_ridge, root, tmp_path / "without", {"augment_probability": 0.0})
     assert losses(tmp_path / "without") != losses(tmp_path / "one")
+
+
+def train_compiled(device: str, root: Path, output: Path) -> dict[str, int]:
+    """Train without and with --compile in a process of its own; return dynamo's counts of the second."""
+    choose(device)
+    import torch
+
+    if device == "cpu":  # traced as always, without a C compiler
+        torch.compile = partial(torch.compile, backend="eager")
+    changes = {"save_images": True, "eval_steps": 2}
+    train_ridge(root, output / "plain", changes)
+    train_ridge(root, output / "compiled", {**changes, "compile": True})
+    counters = torch._dynamo.utils.counters
+    return {"graphs": counters["stats"]["unique_graphs"], "breaks": len(counters["graph_break"])}
+
+
+@DEVICES
+def test_compiled_once_with_copies_conditions_accumulation_validation_and_pictures(device, root, tmp_path):
+    (found,) = run_ranks(1, train_compiled, device, root, tmp_path)
+    assert found == {"graphs": 1, "breaks": 0}
+    tolerance = 1e-5 if device == "cpu" else 1e-2
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=tolerance)
 
 
 def test_a_condition_decides_what_is_sampled(root, trained):
