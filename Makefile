@@ -21,7 +21,7 @@ BIN := .venv/bin
 READY := .venv/ready
 REQUIREMENTS := requirements.txt requirements-dev.txt constraints.txt pyproject.toml
 STAGES := simulate spectrogram pack train-vqvae reconstruct encode train-ldm ema generate evaluate
-BENCHMARKS := $(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/*.py))
+BENCHMARKS := $(filter-out bench-gpu%,$(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/*.py)))
 
 # The image folder: the user's, or the one that `make simulate` or `make spectrogram` writes.
 IMAGES = $(or $(DATA),$(OUT)/images)
@@ -36,7 +36,7 @@ BACKBONE = $(or $(if $(filter vgg alex squeeze,$(NET)),$($(NET))),$(error NET=$(
 SLURM = $(if $(PROFILE),--profile '$(PROFILE)') $(if $(WAIT),--wait)
 LAUNCH = $(BIN)/python -m launch $@ --gpus_per_node $(GPUS) --nodes $(NODES) --cluster $(CLUSTER) $(SLURM) $(if $(WORKERS),--workers $(WORKERS)) -- $(PRESET)
 
-.PHONY: help install demo pipeline slurm-up slurm-down test check fix weights constraints clean $(STAGES) $(BENCHMARKS)
+.PHONY: help install demo pipeline slurm-up slurm-down test check fix prove-gpu weights constraints clean $(STAGES) $(BENCHMARKS)
 
 help:
 	@echo 'make demo             all stages at small scale: simulated radar images in, synthetic shards and a report out'
@@ -59,6 +59,7 @@ help:
 	@echo 'make weights          fetch the weights of the perceptual loss, NET=vgg, alex or squeeze (needs a network)'
 	@echo 'make slurm-up         a SLURM of two nodes on this machine, to try things (root; make slurm-down ends it)'
 	@echo 'make bench-NAME       run benchmarks/NAME.py'
+	@echo 'make prove-gpu        all that only a GPU can show, in an hour: ARGS="--minutes 25 --only tests,bench" (benchmarks/README.md)'
 	@echo 'make install          make or refresh .venv (the other targets do it when needed)'
 	@echo 'make clean            remove .venv and caches, never runs/'
 	@echo ''
@@ -144,6 +145,9 @@ weights: $(READY)
 
 $(BENCHMARKS): $(READY)
 	$(BIN)/python benchmarks/$(@:bench-%=%).py $(ARGS)
+
+prove-gpu: $(READY)
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 constraints: $(READY)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate --upgrade \

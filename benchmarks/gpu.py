@@ -30,6 +30,7 @@ import yaml
 from gpu_results import ROOT, path_of, write
 
 SHARES = {"tests": 1.0, "bench": 2.0, "training": 3.0}  # of the minutes; what a part leaves over goes to the next
+ALL = ",".join(SHARES)
 PRESETS = {"gpu-80gb": 70, "gpu-16gb": 14, "gpu-6gb": 0}  # GB that a card must have
 TAIL = 45  # lines of a step's output that the results show
 TOY = {  # what a rehearsal adds to a step: the last of two equal flags counts
@@ -70,28 +71,18 @@ def card() -> dict[str, Any]:
         rates.append(20 * 2 * size**3 / (time.perf_counter() - begun) / 1e12)
     name = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()} CPU"
     memory = torch.cuda.get_device_properties(0).total_memory if on_gpu else psutil.virtual_memory().total
-    count = torch.cuda.device_count()
-    return {
-        "name": name,
-        "count": count,
-        "memory_gb": memory / 1e9,
-        "low": "fp16" if low else "bf16",
-        "tflop_s": max(rates),
-    }
+    about = {"name": name, "count": torch.cuda.device_count(), "memory_gb": memory / 1e9}
+    return {**about, "low": "fp16" if low else "bf16", "tflop_s": max(rates)}
 
 
 def execute(command: list[str], log: Path, limit: float) -> tuple[str, str]:
-    """Run python with its output into a file and onto the screen; return ("ok" or what went wrong, the output)."""
+    """Run python with its output into a file; return ("ok" or what went wrong, the output)."""
     with open(log, "wb") as file:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         process = subprocess.Popen(
-            [sys.executable, *command],
-            cwd=ROOT,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=environment,
+            [sys.executable, *command], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment,
             start_new_session=True,
-        )
+        )  # fmt: skip
         try:
             status = process.wait(limit)
             said = "ok" if status == 0 else f"failed with status {status}"
@@ -110,6 +101,7 @@ class Proof:
 
     def __init__(self, options: argparse.Namespace):
         self.rehearse, self.out = options.rehearse, options.out
+        self.parts = "" if options.only == ALL else options.only
         self.out.mkdir(parents=True, exist_ok=True)
         self.steps: list[dict[str, Any]] = []
         self.end = self.part_end = time.monotonic() + 60 * options.minutes
@@ -147,7 +139,7 @@ class Proof:
 
     def write(self) -> list[str]:
         """Write the results so far and return the table of targets."""
-        path = self.out / "rehearsal.md" if self.rehearse else path_of(self.card)
+        path = self.out / "rehearsal.md" if self.rehearse else path_of(self.card, self.parts)
         return [*write(path, self.results, self.steps, self.rehearse), "", str(path)]
 
     def tests(self) -> None:
@@ -161,15 +153,8 @@ class Proof:
         config, often = f"--config=configs/{self.preset}/train-ldm.yaml", ["--steps=20", "--turns=3"]
         ldm = ["benchmarks/train_ldm.py", config, low, *often]
         vqvae = ["benchmarks/train_vqvae.py", f"--config=configs/{self.preset}/train-vqvae.yaml", low, *often]
-        sampling = [
-            "benchmarks/generate.py",
-            config,
-            low,
-            "--batch_size=64,256",
-            "--images=512",
-            "--turns=1",
-            "--compile",
-        ]
+        together = "--batch_size=64,256" if self.preset == "gpu-80gb" else "--batch_size=32"
+        sampling = ["benchmarks/generate.py", config, low, together, "--images=512", "--turns=1", "--compile"]
         small = ["benchmarks/train_ldm.py", "--mixed_precision=fp16", *often, "--only"]
         steps = {
             "train_ldm": [*ldm, "--compile"],
@@ -201,7 +186,7 @@ class Proof:
         self.stage("encode", data, vqvae, f"--output_dir={runs}/latents", "--augment_copies=4")
         further = ["--lr=2e-4", "--warmup_steps=100", "--dropout=0.05"]
         self.train("train-ldm", 0.6, [data, vqvae, latents, *further], "ldm")
-        many = ["--num_samples=1000", "--batch_size=100", "--samples_per_shard=200", "--guidance_scale=1.5"]
+        many = ["--num_samples=1000", "--batch_size=50", "--samples_per_shard=200", "--guidance_scale=1.5"]
         self.stage("generate", f"--ldm_path={runs}/ldm", f"--output_dir={runs}/synthetic", *many)
         judge = ["--n_real_per_class=[all]", "--synthetic_per_real=[all]", "--seeds=3", "--steps=400"]
         folders = [f"--synthetic_dir={runs}/synthetic", f"--output_dir={runs}/evaluation"]
@@ -272,7 +257,7 @@ def without_missing_weights() -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60, help="for all parts together")
-    parser.add_argument("--only", default=",".join(SHARES), help="parts to run, such as tests,bench")
+    parser.add_argument("--only", default=ALL, help="parts to run, such as tests,bench")
     parser.add_argument("--preset", help="default: the largest of gpu-80gb, gpu-16gb and gpu-6gb that fits the card")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="new folder for logs and trainings")
     parser.add_argument("--rehearse", action="store_true", help="toy sizes, also without a GPU; nothing is judged")

@@ -165,6 +165,7 @@ def write(path: Path, results: dict[str, Any], steps: list[dict[str, Any]], rehe
     return table
 
 
-def path_of(card: dict[str, Any]) -> Path:
-    """Return the results file of a card."""
-    return ROOT / "benchmarks" / "results" / f"gpu-{re.sub('[^a-z0-9]+', '-', card['name'].lower()).strip('-')}.md"
+def path_of(card: dict[str, Any], parts: str) -> Path:
+    """Return the results file of some parts, or "" for all of them, on a card."""
+    name = re.sub("[^a-z0-9]+", "-", f"gpu {card['name']} {parts}".lower()).strip("-")
+    return ROOT / "benchmarks" / "results" / f"{name}.md"

@@ -68,8 +68,8 @@ class Engine:
             model=module, optimizer=optimizer, config=settings, dist_init_required=False
         )
         if self.stage == 0 and device.type == "cuda":
-            # What cuDNN's fastest convolutions want. `initialize` cannot broadcast weights that lie so, and stages 1 to 3
-            # lay them out themselves.
+            # As cuDNN's fastest convolutions want them. `initialize` cannot broadcast weights that lie so, and stages 1
+            # to 3 lay them out themselves.
             module.to(memory_format=torch.channels_last)
         self.module = module
         self.device = device
@@ -128,7 +128,10 @@ class Engine:
 
     def _norm_of_gradients(self) -> torch.Tensor:
         norm = nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
-        return norm if self.scaler is None else norm / self.scaler._scale
+        if self.scaler is None:
+            return norm
+        assert self.scaler._scale is not None  # made by the backward pass
+        return norm / self.scaler._scale
 
     def loss_scale(self) -> dict[str, Any]:
         """Return the state of the scaler of fp16 at stage 0, which DeepSpeed's checkpoints leave out; else nothing."""
