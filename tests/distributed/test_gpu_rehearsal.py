@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import sys
@@ -82,6 +83,32 @@ def test_a_target_is_reached_missed_or_not_judged():
     assert said["model FLOP utilisation of the measured peak, the preset's attention"] == "not judged"
     assert said["tests marked gpu"] == "reached"
     assert {row.said for row in gpu_results.judged(results, rehearse=True)} == {"not judged", "not measured"}
+
+
+def test_what_fails_is_told_and_the_next_begins(tmp_path, monkeypatch):
+    """Here nothing that is compiled runs, nor `simulate`; a library has its say after what a benchmark prints."""
+    card = {"name": "NVIDIA H200", "count": 1, "memory_gb": 150.0, "low": "bf16", "tflop_s": 790.0}
+    ldm = {"tflop_s": 400.0, "ours_against": {"images": 3.0, "latents": 1.0}, "peak_memory_gb": 4.0}
+
+    def execute(command: list[str], log: Path, limit: float) -> tuple[str, str]:
+        if "--card" in command:
+            return "ok", json.dumps(card)
+        if "--compile" in command or command[0] != "benchmarks/train_ldm.py":
+            return "failed with status 1", "no compiler"
+        return "ok", f"a table\n{json.dumps(ldm)}\n[rank0]: destroy_process_group() was not called"
+
+    path = tmp_path / "results.md"
+    monkeypatch.setattr(gpu, "execute", execute)
+    monkeypatch.setattr(gpu, "path_of", lambda *_: path)
+    monkeypatch.setattr(sys, "argv", ["benchmarks/gpu.py", "--out", str(tmp_path / "proof")])
+    assert gpu.main() == 1
+    text = path.read_text(encoding="utf-8")
+    assert "| train_ldm | failed with status 1 |" in text
+    assert "| train_ldm-plain | ok |" in text
+    assert "measured peak, the preset's attention | >= 0.4 | 0.5063 | reached |" in text
+    assert "| peak GB of gpu-6gb | <= 5.5 | 4 | reached |" in text
+    assert "| simulate | failed with status 1 |" in text
+    assert "| pack |" not in text
 
 
 def test_a_step_that_fails_or_takes_too_long_does_not_end_the_others(tmp_path):
