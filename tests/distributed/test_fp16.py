@@ -118,3 +118,50 @@ def test_a_run_of_overflows_ends_with_advice(device, tmp_path):
     (said,) = run_ranks(1, without_end, device, str(tmp_path))
     assert "not finite in the last 20 steps" in said
     assert "--mixed_precision no" in said
+
+
+def scaler_after(device: str, precision: str, stage: int, root: str) -> tuple[bool, float, float]:
+    """Save a run, go on in fp16 at stage 2; return whether its loss scale is dynamic, the scale and the step's norm."""
+    choose(device)
+    import torch
+
+    from mdaug import distributed
+
+    where = distributed.init()
+    allow_fp16()
+    from mdaug.training import checkpoint
+    from mdaug.training.deepspeed_json import deepspeed_config
+    from mdaug.training.engine import Engine
+    from mdaug.training.run import BatchPlan
+    from tests.toy_latents import toy_task
+
+    plan, state = BatchPlan(4, 4, 1, 1, 9, 8, 8, 8), checkpoint.TrainingState(global_batch=4)
+    folder = None
+    for how, at in ((precision, stage), ("fp16", 2)):
+        task = toy_task(Path(root), zero_stage=at, mixed_precision=how, ema_profiles=())
+        settings = deepspeed_config(task.config, plan, how)
+        engine = Engine(task.module, task.config, settings, universal=folder is not None and stage != at)
+        if folder is not None:
+            checkpoint.load(folder, engine, state)
+        latents, number = torch.ones(4, 2, 4, 4, device=where), torch.zeros(4, dtype=torch.long, device=where)
+        batch = {"latent": latents, "noise": latents, "timestep": number, "label": number}
+        engine.backward(task.loss(engine, batch)[0])
+        engine.step(1e-3)
+        state.step, state.samples = state.step + 1, state.samples + 4
+        if folder is None:
+            bundle = checkpoint.collect(Path(root) / "checkpoints", engine, state, {}, task.own_state(), keep=1)
+            for path, write in bundle.files.items():
+                write(path)
+            folder = bundle.folder
+    optimizer = engine.deepspeed.optimizer
+    return optimizer.loss_scaler.dynamic, float(optimizer.loss_scale), float(engine.grad_norm)
+
+
+@DEVICES
+@pytest.mark.parametrize(("precision", "stage"), [("no", 2), ("fp16", 0)])
+def test_a_run_that_goes_on_in_fp16_has_a_loss_scale_of_its_own(device, precision, stage, tmp_path):
+    """The checkpoint of a run in fp32, and any converted from stage 0, holds a scale of 1 that never changes."""
+    ((dynamic, scale, norm),) = run_ranks(1, scaler_after, device, precision, stage, str(tmp_path))
+    assert dynamic
+    assert scale == 2**16
+    assert 0 < norm < 10
