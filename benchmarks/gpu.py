@@ -184,7 +184,7 @@ class Proof:
         self.train("train-vqvae", 0.4, [data, "--lr=4e-4", "--lr_schedule=cosine", *without_missing_weights()], "vqvae")
         self.stage("reconstruct", data, vqvae, f"--preset={self.preset}")
         self.results["reconstruct"] = read(runs / "vqvae" / "reconstruction" / "reconstruction.json")
-        self.stage("encode", data, vqvae, f"--output_dir={runs}/latents", "--augment_copies=4")
+        self.stage("encode", data, vqvae, f"--output_dir={runs}/latents")
         further = [f"--latents_dir={runs}/latents", "--lr=2e-4", "--warmup_steps=100", "--dropout=0.05"]
         self.train("train-ldm", 0.6, [data, vqvae, *further], "ldm")
         many = ["--num_samples=1000", "--batch_size=50", "--samples_per_shard=200", "--guidance_scale=1.5"]
