@@ -23,10 +23,11 @@ def told(job: Job, since: float | None) -> str | None:
     """
     output = Path(job.output_dir)
     if (record := _last_record(output / "metrics.jsonl")) is not None:
-        return (
+        text = (
             f"{record['samples']:,} samples, epoch {record['epoch']:.2f}, loss {record['loss']:.4g}, "
-            f"{record['img_s']:.1f} img/s, {duration(record['eta_s'])} left"
+            f"{record['img_s']:.1f} img/s"
         )
+        return text if since is None else f"{text}, {duration(record['eta_s'])} left"
     made = shards(output)
     total = _total(output / "plan.json")
     text = f"{len(made)} of {total} shards ({len(made) / total:.0%})" if total else attempt.progress(output)

@@ -71,6 +71,8 @@ def test_a_training_tells_its_samples_and_its_time_left(folder, status, slurm_sa
     metrics = folder.parents[1] / "metrics.jsonl"
     metrics.write_text(json.dumps(record) + '\n{"val_loss": 1}\n{"samp')  # a line is being written
     assert status()["progress"] == "51,200 samples, epoch 2.50, loss 0.125, 80.0 img/s, 1 d 01:01:01 left"
+    slurm_says("squeue", "CANCELLED")
+    assert status()["progress"] == "51,200 samples, epoch 2.50, loss 0.125, 80.0 img/s"
 
 
 @pytest.mark.parametrize(
