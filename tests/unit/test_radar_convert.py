@@ -1,6 +1,5 @@
 """`mdaug spectrogram`: every file accounted for, same bytes whatever the workers and interruptions, ready to pack."""
 
-import csv
 import json
 import zlib
 from pathlib import Path
@@ -20,6 +19,7 @@ from mdaug.radar.targets import TARGETS, draw
 from shards import provenance
 from shards.errors import UserError
 from tests.unit.test_radar_recordings import sweeps, write_text
+from tests.unit.test_radar_simulate import contents, rows_of
 
 CARRIER, PRF, SIZE = 10e9, 1000.0, 32
 
@@ -49,20 +49,6 @@ def recordings(tmp_path):
 def config(recordings: Path, output: Path, **fields) -> SpectrogramConfig:
     own = {"carrier_hz": CARRIER, "prf_hz": PRF, "v_max_m_s": 3.0, "duration_s": 0.5, "image_size": SIZE, "workers": 1}
     return SpectrogramConfig(recordings, output, **own | fields)
-
-
-def contents(output: Path) -> dict[str, bytes]:
-    """Every file but the two that name the folder, the workers or the time."""
-    return {
-        str(path.relative_to(output)): path.read_bytes()
-        for path in sorted(output.rglob("*"))
-        if path.is_file() and path.name not in ("config.yaml", "provenance.json")
-    }
-
-
-def rows_of(output: Path) -> list[dict[str, str]]:
-    with open(output / "metadata.csv", encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_every_file_is_accounted_for_and_every_picture_has_its_row(recordings, tmp_path, capsys):
