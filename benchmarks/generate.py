@@ -31,19 +31,19 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mdaug import config as configuration
+from mdaug.generation.counts import even
+from mdaug.generation.plan import Plan
+from mdaug.generation.worker import PRECISIONS, Done, work
 from mdaug.models.vqvae import build_vqvae
-from mdaug.sampling.counts import even
-from mdaug.sampling.pipeline import MicroDopplerPipeline
-from mdaug.sampling.pipeline_folder import find_pipeline, save_pipeline
-from mdaug.sampling.plan import Plan
-from mdaug.sampling.schedulers import build_scheduler, scheduler_like
-from mdaug.sampling.worker import PRECISIONS, Done, work
-from mdaug.training.ldm import LDMConfig
-from mdaug.training.scaling import GPUS
-from mdaug.training.unet import build_unet
-from mdaug.training.vqvae import VQVAEConfig
+from mdaug.pipeline.folder import find_pipeline, save_pipeline
+from mdaug.pipeline.pipeline import MicroDopplerPipeline
+from mdaug.pipeline.schedulers import build_scheduler, scheduler_like
+from mdaug.training.cost import GPUS
+from mdaug.training.ldm_task import build_unet
+from mdaug.training.train_ldm import LDMConfig
+from mdaug.training.train_vqvae import VQVAEConfig
 from shards.provenance import code_version
-from shards.size import height_width
+from shards.validation import height_width
 
 PLAIN_BATCH = 4
 SETTINGS = ("scheduler_type", "num_inference_steps", "mixed_precision", "batch_size")

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from mdaug.evaluation import classifier, data
-from mdaug.evaluation.fidelity import frechet_distance
-from mdaug.sampling.pipeline import MicroDopplerPipeline
-from mdaug.sampling.pipeline_folder import find_pipeline
-from mdaug.sampling.schedulers import SCHEDULERS, scheduler_like, validate_steps
+from mdaug.measures import classifier, image_set
+from mdaug.measures.fidelity import frechet_distance
+from mdaug.pipeline.folder import find_pipeline
+from mdaug.pipeline.pipeline import MicroDopplerPipeline
+from mdaug.pipeline.schedulers import SCHEDULERS, scheduler_like, validate_steps
 from shards.provenance import code_version
 
 
@@ -90,7 +90,9 @@ def main() -> None:
             path.with_suffix(".tmp.npy").rename(path)
             print(f"made {path.name}", flush=True)
 
-    train, held_out = (data.load(options.data / part, image_size=64, max_per_class=2000) for part in ("train", "val"))
+    train, held_out = (
+        image_set.load(options.data / part, image_size=64, max_per_class=2000) for part in ("train", "val")
+    )
     judge = classifier.train(
         train.images,
         train.labels,
@@ -103,7 +105,7 @@ def main() -> None:
     )
     real = classifier.outputs(judge, train.images)[1]
     predicted, features = classifier.outputs(judge, held_out.images)
-    draws = [data.take_per_class(held_out.labels, options.per_class, seed=seed) for seed in range(options.seeds)]
+    draws = [image_set.take_per_class(held_out.labels, options.per_class, seed=seed) for seed in range(options.seeds)]
     floor = [frechet_distance(real, features[draw]) for draw in draws]
     accuracy = float((predicted == held_out.labels).mean())
     print(f"{len(labels)} images a setting and seed, {options.seeds} seeds, guidance {options.guidance_scale:g}")
@@ -115,7 +117,7 @@ def main() -> None:
         distances, found = [], []
         for seed in range(options.seeds):
             images = np.load(cache / f"{scheduler_type}-{steps}-{seed}.npy")
-            predicted, features = classifier.outputs(judge, np.stack([data.preprocess(i, 64) for i in images]))
+            predicted, features = classifier.outputs(judge, np.stack([image_set.preprocess(i, 64) for i in images]))
             distances.append(frechet_distance(real, features))
             found.append(float((predicted == labels).mean()))
         row = {"scheduler": scheduler_type, "steps": steps, "calls": calls(scheduler_type, steps)}

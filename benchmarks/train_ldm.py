@@ -43,9 +43,9 @@ from mdaug.training.checkpoint import TrainingState
 from mdaug.training.deepspeed_json import deepspeed_config
 from mdaug.training.encode import EncodeConfig, encode_packed
 from mdaug.training.engine import Engine, resolve_precision
-from mdaug.training.ldm import LDMConfig
 from mdaug.training.ldm_task import LDMTask
-from mdaug.training.run import BatchPlan, plan_batches
+from mdaug.training.run_folder import BatchPlan, plan_batches
+from mdaug.training.train_ldm import LDMConfig
 from shards import provenance
 from shards.order import PositionSampler
 from shards.pack import PackConfig, pack
@@ -201,7 +201,7 @@ def main() -> None:
     options = parser.parse_args()
 
     device = distributed.init()
-    from mdaug.training.vqvae import VQVAEConfig
+    from mdaug.training.train_vqvae import VQVAEConfig
 
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from launch import caches, queue
+from launch import caches, slurm_query
 from mdaug import cli, config
 from shards.errors import UserError
 
@@ -59,7 +59,7 @@ class LaunchConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
         if self.cluster == "auto":
             inside_a_job = "SLURM_JOB_ID" in os.environ
-            if queue.available() and not inside_a_job:
+            if slurm_query.available() and not inside_a_job:
                 self.cluster = "slurm"
         if self.nodes > 1 and self.cluster != "slurm":
             raise ValueError(
@@ -83,9 +83,9 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         if argv[0] == "plan":
-            from launch import plan
+            from mdaug.training import estimate
 
-            return plan.plan(*_split(argv[1:]))
+            return estimate.plan(*_split(argv[1:]))
         if argv[0] in ON_JOBS:
             return _on_job(*argv)
         return launch(argv[0], *_split(argv[1:]))
@@ -123,30 +123,32 @@ def launch(command: str, launcher_flags: list[str], flags: list[str]) -> int:
 
 def _run_here(command: str, resolved: Any, ranks: int) -> int:
     """Run a command on ranks of this machine; returns the status of the worst."""
-    from launch import checks, follow, handover, here, local
+    from launch import local, preflight, status
+    from launch import local_job as here
 
-    resolved = checks.absolute(resolved)
-    checks.require_writable(resolved.output_dir)
-    follow.require_idle(resolved.output_dir)
-    argv = handover.prepare(here.folder(resolved.output_dir), command, resolved)
-    return local.run(handover.ENTRY, argv, resolved.output_dir, ranks)
+    resolved = preflight.absolute(resolved)
+    preflight.require_writable(resolved.output_dir)
+    status.require_idle(resolved.output_dir)
+    argv = preflight.prepare(here.folder(resolved.output_dir), command, resolved)
+    return local.run(preflight.ENTRY, argv, resolved.output_dir, ranks)
 
 
 def _on_job(action: str, *run_dirs: str) -> int:
     """Run `status`, `logs` or `cancel`."""
-    from launch import follow
+    from launch import status
 
     if len(run_dirs) != 1 or run_dirs[0].startswith("-"):
         raise UserError(f"usage: python -m launch {action} RUN_DIR")
-    return getattr(follow, action)(Path(run_dirs[0]))
+    return getattr(status, action)(Path(run_dirs[0]))
 
 
 def _submit(command: str, where: LaunchConfig, resolved: Any) -> int:
     """Check and queue a command; returns 0 once it is queued, or with --wait the status of the job."""
-    from launch import checks, follow, profile, slurm
+    from launch import preflight, slurm, status
+    from launch import slurm_profile as profile
 
     chosen = profile.load(where.profile)
-    if where.dry_run and not queue.available():
+    if where.dry_run and not slurm_query.available():
         gpus, per_node = True, 1 if where.gpus_per_node == "auto" else where.gpus_per_node
     else:
         gpus, per_node = _slurm_ranks(where, chosen.partition)
@@ -155,28 +157,32 @@ def _submit(command: str, where: LaunchConfig, resolved: Any) -> int:
         if nodes * per_node > 1:
             print(f"launch: {command} runs in one process; one task of one node is enough", flush=True)
         nodes, per_node, gpus = 1, 1, False
-    resolved = checks.absolute(resolved)
-    told = queue.available() and (gpus or queue.tells_gpus())
-    if queue.available() and not told:  # what needs a GPU is not refused then
+    resolved = preflight.absolute(resolved)
+    told = slurm_query.available() and (gpus or slurm_query.tells_gpus())
+    if slurm_query.available() and not told:  # what needs a GPU is not refused then
         print("launch: this Slurm does not tell of GPUs (no GresTypes); ranks use those that they find", flush=True)
-    checks.check(command, resolved, nodes * per_node, gpus=gpus if told else None, inputs_later=where.after is not None)
-    if queue.available() and not queue.only_here(chosen.partition):
-        checks.require_shared(checks.local_paths(resolved) | slurm.code_paths(chosen, where.snapshot), chosen.shared)
+    preflight.check(
+        command, resolved, nodes * per_node, gpus=gpus if told else None, inputs_later=where.after is not None
+    )
+    if slurm_query.available() and not slurm_query.only_here(chosen.partition):
+        preflight.require_shared(
+            preflight.local_paths(resolved) | slurm.code_paths(chosen, where.snapshot), chosen.shared
+        )
     place = slurm.place(resolved.output_dir, command in PARALLEL)
     size = slurm.Size(nodes, per_node, gpus, where.workers)
     if where.dry_run:
         print(slurm.script(command, place, size, chosen, where.after, where.snapshot))
         print(f"# mdaug {command}: {size}\n{config.dump(resolved)}", end="")
         return 0
-    follow.require_idle(resolved.output_dir)
+    status.require_idle(resolved.output_dir)
     job = slurm.submit(command, resolved, place, size, profile=chosen, after=where.after, snapshot=where.snapshot)
-    print(follow.describe(job, resolved.output_dir, size), flush=True)
-    return follow.wait(place.folder) if where.wait else 0
+    print(status.describe(job, resolved.output_dir, size), flush=True)
+    return status.wait(place.folder) if where.wait else 0
 
 
 def _slurm_ranks(where: LaunchConfig, partition: str | None) -> tuple[bool, int]:
     """Return whether the ranks get GPUs, and their number on each node; raises UserError for more than there are."""
-    wanted, there = where.gpus_per_node, queue.nodes_of(partition)
+    wanted, there = where.gpus_per_node, slurm_query.nodes_of(partition)
     if where.nodes > sum(there.values()):
         raise UserError(f"nodes={where.nodes}, but this partition has {sum(there.values())}")
     if set(there) == {0}:

@@ -23,7 +23,8 @@ import psutil
 import submitit
 from submitit.core.utils import JobPaths
 
-from launch import attempt, here
+from launch import attempt
+from launch import local_job as here
 from launch.rank import Report, account, log_path, report_path, run_rank, started_path
 
 POLL = 0.1

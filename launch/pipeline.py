@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from launch import attempt, follow, queue
+from launch import attempt, slurm_query
+from launch import status as follow
 from launch.__main__ import PARALLEL, launch
 from launch.demo import DemoConfig, stage_flags
 from mdaug import config
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
     """Queue the chain. Returns 0 once it is queued, or with --wait the status of the first stage that failed."""
     try:
         chain = config.parse(PipelineConfig, argv, prog="python -m launch.pipeline")
-        if not queue.available():
+        if not slurm_query.available():
             raise UserError("there is no sbatch here; 'make demo CONFIG=... OUT=...' runs all stages on this machine")
         return run(chain)
     except UserError as error:
@@ -61,7 +62,7 @@ def run(chain: PipelineConfig) -> int:
             after = ["--after", attempt.read_job(queued[-1]).job_id]
     except UserError:
         for folder in queued:
-            queue.cancel(attempt.read_job(folder).job_id)
+            slurm_query.cancel(attempt.read_job(folder).job_id)
         raise
     if not chain.wait:
         return 0

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import submitit
 
-from launch import attempt, handover
+from launch import attempt, preflight
 from launch.attempt import Job
-from launch.profile import Profile
 from launch.rank import run_slurm_rank
+from launch.slurm_profile import Profile
 from shards import provenance
 from shards.errors import UserError
 
@@ -96,7 +96,7 @@ def submit(
         UserError: where Slurm refuses the job.
     """
     folder = where.folder
-    argv = handover.prepare(folder, command, config)
+    argv = preflight.prepare(folder, command, config)
     code = _copy_code(folder / "code") if snapshot else CODE
     job = Job(
         command=command,
@@ -113,7 +113,7 @@ def submit(
         with submitit.helpers.clean_env():
             if slurm_conf is not None:  # clean_env() takes away what sbatch needs to find its cluster
                 os.environ["SLURM_CONF"] = slurm_conf
-            submitted = executor.submit(run_slurm_rank, handover.ENTRY, argv, str(where.logs), str(folder))
+            submitted = executor.submit(run_slurm_rank, preflight.ENTRY, argv, str(where.logs), str(folder))
     except submitit.core.utils.FailedJobError as error:
         shutil.rmtree(folder)
         raise UserError(f"Slurm refuses the job: {_slurm_words(error)}") from None

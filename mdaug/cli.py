@@ -15,13 +15,13 @@ from shards.errors import UserError
 COMMANDS = {
     "simulate": ("mdaug.radar.simulate", "SimulateConfig", "simulate", "make a labelled image folder from physics"),
     "spectrogram": (
-        "mdaug.radar.convert",
+        "mdaug.radar.spectrogram",
         "SpectrogramConfig",
         "spectrogram",
         "recordings -> labelled image folder",
     ),
     "pack": ("shards.pack", "PackConfig", "pack", "image folder -> tar shards + index, split by group"),
-    "train-vqvae": ("mdaug.training.vqvae", "VQVAEConfig", "train_vqvae", "train the VQ-VAE on packed images"),
+    "train-vqvae": ("mdaug.training.train_vqvae", "VQVAEConfig", "train_vqvae", "train the VQ-VAE on packed images"),
     "reconstruct": (
         "mdaug.evaluation.reconstruct",
         "ReconstructConfig",
@@ -29,9 +29,9 @@ COMMANDS = {
         "measure the VQ-VAE on held-out images",
     ),
     "encode": ("mdaug.training.encode", "EncodeConfig", "encode", "packed images -> latent shards + mean/std"),
-    "train-ldm": ("mdaug.training.ldm", "LDMConfig", "train_ldm", "train the latent diffusion model"),
-    "ema": ("mdaug.training.reconstruct_ema", "EmaConfig", "reconstruct_ema", "averaged model of another length"),
-    "generate": ("mdaug.sampling.generate", "GenerateConfig", "generate", "write labelled synthetic tar shards"),
+    "train-ldm": ("mdaug.training.train_ldm", "LDMConfig", "train_ldm", "train the latent diffusion model"),
+    "ema": ("mdaug.training.ema_snapshots", "EmaConfig", "reconstruct_ema", "averaged model of another length"),
+    "generate": ("mdaug.generation.generate", "GenerateConfig", "generate", "write labelled synthetic tar shards"),
     "evaluate": ("mdaug.evaluation.evaluate", "EvaluateConfig", "evaluate", "fidelity and usefulness, with a report"),
 }
 

@@ -21,16 +21,16 @@ import numpy as np
 from PIL import Image
 
 from shards import atomic, provenance
-from shards.claim import REPORT, is_complete, lock, read_plan, require_apart, say, write_plan
 from shards.colormap import COLORMAPS, detect, most_frequent
-from shards.convert import Checked, check, to_png
 from shards.errors import UserError
+from shards.image_to_png import Checked, check, to_png
 from shards.index import SPLITS, content_hash, write_index
+from shards.output_folder import REPORT, is_complete, lock, read_plan, require_apart, say, write_plan
+from shards.pack_report import make_report, summary
 from shards.progress import Progress
-from shards.report import make_report, summary
-from shards.size import height_width, written
 from shards.source import METADATA, SourceFolder, SourceImage, plain_value, read_folder
 from shards.split import Split, split_images
+from shards.validation import height_width, written
 from shards.writer import finished, one_line_for_a_full_disk, write_shard
 
 CLASSES = "classes.json"

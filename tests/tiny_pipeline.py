@@ -8,9 +8,9 @@ import torch
 from diffusers import VQModel
 
 from mdaug.models.hybrid_unet import HybridUNet2DModel
-from mdaug.sampling.pipeline import MicroDopplerPipeline
-from mdaug.sampling.pipeline_folder import save_pipeline
-from mdaug.sampling.schedulers import build_scheduler
+from mdaug.pipeline.folder import save_pipeline
+from mdaug.pipeline.pipeline import MicroDopplerPipeline
+from mdaug.pipeline.schedulers import build_scheduler
 from shards.colormap import colormap as palettes
 
 CLASSES = ["walk", "fall", "bird"]

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from mdaug.models.vqvae import build_vqvae, save_vqvae
-from mdaug.training.ldm import LDMConfig
 from mdaug.training.ldm_task import LDMTask
+from mdaug.training.train_ldm import LDMConfig
 from shards import atomic, provenance
 from shards.index import content_hash, write_index
 from shards.writer import write_shard

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mdaug.config import as_dict
-from mdaug.evaluation import folders
-from mdaug.evaluation.folders import PARTS, RESULTS
+from mdaug.evaluation import inputs as folders
+from mdaug.evaluation.inputs import PARTS, RESULTS
 from shards import atomic, provenance
 from shards.errors import UserError
 from shards.index import read_index
 
 if TYPE_CHECKING:
-    from mdaug.evaluation import parts
+    from mdaug.evaluation import measure as parts
 
 COMMANDS = "commands.json"
 LOCK = ".lock"  # of the rank that writes the report
@@ -98,7 +98,7 @@ class EvaluateConfig:
             _measurable(self)
             folders.held_out(self.data_dir)
             if self.classifier != "small":
-                from mdaug.evaluation.classifier import build
+                from mdaug.measures.classifier import build
 
                 train = read_index(self.data_dir / "train")
                 build(self.classifier, train["image_shape"][2], len(train["classes"]), self.image_size)
@@ -121,7 +121,7 @@ def evaluate(config: EvaluateConfig) -> dict | None:
         UserError: the synthetic images or the VQ-VAE do not come from data_dir, classes or shapes differ, a split is
             missing, or the output folder holds something else.
     """
-    from mdaug.evaluation import report
+    from mdaug.evaluation.report import page as report
 
     made_from = folders.check_origin(config)
     folders.check_alike(config)
@@ -155,7 +155,8 @@ def _measure(
     place should it die, and otherwise finds the report.
     """
     from mdaug import distributed
-    from mdaug.evaluation import data, parts
+    from mdaug.evaluation import measure as parts
+    from mdaug.measures import image_set
 
     distributed.device()  # "cuda" is the GPU of this rank from here on
     places: dict[str, Path | None] = {
@@ -165,7 +166,7 @@ def _measure(
         "simulated": config.simulated_dir and config.simulated_dir / "train",
     }
     sets = {
-        name: folder and data.load(folder, image_size=config.image_size, max_per_class=config.max_per_class)
+        name: folder and image_set.load(folder, image_size=config.image_size, max_per_class=config.max_per_class)
         for name, folder in places.items()
     }
     inputs = parts.Inputs(config=config, results=config.output_dir / RESULTS, **sets)  # type: ignore[arg-type]
@@ -178,9 +179,10 @@ def _measure(
 
 def _write(inputs: parts.Inputs, made_from: dict[str, str], files: dict[Part, Path], wanted: tuple[Part, ...]) -> dict:
     """Measure the parts that are wanted and not there yet, and write the report of all that are there."""
-    from mdaug.evaluation import parts, pictures, report
-    from mdaug.evaluation.targets import targets
-    from mdaug.evaluation.verdict import verdict
+    from mdaug.evaluation import measure as parts
+    from mdaug.evaluation.report import page as report
+    from mdaug.evaluation.report import pictures
+    from mdaug.evaluation.report.verdict import targets, verdict
 
     config = inputs.config
     (config.output_dir / provenance.FILE_NAME).unlink(missing_ok=True)

@@ -13,9 +13,9 @@ import torch
 
 from mdaug.distributed import rank, world_size
 from mdaug.evaluation import usefulness
-from mdaug.evaluation.classifier import one_thread
-from mdaug.evaluation.data import ImageSet
 from mdaug.evaluation.usefulness import Job
+from mdaug.measures.classifier import one_thread
+from mdaug.measures.image_set import ImageSet
 from shards.atomic import write_text
 from shards.progress import Progress
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from mdaug.models.latent_statistics import LatentStatistics
     from shards.dataset import ShardDataset
+
 
 METRICS, TABLE, STRIP = "reconstruction.json", "reconstruction.txt", "reconstruction.png"
 FLOOR_IMAGES = 64
@@ -61,7 +63,7 @@ class ReconstructConfig:
     def check_output(self, inputs_there: bool) -> None:
         """Raise UserError where inputs that are there do not fit; results of before are replaced."""
         from mdaug.models.vqvae import find_vqvae, how_packed
-        from shards.cache import packed_hash
+        from shards.packed import packed_hash
 
         if inputs_there:
             folder = find_vqvae(self.vqvae_path)
@@ -95,8 +97,7 @@ SCALE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 def reconstruct(config: ReconstructConfig) -> None:
     """Measure, print the table, and write JSON, table and picture strip."""
-    from mdaug.evaluation.autoencoder_targets import targets
-    from mdaug.evaluation.pictures import save, strips
+    from mdaug.evaluation.report.pictures import save, strips
     from mdaug.models.vqvae import find_vqvae, open_images
 
     folder = find_vqvae(config.vqvae_path)
@@ -171,8 +172,7 @@ def _measure(
     """Return the figures, and per class the worst image by SSIM as [original, reconstruction, difference]."""
     import torch
 
-    from mdaug.evaluation.quality import measure
-    from mdaug.evaluation.reconstruction import decoded
+    from mdaug.measures.image_quality import decoded, measure
     from mdaug.models.latent_statistics import LatentStatistics
     from mdaug.models.perceptual import PerceptualLoss
     from mdaug.models.quantizer import code_usage
@@ -234,7 +234,7 @@ def _measure(
 
 
 def _summary(values: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    from mdaug.evaluation.quality import MEASURES
+    from mdaug.measures.image_quality import MEASURES
 
     return {
         name: {"mean": float(value.mean()), "worst": float(MEASURES[name][1](value.tolist()))}
@@ -244,8 +244,7 @@ def _summary(values: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
 
 def format_table(figures: dict) -> str:
     """Return the figures as text: means with the worst image in brackets, then what is to be reached."""
-    from mdaug.evaluation.autoencoder_targets import format_targets
-    from mdaug.evaluation.quality import MEASURES
+    from mdaug.measures.image_quality import MEASURES
 
     rows = {**figures["rows"], **{f"  {name}": entry for name, entry in figures["classes"].items()}}
     names = [name for name in MEASURES if name in figures["rows"]["VQ-VAE"]]
@@ -270,3 +269,42 @@ def format_table(figures: dict) -> str:
 
 def _list(values: list[float]) -> str:
     return " ".join(f"{value:.3f}" for value in values)
+
+
+PSNR_DB = 28.0
+CODES_USED = 0.9
+PERPLEXITY_PART = 3  # perplexity at least K over this
+SHARPNESS = (0.9, 1.1)
+STD = (0.98, 1.02)
+
+
+def targets(figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return rows {"figure", "measured", "target", "reached"} for the figures of `mdaug reconstruct`.
+
+    "reached" is None where a figure is reported only. Kurtosis and standard deviation are those of the channel that
+    is farthest from a normal distribution.
+    """
+    image, codes = figures["rows"]["VQ-VAE"], figures["codes"]
+    psnr, sharpness = (image[name]["mean"] for name in ("psnr", "sharpness"))
+    std = max(figures["latents"]["scaled_std"], key=lambda value: abs(math.log(max(value, 1e-12))))
+    kurtosis = max(figures["latents"]["excess_kurtosis"], key=abs)
+    least = codes["number"] / PERPLEXITY_PART
+    rows = [
+        ("PSNR [dB]", psnr, f">= {PSNR_DB:g}", psnr >= PSNR_DB),
+        ("codes used", codes["used"], f">= {CODES_USED:g}", codes["used"] >= CODES_USED),
+        ("perplexity", codes["perplexity"], f">= {least:.1f} (K/3)", codes["perplexity"] >= least),
+        ("sharpness", sharpness, "{:g} to {:g}".format(*SHARPNESS), SHARPNESS[0] <= sharpness <= SHARPNESS[1]),
+        ("latent std after scaling", std, "{:g} to {:g}".format(*STD), STD[0] <= std <= STD[1]),
+        ("latent excess kurtosis", kurtosis, "reported", None),
+    ]
+    return [dict(zip(("figure", "measured", "target", "reached"), row, strict=True)) for row in rows]
+
+
+def format_targets(rows: list[dict[str, Any]], preset: str) -> str:
+    """Return the rows as text under the preset's name."""
+    answers = {True: "yes", False: "no", None: ""}
+    lines = [f"{f'to reach ({preset})':<32s}{'measured':>10s}  {'target':<16s}{'reached'}"]
+    for row in rows:
+        answer = answers[row["reached"]]
+        lines.append(f"{row['figure']:<32s}{row['measured']:>10.3f}  {row['target']:<16s}{answer}".rstrip())
+    return "\n".join(lines)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mdaug.evaluation import classifier, fidelity
-from mdaug.evaluation.data import ImageSet, take_per_class
+from mdaug.measures import classifier, fidelity
+from mdaug.measures.image_set import ImageSet, take_per_class
 
 REAL, DUPLICATED, TRANSFORMS, BOTH, BOTH_TRANSFORMS, SYNTHETIC = (
     "real",

@@ -11,9 +11,9 @@ from torch import nn
 
 from mdaug.models.quantizer import Codebook
 from shards import atomic, provenance
-from shards.cache import open_packed
 from shards.errors import UserError
-from shards.size import written
+from shards.packed import open_packed
+from shards.validation import written
 
 if TYPE_CHECKING:
     from diffusers import VQModel

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mdaug.radar import targets
-from mdaug.radar.draw import NOISE, Draw
+from mdaug.radar.parameters import NOISE, Draw
 from mdaug.radar.picture import encode, record, sensor_columns, sensor_of
 from mdaug.radar.sensor import Sensor
-from mdaug.radar.spectrogram import to_levels
+from mdaug.radar.stft import to_levels
 
 if TYPE_CHECKING:
     from mdaug.radar.simulate import SimulateConfig

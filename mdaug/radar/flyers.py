@@ -1,14 +1,15 @@
-"""Drones and birds before a radar: what is drawn for one of them and for a picture, and the echo."""
+"""Drones and birds: bodies, rotors, wings."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from mdaug.radar.bird import Wing
-from mdaug.radar.draw import Draw, Parameters, radar_position
+from mdaug.radar.body import SIDES
 from mdaug.radar.echo import point_echo
 from mdaug.radar.fall import minimum_jerk
-from mdaug.radar.rotor import rotor_echo_in_band, rotor_lines
+from mdaug.radar.parameters import Draw, Parameters, radar_position
 from mdaug.radar.sensor import Sensor
 
 
@@ -119,3 +120,108 @@ def bird_echo(p: dict, sensor: Sensor, time_s: np.ndarray) -> np.ndarray:
     share = 10 ** (p["wing_to_body_db"] / 10) / 12
     rcs = np.array([0.8, 0.1, 0.1] + 12 * [share])[:, None]
     return point_echo(np.concatenate([trunk, wings]) + flight, rcs, radar, sensor.wavelength_m)
+
+
+@dataclass(frozen=True)
+class Wing:
+    """Both wings, mirrored. Angles in degrees, lengths in m."""
+
+    inner_m: float = 0.25
+    outer_m: float = 0.25
+    flap_hz: float = 4.0
+    inner_amplitude_deg: float = 40.0
+    inner_offset_deg: float = 15.0
+    outer_amplitude_deg: float = 30.0
+    outer_offset_deg: float = 40.0
+    twist_deg: float = 20.0
+
+    def joints(self, cycles: np.ndarray, gain: np.ndarray | float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+        """Return elbow and tip (2, 3, N) in m relative to the shoulder; x is forward, y left, z up.
+
+        psi1 = A1 cos(2 pi f t) + psi10 lifts the inner segment, psi2 = A2 cos(2 pi f t) + psi20 bends the outer one
+        down against it, and a twist C2 sin(2 pi f t) sweeps the tip fore and aft. The elbow moves at up to
+        2 pi f A1 L1, the tip at up to 2 pi f (L1 A1 + L2 abs(A1 - A2)), both with the twist left out.
+
+        Args:
+            cycles: (N,) phase of the wing beat, f t for a steady beat.
+            gain: (N,) factor on the amplitudes, 0 in a glide.
+        """
+        beat, side = gain * np.cos(2 * np.pi * cycles), SIDES[:, None]
+        inner = np.radians(self.inner_amplitude_deg * beat + self.inner_offset_deg)
+        outer = inner - np.radians(self.outer_amplitude_deg * beat + self.outer_offset_deg)
+        twist = np.radians(self.twist_deg) * gain * np.sin(2 * np.pi * cycles)
+        zero = np.zeros((2, len(cycles)))
+        elbow = self.inner_m * np.stack([zero, side * np.cos(inner), zero + np.sin(inner)], axis=1)
+        reach = np.cos(twist)  # keeps the length of the outer segment whatever the twist
+        tip = self.outer_m * np.stack(
+            [zero + np.sin(twist), side * reach * np.cos(outer), zero + reach * np.sin(outer)], axis=1
+        )
+        return elbow, elbow + tip
+
+
+def rotor_echo(
+    angle: np.ndarray, blades: int, length_m: float, elevation_rad: float, wavelength_m: float
+) -> np.ndarray:
+    """Return the echo of a rotor at blade angle theta, with its hub at range 0.
+
+    s = 1/N sum_k sinc((2 L / lambda) cos(beta) cos(theta_k)) exp(-j (2 pi L / lambda) cos(beta) cos(theta_k)) with
+    theta_k = theta + 2 pi k / N and sinc(x) = sin(pi x) / (pi x): N wires from the hub to the tip, each integrated
+    exactly. A blade across the line of sight flashes; the flash of an approaching blade spans 0 to
+    2 Omega L cos(beta) / lambda. abs(s) repeats at N f_rot for even N and 2 N f_rot for odd N.
+
+    Args:
+        angle: blade angle theta in rad, any shape; 0 points away from the radar.
+        blades: number N of blades.
+        length_m: length L of a blade.
+        elevation_rad: angle beta between the line of sight and the plane of the rotor.
+        wavelength_m: wavelength lambda.
+
+    Returns:
+        complex128 of the shape of `angle`; 1 for blades that all lie across the line of sight.
+    """
+    around = 2 * np.pi / blades * np.arange(blades).reshape(-1, *[1] * np.ndim(angle))
+    along_sight = np.cos(elevation_rad) * np.cos(np.asarray(angle) + around)
+    return np.mean(
+        np.sinc(2 * length_m / wavelength_m * along_sight)
+        * np.exp(-2j * np.pi * length_m / wavelength_m * along_sight),
+        axis=0,
+    )
+
+
+def rotor_lines(
+    blades: int, length_m: float, elevation_rad: float, wavelength_m: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (orders, amplitudes) of the Fourier series of `rotor_echo` over the blade angle.
+
+    The echo depends on the angle alone and repeats every 1/N of a turn, so its spectrum is a comb of lines at the
+    multiples (orders) of N f_rot: the HERM lines. They reach 2 Omega L cos(beta) / lambda on both sides.
+    """
+    turns_per_tip = 2 * np.pi * 2 * length_m / wavelength_m  # highest harmonic of the turn that carries power
+    points = int(2 ** np.ceil(np.log2(4 * turns_per_tip / blades + 64)))
+    angle = 2 * np.pi / blades * np.arange(points) / points
+    amplitudes = np.fft.fft(rotor_echo(angle, blades, length_m, elevation_rad, wavelength_m)) / points
+    return np.fft.fftfreq(points, 1 / points).astype(int), amplitudes
+
+
+def rotor_echo_in_band(
+    turns: np.ndarray, lines: tuple[np.ndarray, np.ndarray], blades: int, orders: range
+) -> np.ndarray:
+    """Return what a receiver that passes only the lines of the given orders records of a rotor.
+
+    Args:
+        turns: (N,) angle of the rotor in turns; the rate may drift slowly against the receiver's band.
+        lines: of `rotor_lines`.
+        blades: number of blades.
+        orders: multiples of the blade rate that pass, rising by 1.
+
+    Returns:
+        complex128 (N,).
+    """
+    amplitude = dict(zip(*lines, strict=True))
+    step = np.exp(2j * np.pi * blades * turns)
+    power = np.exp(2j * np.pi * blades * orders.start * turns)
+    echo = np.zeros_like(step)
+    for order in orders:
+        echo += amplitude[order] * power
+        power *= step
+    return echo

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from mdaug.radar import body
-from mdaug.radar.draw import Draw, Parameters, radar_position
 from mdaug.radar.echo import ellipsoid_echo
-from mdaug.radar.fall import Fall, SitDown
+from mdaug.radar.fall import Fall, SitDown, swing
 from mdaug.radar.gait import Walker, ellipsoids
-from mdaug.radar.pendulum import swing
+from mdaug.radar.parameters import Draw, Parameters, radar_position
 from mdaug.radar.sensor import Sensor
 
 RADAR_HEIGHT_M = 1.0

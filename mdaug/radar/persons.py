@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from mdaug.radar.draw import GROUP, IMAGE, NOISE, Draw
+from mdaug.radar.parameters import GROUP, IMAGE, NOISE, Draw
 from mdaug.radar.people import walking_echo, walking_group
 from mdaug.radar.picture import encode, record, sensor_columns, sensor_of
 from mdaug.radar.sensor import Sensor
-from mdaug.radar.spectrogram import to_levels
+from mdaug.radar.stft import to_levels
 
 if TYPE_CHECKING:
     from mdaug.radar.simulate import SimulateConfig

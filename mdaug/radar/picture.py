@@ -11,7 +11,7 @@ from PIL import Image
 
 from mdaug.radar.echo import receive
 from mdaug.radar.sensor import Sensor
-from mdaug.radar.spectrogram import remove_clutter, spectrogram
+from mdaug.radar.stft import remove_clutter, spectrogram
 from shards.colormap import jet
 from shards.errors import UserError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from mdaug.radar.folder import METADATA_FILE, open_folder, refuse_other, run_all, table, write_picture
+from mdaug.radar.image_folder import METADATA_FILE, open_folder, refuse_other, run_all, table, write_picture
 from shards import atomic, provenance
 from shards.progress import Progress
 

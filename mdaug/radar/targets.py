@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mdaug.radar import flyers, people
-from mdaug.radar.draw import GROUP, IMAGE, Draw, Parameters
+from mdaug.radar.parameters import GROUP, IMAGE, Draw, Parameters
 from mdaug.radar.sensor import Sensor
 
 

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mdaug import distributed
-from mdaug.training import pieces
-from mdaug.training.background import Bundle, complete, keep_only, prepare
+from mdaug.training import sharded_tensors
+from mdaug.training.background_writer import Bundle, complete, keep_only, prepare
 from mdaug.training.engine import Engine, to_host
 from shards import atomic
 from shards.errors import UserError
@@ -70,7 +70,7 @@ def collect(
     files = engine.snapshot(folder)
     if own:
         (folder / PIECES).mkdir(exist_ok=True)
-        files[folder / PIECES / pieces.file_name()] = partial(save_file, to_host(own))
+        files[folder / PIECES / sharded_tensors.file_name()] = partial(save_file, to_host(own))
     if distributed.is_main():
         whole = {name: tensor.contiguous() for name, tensor in to_host(extra).items()}
         record = {

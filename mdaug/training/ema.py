@@ -1,4 +1,4 @@
-"""Averages of the weights, in fp32 from the fp32 master weights, every rank with its piece; lengths in samples."""
+"""Averages of the weights: exponential ones, power functions, and weights of averages of another length."""
 
 from __future__ import annotations
 
@@ -6,12 +6,64 @@ import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import nn
 
 from mdaug import distributed
-from mdaug.training import pieces, power
+from mdaug.training import sharded_tensors
 from mdaug.training.engine import Engine
+
+WIDEST = 0.28  # sigma_rel of gamma = 0, the plain mean, is 12^-1/2 = 0.289
+
+
+def gamma(sigma_rel: float) -> float:
+    """Return gamma of a relative width: sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), its largest root."""
+    precision = sigma_rel**-2
+    return float(np.roots([1, 7, 16 - precision, 12 - precision]).real.max())
+
+
+def decay(sigma_rel: float, samples: int, batch: int) -> float:
+    """Return the weight of the old average after a step of `batch` samples that ends at `samples` (section 3.1)."""
+    return (1 - batch / samples) ** (gamma(sigma_rel) + 1)
+
+
+def inner_product(time_a: ArrayLike, gamma_a: ArrayLike, time_b: ArrayLike, gamma_b: ArrayLike) -> np.ndarray:
+    """Return the integral over tau of p_gamma_a(tau; time_a) p_gamma_b(tau; time_b); the arguments broadcast."""
+    time_a, gamma_a, time_b, gamma_b = (np.asarray(x, np.float64) for x in (time_a, gamma_a, time_b, gamma_b))
+    shorter = np.minimum(time_a, time_b)
+    scale = (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1)
+    return scale * (shorter / time_a) ** gamma_a * (shorter / time_b) ** gamma_b * shorter / (time_a * time_b)
+
+
+def solve(times: np.ndarray, widths: np.ndarray, time: float, width: float) -> tuple[np.ndarray, float]:
+    """Return the weights of stored averages whose sum comes closest to another average, and how far off it is.
+
+    Minimises the integral of the squared difference of the densities (appendix C). Beyond the paper, the weights
+    add up to one, so that weights which never changed come out as they are.
+
+    Args:
+        times: (n,) when the averages were stored, in samples.
+        widths: (n,) their sigma_rel.
+        time: end of the wanted average, at most the largest of `times`.
+        width: its sigma_rel.
+
+    Returns:
+        Weights (n,) in float64, and the norm of the difference as a share of the norm of the wanted density.
+    """
+    times, gammas = np.asarray(times, np.float64) / time, np.array([gamma(w) for w in widths])
+    wanted, count = gamma(width), len(times)
+    # The conditions of the constrained minimum: the gradient vanishes up to the multiplier of the constraint.
+    system = np.ones((count + 1, count + 1))
+    system[:count, :count] = inner_product(times[:, None], gammas[:, None], times, gammas)
+    system[count, count] = 0
+    target = np.append(inner_product(times, gammas, 1, wanted), 1)
+    weights = np.linalg.lstsq(system, target, rcond=None)[0][:count]
+    norm = inner_product(1, wanted, 1, wanted)
+    squared = norm - 2 * weights @ target[:count] + weights @ system[:count, :count] @ weights
+    return weights, float(np.sqrt(max(squared, 0) / norm))
+
 
 HALF_LIFE = "half-life"  # the average that validates, samples and is exported; the others are named by their width
 
@@ -34,7 +86,7 @@ class EMA:
         self._names = [name for name, _ in self._network.named_parameters()]
         self._shapes = [parameter.shape for parameter in self._network.parameters()]
         self.averages = {
-            name: [pieces.cut(parameter.data).clone() for parameter in self._network.parameters()]
+            name: [sharded_tensors.cut(parameter.data).clone() for parameter in self._network.parameters()]
             for name in (HALF_LIFE, *self.profiles)
         }
         self._release()
@@ -50,7 +102,7 @@ class EMA:
         targets = list(engine.master_pieces())
         torch._foreach_lerp_(self.averages[HALF_LIFE], targets, 1 - self.decay(samples, batch))
         for name, width in self.profiles.items():
-            torch._foreach_lerp_(self.averages[name], targets, 1 - power.decay(width, samples, batch))
+            torch._foreach_lerp_(self.averages[name], targets, 1 - decay(width, samples, batch))
 
     @contextlib.contextmanager
     def network(self) -> Iterator[nn.Module]:
@@ -61,7 +113,7 @@ class EMA:
         averages = zip(self._network.parameters(), self.averages[HALF_LIFE], self._shapes, strict=True)
         try:
             for parameter, piece, shape in averages:
-                parameter.data = pieces.join(piece, shape)
+                parameter.data = sharded_tensors.join(piece, shape)
             yield self._network
         finally:
             self._release()
@@ -78,7 +130,7 @@ class EMA:
             for name, piece in zip(self._names, own, strict=True)
         }
 
-    def load(self, reader: pieces.Reader) -> None:
+    def load(self, reader: sharded_tensors.Reader) -> None:
         """Restore the pieces, whatever number of ranks has written them."""
         for name, piece in self.state().items():
             piece.copy_(reader.read(name, distributed.rank(), distributed.world_size()))

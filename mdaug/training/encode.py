@@ -21,7 +21,7 @@ from shards.errors import UserError
 if TYPE_CHECKING:
     from diffusers import VQModel
 
-    from mdaug.training.views import Views
+    from mdaug.training.augmented_images import Views
 
 STATISTICS_FILE, PLAN_FILE = "statistics.json", "plan.json"
 
@@ -70,7 +70,7 @@ class EncodeConfig:
 
     def check_device(self, kind: str) -> None:
         """Raise UserError for a precision that a kind of device, "cpu" or "cuda", does not have."""
-        from mdaug.training.run import require_gpu_for_fp16
+        from mdaug.training.run_folder import require_gpu_for_fp16
 
         require_gpu_for_fp16(self.mixed_precision, kind)
 
@@ -81,7 +81,7 @@ class EncodeConfig:
     def _made_from(self) -> dict[str, str]:
         """Return role -> content hash of the inputs, without images that are packed at the start; raises UserError."""
         from mdaug.models.vqvae import find_vqvae, how_packed
-        from shards.cache import packed_hash
+        from shards.packed import packed_hash
 
         vqvae = find_vqvae(self.vqvae_path)
         size, options = how_packed(vqvae)
@@ -109,8 +109,8 @@ def encode_packed(packed: Path, vqvae_folder: Path, output: Path, config: Encode
         UserError: `output` holds the latents of other images or of another VQ-VAE, or the sizes differ.
     """
     from mdaug.models.vqvae import load_geometry, load_vqvae
+    from mdaug.training.augmented_images import Views
     from mdaug.training.engine import resolve_precision
-    from mdaug.training.views import Views
     from shards.dataset import ShardDataset
     from shards.index import read_index, write_index
     from shards.progress import Progress

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from mdaug import distributed
-from mdaug.training import deepspeed_json, elastic, pieces
+from mdaug.training import deepspeed_json, elastic, sharded_tensors
 from mdaug.training.deepspeed_json import ADAM_EPS, zero_stage
-from mdaug.training.run import TrainingConfig, require_gpu_for_fp16
+from mdaug.training.run_folder import TrainingConfig, require_gpu_for_fp16
 from shards.errors import UserError
 
 
@@ -154,11 +154,11 @@ class Engine:
         parameter: Any  # DeepSpeed adds attributes
         for parameter in self.module.parameters():
             if self.stage == 3:  # cut in the same way, but padded
-                start, stop = pieces.bounds(parameter.ds_numel, distributed.rank(), distributed.world_size())
+                start, stop = sharded_tensors.bounds(parameter.ds_numel, distributed.rank(), distributed.world_size())
                 # Under offload the masters lie in CPU memory.
                 yield safe_get_local_fp32_param(parameter)[: stop - start].to(self.device, non_blocking=True)
             else:
-                yield pieces.cut(self._whole(parameter))
+                yield sharded_tensors.cut(self._whole(parameter))
 
     def _whole(self, parameter: nn.Parameter) -> torch.Tensor:
         from deepspeed.utils import safe_get_full_fp32_param

@@ -1,7 +1,8 @@
-"""What is particular to training the diffusion model."""
+"""The latent diffusion model as the loop trains it."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from functools import partial
@@ -12,36 +13,73 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
+from mdaug import augment, distributed
 from mdaug import config as configuration
-from mdaug import distributed
 from mdaug.images import grid, to_uint8
+from mdaug.models.hybrid_unet import HybridUNet2DModel
 from mdaug.models.vqvae import load_geometry, load_vqvae
-from mdaug.sampling.pipeline import MicroDopplerPipeline
-from mdaug.sampling.pipeline_folder import save_pipeline
-from mdaug.sampling.schedulers import build_scheduler
-from mdaug.training import conditions, snapshots
-from mdaug.training.background import Bundle
+from mdaug.pipeline.folder import save_pipeline
+from mdaug.pipeline.pipeline import MicroDopplerPipeline
+from mdaug.pipeline.schedulers import build_scheduler
+from mdaug.training import conditions
+from mdaug.training import ema_snapshots as snapshots
+from mdaug.training.background_writer import Bundle
 from mdaug.training.checkpoint import TrainingState
-from mdaug.training.diffuse import VALIDATION_SEED, Diffuse
 from mdaug.training.ema import EMA
 from mdaug.training.encode import load_statistics
 from mdaug.training.engine import Engine
 from mdaug.training.latents import CopyOrder, LatentSet
-from mdaug.training.ldm import LDMConfig
-from mdaug.training.loop import Task
-from mdaug.training.neighbours import Neighbours
-from mdaug.training.objective import Objective
-from mdaug.training.pieces import Reader
-from mdaug.training.run import BatchPlan
-from mdaug.training.sampled import SampledDistance
-from mdaug.training.unet import build_unet, forward_flops
-from mdaug.training.validation import validation_batches
+from mdaug.training.loop import Task, validation_batches
+from mdaug.training.objective import VALIDATION_SEED, Diffuse, Objective
+from mdaug.training.run_folder import BatchPlan
+from mdaug.training.sampled_distance import SampledDistance
+from mdaug.training.sharded_tensors import Reader
+from mdaug.training.task_pictures import Neighbours
+from mdaug.training.train_ldm import LDMConfig
 from shards import provenance
 from shards.colormap import colormap, paint
 from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.order import PositionDataset
+
+
+def build_unet(
+    config: LDMConfig, latent_shape: list[int], num_classes: int, augmented: bool = False
+) -> HybridUNet2DModel:
+    """Return the untrained U-Net of a configuration; raises UserError where its sizes do not fit."""
+    try:
+        return HybridUNet2DModel(
+            sample_size=latent_shape[1] if latent_shape[1] == latent_shape[2] else tuple(latent_shape[1:]),
+            in_channels=latent_shape[0],
+            out_channels=latent_shape[0],
+            block_out_channels=tuple(config.block_out_channels),
+            layers_per_block=config.layers_per_block,
+            num_heads=config.num_heads,
+            window_size=config.window_size,
+            num_classes=num_classes,
+            attention=config.attention,
+            dropout=config.dropout,
+            norm_num_groups=config.norm_num_groups,
+            num_conditions=len(config.condition_on),
+            augment_size=augment.SIZE if augmented else 0,
+        )
+    except ValueError as error:
+        raise UserError(f"the U-Net cannot be built: {error}") from None
+
+
+def forward_flops(network: HybridUNet2DModel, shape: list[int]) -> int:
+    """Count the FLOPs of one forward pass of one sample, without computing it."""
+    meta = copy.deepcopy(network).to("meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        meta(
+            torch.empty(1, *shape, device="meta"),
+            torch.zeros(1, dtype=torch.long, device="meta"),
+            torch.zeros(1, dtype=torch.long, device="meta"),
+        )
+    return counter.get_total_flops()
+
 
 VALIDATION_DRAWS = 5  # (noise, timestep) pairs per validation image
 BINS = 5  # equal parts of [0, T), little noise to much, whose validation loss is reported apart

@@ -1,30 +1,47 @@
-"""The training loop: the same for both networks, read from top to bottom."""
+"""Validation over all ranks: the same number of forward passes on each, every sample counted once."""
 
 from __future__ import annotations
 
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mdaug import distributed
-from mdaug.training import checkpoint, pieces
-from mdaug.training.background import Background, Bundle
+from mdaug.training import checkpoint, sharded_tensors
+from mdaug.training.background_writer import Background, Bundle
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.deepspeed_json import deepspeed_config, zero_stage
 from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.metrics import Metrics
 from mdaug.training.preemption import StopFlag, ignore_in_worker
-from mdaug.training.run import BatchPlan, TrainingConfig, finish_run
+from mdaug.training.run_folder import BatchPlan, TrainingConfig, finish_run
 from shards.errors import UserError
 from shards.order import PositionSampler
+
+
+def validation_batches(
+    sample: Callable[[int], dict[str, Any]], count: int, batch_size: int
+) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+    """Yield (batch, weight) of this rank over samples 0 ... count - 1.
+
+    The last passes are padded with the last sample at weight 0, since under ZeRO-3 a rank that makes
+    fewer forward passes than the others would hang them.
+    """
+    device = distributed.device()
+    stride = distributed.world_size() * batch_size
+    for start in range(distributed.rank() * batch_size, -(-count // stride) * stride, stride):
+        indices = range(start, start + batch_size)
+        batch = default_collate([sample(min(index, count - 1)) for index in indices])
+        weight = torch.tensor([float(index < count) for index in indices], device=device)
+        yield {name: value.to(device) for name, value in batch.items()}, weight
 
 
 class Task(ABC):
@@ -82,7 +99,7 @@ class Task(ABC):
         """Return this rank's pieces of the tensors that a checkpoint keeps cut over the ranks."""
         return {}
 
-    def load_own_state(self, reader: pieces.Reader) -> None:  # noqa: B027 - not every task has such tensors
+    def load_own_state(self, reader: sharded_tensors.Reader) -> None:  # noqa: B027 - not every task has such tensors
         """Restore them, whatever number of ranks has written them."""
 
     def snapshots(self, state: TrainingState, plan: BatchPlan, last: bool) -> list[Callable[[], Bundle]]:
@@ -112,7 +129,7 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan) -> None:
     if resume_from is not None:
         task.load_extra_state(checkpoint.load(resume_from, engine, state))
         if (resume_from / checkpoint.PIECES).is_dir():
-            task.load_own_state(pieces.Reader(resume_from / checkpoint.PIECES))
+            task.load_own_state(sharded_tensors.Reader(resume_from / checkpoint.PIECES))
     else:
         task.prepare(engine)
     metrics = Metrics(config, plan, task.flops_per_sample, state.samples)

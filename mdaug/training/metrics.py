@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from mdaug import distributed
-from mdaug.training.run import BatchPlan, TrainingConfig
-from mdaug.training.scaling import GPUS
+from mdaug.training.cost import GPUS
+from mdaug.training.run_folder import BatchPlan, TrainingConfig
 from shards import atomic
 from shards.writer import one_line_for_a_full_disk
 

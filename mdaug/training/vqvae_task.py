@@ -20,10 +20,9 @@ from mdaug.training import losses
 from mdaug.training.adversary import Adversary
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.engine import Engine, resolve_precision
-from mdaug.training.loop import Task
-from mdaug.training.run import BatchPlan
-from mdaug.training.validation import validation_batches
-from mdaug.training.vqvae import VQVAEConfig
+from mdaug.training.loop import Task, validation_batches
+from mdaug.training.run_folder import BatchPlan
+from mdaug.training.train_vqvae import VQVAEConfig
 from shards.colormap import most_frequent, paint
 from shards.dataset import ShardDataset
 from shards.errors import UserError

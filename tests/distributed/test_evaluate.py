@@ -33,7 +33,8 @@ def alone(config) -> dict:
 
 def _evaluate(config: EvaluateConfig) -> tuple[dict | None, set[str]]:
     """Return what a rank gets, and which pieces of the work it did itself."""
-    from mdaug.evaluation import features, jobs
+    from mdaug.evaluation import jobs
+    from mdaug.measures import features
 
     features.PIECE = 40  # so that small sets have several pieces
     done: set[str] = set()
@@ -86,7 +87,8 @@ def test_what_a_lost_rank_left_is_made_up_for_on_any_number_of_ranks(config, alo
 
 def _end_together(config: EvaluateConfig, writer_dies: bool) -> None:
     """Evaluate as one of two ranks that find in the same moment that all shares are done."""
-    from mdaug.evaluation import parts, report
+    from mdaug.evaluation import measure as parts
+    from mdaug.evaluation.report import page as report
 
     share, write = parts.share, report.write
     met, written = config.output_dir / "logs/met", config.output_dir / "logs/written"

@@ -28,7 +28,7 @@ def overflowing(device: str, stage: int, offload: bool, root: str) -> dict:
     from mdaug.training import checkpoint
     from mdaug.training.deepspeed_json import CONFIGS, deepspeed_config
     from mdaug.training.engine import Engine
-    from mdaug.training.run import BatchPlan
+    from mdaug.training.run_folder import BatchPlan
     from tests.toy_latents import toy_task
 
     json = CONFIGS / "zero3_offload_fp16.json" if offload else None
@@ -96,7 +96,7 @@ def without_end(device: str, root: str) -> str:
     distributed.init()
     allow_fp16()
     from mdaug.training.loop import train
-    from mdaug.training.run import plan_batches
+    from mdaug.training.run_folder import plan_batches
     from shards.errors import UserError
     from tests.toy_latents import toy_task
 
@@ -132,7 +132,7 @@ def scaler_after(device: str, precision: str, stage: int, root: str) -> tuple[bo
     from mdaug.training import checkpoint
     from mdaug.training.deepspeed_json import deepspeed_config
     from mdaug.training.engine import Engine
-    from mdaug.training.run import BatchPlan
+    from mdaug.training.run_folder import BatchPlan
     from tests.toy_latents import toy_task
 
     plan, state = BatchPlan(4, 4, 1, 1, 9, 8, 8, 8), checkpoint.TrainingState(global_batch=4)

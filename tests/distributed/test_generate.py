@@ -12,7 +12,7 @@ SHARDS = 8
 
 
 def make(ldm: str, folder: str) -> None:
-    from mdaug.sampling.generate import GenerateConfig, generate
+    from mdaug.generation.generate import GenerateConfig, generate
 
     generate(
         GenerateConfig(

@@ -76,7 +76,7 @@ def losses_through_stages(device: str, stages: tuple[int, ...], root: str) -> li
     from mdaug.training import checkpoint
     from mdaug.training.deepspeed_json import deepspeed_config
     from mdaug.training.engine import Engine
-    from mdaug.training.run import BatchPlan
+    from mdaug.training.run_folder import BatchPlan
     from tests.toy_latents import toy_task
 
     plan = BatchPlan(8, 8, 1, 1, steps=9, num_samples=8, val_every=8, save_every=8)
@@ -122,13 +122,12 @@ def test_the_layout_of_the_weights_changes_no_loss_and_passes_through_checkpoint
 def test_presets_take_the_memory_that_is_foretold(preset, command, tmp_path):
     """What `launch plan` and docs/scaling.md count against the peak of a few steps at ZeRO 0."""
     from mdaug import config as configuration
-    from mdaug.training.ldm import LDMConfig
-    from mdaug.training.run import TrainingConfig
-    from mdaug.training.scaling import MASTER, Sharding, network_bytes
-    from mdaug.training.unet import build_unet
-    from mdaug.training.vqvae import VQVAEConfig
+    from mdaug.training.cost import MASTER, Sharding, count, network_bytes
+    from mdaug.training.ldm_task import build_unet
+    from mdaug.training.run_folder import TrainingConfig
+    from mdaug.training.train_ldm import LDMConfig
+    from mdaug.training.train_vqvae import VQVAEConfig
     from mdaug.training.vqvae_task import build_module
-    from mdaug.training.workload import count
 
     kind: type[TrainingConfig] = {"train-vqvae": VQVAEConfig, "train-ldm": LDMConfig}[command]
     flags = ["--config", str(PRESETS / preset / f"{command}.yaml"), "--data_dir=d", f"--output_dir={tmp_path}"]

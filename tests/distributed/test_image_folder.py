@@ -28,7 +28,7 @@ def coloured_folder(root: Path) -> Path:
 def three_stages(images: Path, root: Path) -> None:
     from mdaug.evaluation.reconstruct import ReconstructConfig, reconstruct
     from mdaug.training.encode import EncodeConfig, encode
-    from mdaug.training.vqvae import VQVAEConfig, train_vqvae
+    from mdaug.training.train_vqvae import VQVAEConfig, train_vqvae
 
     train_vqvae(
         VQVAEConfig(

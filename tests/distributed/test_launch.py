@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch import follow, local
+from launch import local, status
 from shards.errors import UserError
 
 HERE = Path(__file__).parent
@@ -54,7 +54,7 @@ def rank_pids(folder: Path) -> list[int]:
 
 
 def told_of(folder: Path, capfd: pytest.CaptureFixture) -> str:
-    assert follow.status(folder) == 0
+    assert status.status(folder) == 0
     return capfd.readouterr().out
 
 
@@ -80,7 +80,7 @@ def test_every_rank_finds_its_place_and_only_strings_travel(tmp_path, monkeypatc
     assert "rank 0 says hello" in output  # streamed
     assert "rank 1" not in output
     assert "state     completed" in told_of(tmp_path, capfd)
-    assert follow.logs(tmp_path) == 0
+    assert status.logs(tmp_path) == 0
     assert capfd.readouterr().out == "rank 0 says hello\n"
 
 
@@ -99,7 +99,7 @@ def test_a_failing_rank_takes_the_others_down_and_is_shown(tmp_path, capfd):
     assert "state     failed" in (told := told_of(tmp_path, capfd))
     assert "error     rank 1 of 2 failed first" in told
     assert "RuntimeError: the true cause" in told
-    assert follow.logs(tmp_path) == 0
+    assert status.logs(tmp_path) == 0
     assert capfd.readouterr().out.startswith("launch: rank 1 of 2 failed first")  # above what rank 0 printed
 
 
@@ -151,16 +151,16 @@ def test_a_command_without_a_handler_is_cancelled_and_cleans_up(tmp_path, capfd)
     assert told.startswith(f"process   {launcher.pid} on ")
     assert " on 2 rank(s)\nstate     running\n" in told
     with pytest.raises(UserError, match=f"process {launcher.pid} on .* of this folder runs already"):
-        follow.require_idle(tmp_path)
-    assert follow.cancel(tmp_path) == 0
+        status.require_idle(tmp_path)
+    assert status.cancel(tmp_path) == 0
     _, errors = launcher.communicate(timeout=120)
     assert launcher.returncode == 143
     assert (tmp_path / "cleaned-0").exists()
     assert (tmp_path / "cleaned-1").exists()
     assert "Traceback" not in errors
     assert "state     stopped\nreason    the same command continues" in told_of(tmp_path, capfd)
-    follow.require_idle(tmp_path)
-    assert follow.cancel(tmp_path) == 0
+    status.require_idle(tmp_path)
+    assert status.cancel(tmp_path) == 0
     assert "has ended already" in capfd.readouterr().out
 
 

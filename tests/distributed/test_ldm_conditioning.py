@@ -153,7 +153,7 @@ def test_a_condition_decides_what_is_sampled(root, trained):
     """Sampled at two speeds, latents lie near those of the images of that speed."""
     import torch
 
-    from mdaug.sampling.pipeline import MicroDopplerPipeline
+    from mdaug.pipeline.pipeline import MicroDopplerPipeline
 
     pipeline = MicroDopplerPipeline.from_pretrained(trained / "pipeline")
     pipeline.set_progress_bar_config(disable=True)

@@ -34,8 +34,8 @@ def features(latents: np.ndarray) -> np.ndarray:
 
 def distances(run: Path) -> tuple[list[float], list[float], list[float]]:
     """Return per class the FD to 20,000 true draws: of the model, of as many other true draws, of the next class."""
-    from mdaug.evaluation.fidelity import frechet_distance
-    from mdaug.sampling.pipeline import MicroDopplerPipeline
+    from mdaug.measures.fidelity import frechet_distance
+    from mdaug.pipeline.pipeline import MicroDopplerPipeline
 
     pipeline = MicroDopplerPipeline.from_pretrained(run / "pipeline")
     pipeline.set_progress_bar_config(disable=True)

@@ -33,8 +33,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def train(folders: tuple[Path, Path], output: Path, stop_after: int | None = None, **changes) -> None:
     """Train a tiny diffusion model; with `stop_after`, SIGTERM arrives during that optimizer step."""
-    from mdaug.training.ldm import LDMConfig, train_ldm
     from mdaug.training.ldm_task import LDMTask
+    from mdaug.training.train_ldm import LDMConfig, train_ldm
 
     if stop_after is not None:
         after_step = LDMTask.after_step
@@ -175,7 +175,7 @@ def train_compiled(folders, output: Path) -> None:
 
 
 def test_compiling_changes_neither_losses_nor_what_is_saved(folders, one_rank, tmp_path):
-    from mdaug.sampling.pipeline import MicroDopplerPipeline
+    from mdaug.pipeline.pipeline import MicroDopplerPipeline
 
     run_ranks(1, train_compiled, folders, tmp_path / "run")
     assert losses(tmp_path / "run") == pytest.approx(losses(one_rank), rel=1e-5)
@@ -236,9 +236,9 @@ def test_averages_move_to_other_ranks_and_stages(folders, one_rank, tmp_path, fi
 
 def test_average_of_another_length_is_written_as_a_pipeline(one_rank, tmp_path, capsys):
     from mdaug.cli import main
-    from mdaug.sampling.pipeline_folder import find_pipeline
-    from mdaug.training.background import complete
-    from mdaug.training.pieces import Reader
+    from mdaug.pipeline.folder import find_pipeline
+    from mdaug.training.background_writer import complete
+    from mdaug.training.sharded_tensors import Reader
 
     last = Reader(complete(one_rank / "ema_snapshots")[-1])
     for width, folder in (("0.1", "tracked"), ("0.075", "between")):
@@ -293,7 +293,7 @@ def test_sizes_that_disagree_are_refused(folders, tmp_path):
 def test_exported_pipeline_samples_by_class_name(one_rank):
     import torch
 
-    from mdaug.sampling.pipeline import MicroDopplerPipeline
+    from mdaug.pipeline.pipeline import MicroDopplerPipeline
 
     pipeline = MicroDopplerPipeline.from_pretrained(one_rank / "best")
     pipeline.set_progress_bar_config(disable=True)

@@ -18,9 +18,9 @@ def figures(root: Path) -> tuple[dict[str, float], float]:
     import torch
 
     from mdaug import distributed
-    from mdaug.evaluation.features import extract, random_network
-    from mdaug.evaluation.fidelity import frechet_distance
-    from mdaug.training import pieces
+    from mdaug.measures.features import extract, random_network
+    from mdaug.measures.fidelity import frechet_distance
+    from mdaug.training import sharded_tensors
     from mdaug.training.ldm_task import VALIDATION_SEED
     from shards.dataset import ShardDataset
     from tests.toy_latents import toy_task
@@ -31,7 +31,7 @@ def figures(root: Path) -> tuple[dict[str, float], float]:
     assert (task.score, task.watched) == ("fd", tuple(f"loss_t{i}" for i in range(5)))
     # A fresh network predicts 0 whatever the class; every rank takes its piece of the same whole weights.
     weight = torch.randn(task.module.conv_out.weight.shape, generator=torch.Generator().manual_seed(0))
-    task.ema.state()["half-life/conv_out.weight"].copy_(pieces.cut(weight))
+    task.ema.state()["half-life/conv_out.weight"].copy_(sharded_tensors.cut(weight))
     found = task.validate(SimpleNamespace(device=device))
     again = task.validate(SimpleNamespace(device=device))
     assert again == found

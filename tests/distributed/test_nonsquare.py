@@ -27,10 +27,10 @@ def image_folder(root: Path) -> Path:
 
 def every_stage(packed: Path, root: Path) -> None:
     from mdaug.evaluation.reconstruct import ReconstructConfig, reconstruct
-    from mdaug.sampling.generate import GenerateConfig, generate
+    from mdaug.generation.generate import GenerateConfig, generate
     from mdaug.training.encode import EncodeConfig, encode
-    from mdaug.training.ldm import LDMConfig, train_ldm
-    from mdaug.training.vqvae import VQVAEConfig, train_vqvae
+    from mdaug.training.train_ldm import LDMConfig, train_ldm
+    from mdaug.training.train_vqvae import VQVAEConfig, train_vqvae
 
     common = {"image_size": SIZE, "epochs": 1, "num_workers": 0, "save_images": True}
     train_vqvae(
@@ -57,7 +57,7 @@ def every_stage(packed: Path, root: Path) -> None:
 
 def test_shapes_are_right_at_every_stage(tmp_path):
     from mdaug.models.vqvae import load_geometry
-    from mdaug.sampling.pipeline import MicroDopplerPipeline
+    from mdaug.pipeline.pipeline import MicroDopplerPipeline
     from shards.dataset import ShardDataset
     from shards.pack import PackConfig, pack
 

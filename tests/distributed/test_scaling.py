@@ -1,4 +1,4 @@
-"""What the engine sends and holds under ZeRO 0 to 3 is what the formulas of `mdaug.training.scaling` say."""
+"""What the engine sends and holds under ZeRO 0 to 3 is what the formulas of `mdaug.training.cost` say."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mdaug.training import scaling
-from mdaug.training.scaling import PERSISTENT, Sharding, buffer_bytes, network_bytes, traffic
+from mdaug.training import cost
+from mdaug.training.cost import PERSISTENT, Sharding, buffer_bytes, network_bytes, traffic
 from tests.ranks import run_ranks
 
 STAGES = (0, 1, 2, 3)
@@ -30,8 +30,8 @@ def measure(cases: list[tuple[int, int, str]], deepspeed_config: Path | None = N
 def _measure(stage: int, passes: int, precision: str, deepspeed_config: Path | None) -> dict[str, Any]:
     from mdaug import distributed
     from mdaug.models.hybrid_unet import HybridUNet2DModel
-    from mdaug.training import deepspeed_json, engine, pieces
-    from mdaug.training.run import BatchPlan, TrainingConfig
+    from mdaug.training import deepspeed_json, engine, sharded_tensors
+    from mdaug.training.run_folder import BatchPlan, TrainingConfig
 
     ranks = distributed.world_size()
     config = TrainingConfig(
@@ -62,7 +62,9 @@ def _measure(stage: int, passes: int, precision: str, deepspeed_config: Path | N
     averaging = Counting()
     with averaging:
         own = [piece.numel() for piece in trained.master_pieces()]
-    assert own == [stop - start for start, stop in (pieces.bounds(size, distributed.rank(), ranks) for size in sizes)]
+    assert own == [
+        stop - start for start, stop in (sharded_tensors.bounds(size, distributed.rank(), ranks) for size in sizes)
+    ]
     return {
         "parameters": sum(sizes),
         "persistent": sum(size for size in sizes if size < PERSISTENT),
@@ -156,5 +158,5 @@ def test_weights_that_may_not_stay_are_gathered_twice(tmp_path, monkeypatch):
     settings["zero_optimization"]["stage3_prefetch_bucket_size"] = 0
     (tmp_path / "short.json").write_text(json.dumps(settings))
     (seen, *_) = run_ranks(2, measure, [(3, 1, "no")], tmp_path / "short.json")[0]
-    monkeypatch.setattr(scaling, "REUSED", 0)
+    monkeypatch.setattr(cost, "REUSED", 0)
     assert_traffic(seen, Sharding(3, 2))

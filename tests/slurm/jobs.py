@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from launch import attempt, queue
+from launch import attempt, slurm_query
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,8 +46,8 @@ def wait_for(condition: Callable[[], object], seconds: float = 300, pause: float
 
 
 def wait_for_end(run: Path) -> str:
-    wait_for(lambda: queue.state(job_id(run)) in queue.ENDED | {queue.GONE})
-    return queue.state(job_id(run))
+    wait_for(lambda: slurm_query.state(job_id(run)) in slurm_query.ENDED | {slurm_query.GONE})
+    return slurm_query.state(job_id(run))
 
 
 def rank_pids(run: Path) -> list[int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from launch import attempt, ending, queue
+from launch import attempt, slurm_query
 from tests.slurm.jobs import ROOT, batch_log, job_id, launch, profile, rank_pids, shell, wait_for, wait_for_end
 from tests.toy import toy_packed
 
@@ -101,7 +101,7 @@ def test_preempted_by_a_higher_priority_and_requeued_the_run_ends_with_the_same_
     else:
         wait_for(lambda: (run / "config.yaml").is_file() and "samples " in (run / "logs/rank-00000.log").read_text())
     shell("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 3")
-    wait_for(lambda: queue.state(job_id(run)) == "PENDING")
+    wait_for(lambda: slurm_query.state(job_id(run)) == "PENDING")
     assert not (run / WEIGHTS).exists()
     assert wait_for_end(run) == "COMPLETED", batch_log(run)
     assert [each["attempt"] for each in attempt.attempts(run / "logs/slurm")] == [0, 1]
@@ -169,7 +169,7 @@ def test_a_lost_node_requeues_the_run(undisturbed, packed, tmp_path):
     wait_for_checkpoint(run)
     shell("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
     try:
-        wait_for(lambda: len(attempt.attempts(run / "logs/slurm")) == 2 or queue.state(job_id(run)) == "PENDING")
+        wait_for(lambda: len(attempt.attempts(run / "logs/slurm")) == 2 or slurm_query.state(job_id(run)) == "PENDING")
     finally:  # fails where the node, whose daemon is alive, has come back by itself
         subprocess.run(["scontrol", "update", "NodeName=n2", "State=RESUME"], capture_output=True)
     assert wait_for_end(run) == "COMPLETED", batch_log(run)
@@ -279,7 +279,9 @@ def test_a_job_whose_node_is_lost_and_that_may_not_be_requeued_says_so(packed, t
     shown = launch("status", run).stdout
     assert "state     node_fail\nattempts  1" in shown
     assert "reason    a node was lost and the cluster did not requeue the job" in shown
-    assert ending.judged(run / "logs/slurm", queue.GONE) == "NODE_FAIL"  # by the log alone, once squeue has forgotten
+    assert (
+        slurm_query.judged(run / "logs/slurm", slurm_query.GONE) == "NODE_FAIL"
+    )  # by the log alone, once squeue has forgotten
 
 
 def test_a_rank_that_takes_more_memory_than_the_job_has_ends_it_with_the_reason(packed, tmp_path):

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from launch import attempt
-from launch.follow import find
 from launch.slurm import COPIED
+from launch.status import find
 from shards.provenance import FILE_NAME
 from tests.slurm.jobs import ROOT, profile, shell, wait_for
 

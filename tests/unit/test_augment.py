@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from mdaug import augment
+from mdaug.training.augmented_images import Views
 from mdaug.training.encode import EncodeConfig
 from mdaug.training.latents import CopyOrder
-from mdaug.training.views import Views
 from shards.dataset import ShardDataset
 from shards.order import EpochOrder
 from tests.toy import toy_packed

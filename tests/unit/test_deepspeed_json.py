@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from launch import queue
+from launch import slurm_query
 from launch.__main__ import main
 from mdaug.training.deepspeed_json import CONFIGS, check, deepspeed_config
-from mdaug.training.run import BatchPlan
-from mdaug.training.vqvae import VQVAEConfig, train_vqvae
+from mdaug.training.run_folder import BatchPlan
+from mdaug.training.train_vqvae import VQVAEConfig, train_vqvae
 from shards.errors import UserError
 
 from .shards_helpers import numbered_folder
@@ -173,7 +173,7 @@ def test_what_is_no_json_is_refused_by_name(tmp_path, text, said):
 def test_a_job_is_not_queued_and_no_image_is_read_with_a_json_that_contradicts_the_flags(tmp_path, monkeypatch, capsys):
     path, run = tmp_path / "own.json", tmp_path / "run"
     path.write_text(json.dumps({"bf16": ON, "gradient_clipping": 0.5}))
-    monkeypatch.setattr(queue, "available", lambda: False)
+    monkeypatch.setattr(slurm_query, "available", lambda: False)
     images = numbered_folder(tmp_path / "images", {"a": [0, 1], "b": [2, 3]})
     flags = ["--data_dir", str(images), "--output_dir", str(run), "--deepspeed_config", str(path)]
     assert main(["train-vqvae", "--cluster", "slurm", "--dry_run", "--", *flags]) == 2

@@ -13,8 +13,8 @@ import pytest
 from launch.__main__ import ON_JOBS, LaunchConfig, _split
 from launch.demo import DemoConfig
 from launch.pipeline import PipelineConfig
-from launch.plan import PlanConfig
 from mdaug import cli, config
+from mdaug.training.estimate import PlanConfig
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = (".", "docs", "docs/results", "configs", "benchmarks", "benchmarks/results")

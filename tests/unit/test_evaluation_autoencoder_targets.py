@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mdaug.evaluation.autoencoder_targets import format_targets, targets
+from mdaug.evaluation.reconstruct import format_targets, targets
 
 
 def figures(psnr=28.0, used=0.9, perplexity=128 / 3, sharpness=0.9, std=1.02) -> dict:

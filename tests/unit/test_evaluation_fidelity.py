@@ -14,7 +14,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_kid import kernel_mmd
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from mdaug.evaluation import diversity, features, fidelity, levels, quality, spectral
+from mdaug.measures import features, fidelity, image_quality, levels
 from shards.colormap import COLORMAPS, colormap, paint
 
 
@@ -118,15 +118,15 @@ def image_set(images, labels, classes=2):
 def test_ms_ssim_is_one_for_one_picture_and_falls_with_variety(rng):
     noise = rng.integers(0, 256, (40, 64, 64, 1), dtype=np.uint8)
     repeated = np.concatenate([noise[:1]] * 20 + [noise[20:]])
-    same, varied = diversity.within_class(image_set(repeated, [0] * 20 + [1] * 20), pairs=20)
+    same, varied = image_quality.within_class(image_set(repeated, [0] * 20 + [1] * 20), pairs=20)
     assert same == pytest.approx(1.0)
     assert varied < 0.5
-    assert diversity.within_class(image_set(noise[:1], [0]))[0] is None
+    assert image_quality.within_class(image_set(noise[:1], [0]))[0] is None
     # Three scales fit into 64 pixels; a constant picture moved in brightness differs at the coarsest scale only.
     flat = torch.full((1, 1, 64, 64), 100.0)
     luminance = (2 * 100 * 120 + 6.5025) / (100**2 + 120**2 + 6.5025)
-    weight = quality.MS_SSIM_WEIGHTS[2] / sum(quality.MS_SSIM_WEIGHTS[:3])
-    assert float(quality.ms_ssim(flat, flat + 20)) == pytest.approx(luminance**weight, rel=1e-6)
+    weight = image_quality.MS_SSIM_WEIGHTS[2] / sum(image_quality.MS_SSIM_WEIGHTS[:3])
+    assert float(image_quality.ms_ssim(flat, flat + 20)) == pytest.approx(luminance**weight, rel=1e-6)
 
 
 def test_random_network_is_fixed_and_tells_images_apart(rng):
@@ -203,10 +203,10 @@ def test_spectral_checks_see_a_raised_floor_and_the_doppler_of_the_power():
     clean = np.zeros((3, 64, 64), dtype=np.uint8)
     clean[:, 8:12] = 200
     noisy = np.maximum(clean, 60)
-    first, second = spectral.levels_of(clean), spectral.levels_of(noisy)
+    first, second = levels.levels_of(clean), levels.levels_of(noisy)
     assert first["floor_share"] == pytest.approx(60 / 64)
     assert second["floor_share"] == 0
     assert second["dynamic_range"] == pytest.approx(140 / 255)
     assert int(np.argmax(first["doppler"])) in (4, 5)
-    assert spectral.histogram_distance(first, first) == 0
-    assert spectral.histogram_distance(first, second) == pytest.approx(60 / 64 * 60 / 256, abs=0.03)
+    assert levels.histogram_distance(first, first) == 0
+    assert levels.histogram_distance(first, second) == pytest.approx(60 / 64 * 60 / 256, abs=0.03)

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from skimage import metrics as skimage_metrics
 
-from mdaug.evaluation import classifier, usefulness
-from mdaug.evaluation.data import preprocess, take_per_class
-from mdaug.evaluation.reconstruction import PSNR_LIMIT, psnr, ssim
+from mdaug.evaluation import usefulness
+from mdaug.measures import classifier
+from mdaug.measures.image_quality import PSNR_LIMIT, psnr, ssim
+from mdaug.measures.image_set import preprocess, take_per_class
 from shards.errors import UserError
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdaug.evaluation import kinematics, memorization
+from mdaug.measures import kinematics, memorization
 from mdaug.radar.simulate import SimulateConfig, simulate
 
 AXES = kinematics.Axes(speed=4.0, duration=2.0, clip_db=40.0, physical=True)
@@ -144,7 +144,7 @@ def test_nearest_distance_is_the_rms_in_levels_and_agrees_with_a_search_over_all
 
 
 def test_nearest_pairs_are_drawn_as_they_match(pictures):
-    from mdaug.evaluation.pictures import pairs
+    from mdaug.evaluation.report.pictures import pairs
 
     def as_set(levels):
         return SimpleNamespace(picture=lambda i: levels[i][..., None])

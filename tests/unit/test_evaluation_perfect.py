@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mdaug.evaluation import data, jobs, usefulness
+from mdaug.evaluation import jobs, usefulness
+from mdaug.evaluation.report.verdict import outcome
 from mdaug.evaluation.usefulness import BOTH, REAL, SYNTHETIC, TRANSFORMS
-from mdaug.evaluation.verdict import outcome
+from mdaug.measures import image_set
 from mdaug.radar.simulate import SimulateConfig, simulate
 from shards.pack import PackConfig, pack
 
@@ -28,7 +29,7 @@ def simulated(folder: Path, seed: int) -> Path:
 def table(tmp_path_factory) -> dict:
     real, fresh = (simulated(tmp_path_factory.mktemp(f"seed{seed}"), seed) for seed in (0, 1))
     train, held_out, fake = (
-        data.load(folder, image_size=SIZE, max_per_class=100)
+        image_set.load(folder, image_size=SIZE, max_per_class=100)
         for folder in (real / "train", real / "val", fresh / "train")
     )
     arms = (REAL, TRANSFORMS, BOTH, SYNTHETIC)

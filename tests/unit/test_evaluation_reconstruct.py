@@ -10,9 +10,8 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter, shift
 
-from mdaug.evaluation.quality import MEASURES, envelope_error, heights, measure, ms_ssim, sharpness
 from mdaug.evaluation.reconstruct import SCALE, ReconstructConfig, reconstruct, smaller
-from mdaug.evaluation.reconstruction import as_tensor, ssim
+from mdaug.measures.image_quality import MEASURES, as_tensor, envelope_error, heights, measure, ms_ssim, sharpness, ssim
 from mdaug.models.vqvae import build_vqvae, save_vqvae
 from shards import provenance
 from shards.colormap import paint

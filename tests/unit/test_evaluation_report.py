@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mdaug.evaluation import report
 from mdaug.evaluation.evaluate import EvaluateConfig, evaluate
+from mdaug.evaluation.report import page as report
 from mdaug.models.vqvae import GEOMETRY_FILE, build_vqvae
 from shards import provenance
 from tests import browser

@@ -11,10 +11,10 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from mdaug.evaluation import sift
-from mdaug.sampling.generate import GenerateConfig, generate
-from mdaug.sampling.plan import Plan
-from mdaug.sampling.shard import make_shard
+from mdaug.generation.generate import GenerateConfig, generate
+from mdaug.generation.plan import Plan
+from mdaug.generation.shard import make_shard
+from mdaug.measures import sifter as sift
 from shards import provenance
 from shards.dataset import ShardDataset
 from shards.errors import UserError
@@ -86,9 +86,9 @@ def test_limits_are_the_quantile_of_real_validation_images(packed, sifter):
 
 def test_confidence_is_calibrated(sifter, packed):
     """No other temperature within the bounds makes the real validation images likelier."""
-    from mdaug.evaluation import classifier, data
+    from mdaug.measures import classifier, image_set
 
-    val = data.load(packed / "val", image_size=16, max_per_class=100)
+    val = image_set.load(packed / "val", image_size=16, max_per_class=100)
     predicted, features = classifier.outputs(sifter.model, val.images)
     likelihoods = [
         np.log(sift._confidence(sifter.model, features, val.labels, t)[0] + 1e-12).mean()

@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mdaug.evaluation import data, sifting
+from mdaug.evaluation import measure as sifting
 from mdaug.evaluation.evaluate import EvaluateConfig, evaluate
 from mdaug.evaluation.usefulness import BOTH, SIFTED, WITH_SIFTED, WITH_SIFTED_TRANSFORMS, plan, training_images
+from mdaug.measures import image_set
 from shards.index import write_index
 from shards.writer import write_shard
 from tests.toy import CLASSES, toy_packed
@@ -37,7 +38,7 @@ def synthetic(tmp_path_factory, packed):
 @pytest.fixture(scope="module")
 def sets(packed, synthetic):
     folders = (packed / "train", packed / "val", synthetic)
-    return [data.load(folder, image_size=SIZE, max_per_class=1000) for folder in folders]
+    return [image_set.load(folder, image_size=SIZE, max_per_class=1000) for folder in folders]
 
 
 @pytest.fixture(scope="module")
@@ -112,5 +113,5 @@ def test_real_images_of_a_mixed_set_are_not_taken_for_synthetic_ones(synthetic, 
     sample = {"png": b"", "cls": b"0", "json": b'{"source": "real"}'}
     write_shard(folder / "real-000000.tar", [("real_000000000", sample)])
     write_index(folder, CLASSES)
-    mixed = data.load(folder, image_size=SIZE, max_per_class=1000)
+    mixed = image_set.load(folder, image_size=SIZE, max_per_class=1000)
     assert (len(mixed), len(mixed.dataset)) == (64, 65)

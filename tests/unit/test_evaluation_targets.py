@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mdaug.evaluation import report, sections
-from mdaug.evaluation.targets import targets
+from mdaug.evaluation.report import page as report
+from mdaug.evaluation.report import sections
+from mdaug.evaluation.report.verdict import targets
 
 
 def measured(judged: float = 0.9, frechet: float = 1.0, nearest: float = 12.0) -> dict:

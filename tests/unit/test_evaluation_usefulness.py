@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from mdaug import config as configuration
-from mdaug.evaluation import data, features, jobs, report, usefulness
+from mdaug.evaluation import jobs, usefulness
 from mdaug.evaluation.evaluate import EvaluateConfig, evaluate
+from mdaug.evaluation.report import page as report
+from mdaug.evaluation.report.verdict import outcome, verdict
 from mdaug.evaluation.usefulness import (
     BOTH,
     BOTH_TRANSFORMS,
@@ -24,7 +26,7 @@ from mdaug.evaluation.usefulness import (
     TRANSFORMS,
     WITH_SIMULATED,
 )
-from mdaug.evaluation.verdict import outcome, verdict
+from mdaug.measures import features, image_set
 from shards import provenance
 from shards.errors import UserError
 from shards.index import content_hash, write_index
@@ -64,7 +66,8 @@ def synthetic(tmp_path_factory, packed):
 
 def experiment(packed, synthetic, folder, *, n_real=(1,), seeds=3, workers=1, **settings):
     train, held_out, fake = (
-        data.load(path, image_size=SIZE, max_per_class=1000) for path in (packed / "train", packed / "val", synthetic)
+        image_set.load(path, image_size=SIZE, max_per_class=1000)
+        for path in (packed / "train", packed / "val", synthetic)
     )
     sets = {"train": train, "held_out": held_out, "synthetic": fake, "simulated": None}
     plan = usefulness.plan(n_real, ["all"], seeds, train, fake)
@@ -166,7 +169,7 @@ def test_results_do_not_depend_on_the_number_of_processes(packed, synthetic, tmp
 
 def sets_of(packed, synthetic):
     folders = (packed / "train", packed / "val", synthetic)
-    return [data.load(folder, image_size=SIZE, max_per_class=1000) for folder in folders]
+    return [image_set.load(folder, image_size=SIZE, max_per_class=1000) for folder in folders]
 
 
 def test_arms_of_a_seed_see_the_same_real_images(packed, synthetic):
@@ -217,7 +220,7 @@ def test_finished_evaluation_says_so_and_an_interrupted_one_goes_on(config, caps
     written = {path: path.stat().st_mtime_ns for path in results}
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr(data, "load", None)  # it neither reads images nor trains
+        patch.setattr(image_set, "load", None)  # it neither reads images nor trains
         assert evaluate(config) == metrics
     assert "finished" in capsys.readouterr().out
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import local, queue
+from launch import local, slurm_query
 from launch.__main__ import main
 from launch.demo import stage_flags
 from mdaug import cli, config
@@ -44,7 +44,7 @@ def fake(config: FakeConfig) -> None:
 
 @pytest.fixture(autouse=True)
 def _fake_commands(monkeypatch):
-    monkeypatch.setattr(queue, "available", lambda: False)  # also where Slurm is installed
+    monkeypatch.setattr(slurm_query, "available", lambda: False)  # also where Slurm is installed
     for name in ("one-process", "encode"):
         monkeypatch.setitem(cli.COMMANDS, name, (__name__, "FakeConfig", "fake", "for tests"))
 

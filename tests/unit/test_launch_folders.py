@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from launch import checks, queue, slurm
+from launch import preflight, slurm, slurm_query
 from launch.__main__ import main
 from mdaug import cli, config, distributed
-from mdaug.sampling.plan import claim_folder
-from mdaug.sampling.planning import wanted_plan
-from mdaug.training.run import open_run
+from mdaug.generation.make_plan import wanted_plan
+from mdaug.generation.plan import claim_folder
+from mdaug.training.run_folder import open_run
 from shards.errors import UserError
 from tests.toy_latents import toy_latents
 
@@ -72,7 +72,7 @@ def refused_alike(command: str, settings, monkeypatch) -> str:
     monkeypatch.setattr(distributed, "init", lambda: None)
     monkeypatch.setattr(distributed, "barrier", lambda: pytest.fail("it began"))
     before = seen(settings.output_dir)
-    early, late = refusal(checks.check, command, settings, 1), refusal(run, command, settings)
+    early, late = refusal(preflight.check, command, settings, 1), refusal(run, command, settings)
     assert early == late
     assert seen(settings.output_dir) == before
     return early
@@ -86,7 +86,7 @@ def seen(folder: Path) -> list[Path]:
 def test_other_settings_are_refused_in_the_words_of_the_command_and_the_same_go_on(command, made, monkeypatch):
     same = config_of(command, made, made[command])
     for inputs_later in (False, True):
-        checks.check(command, same, 1, inputs_later=inputs_later)
+        preflight.check(command, same, 1, inputs_later=inputs_later)
     name, value, words = OTHER[command]
     assert words in refused_alike(command, dataclasses.replace(same, **{name: value}), monkeypatch)
 
@@ -96,7 +96,7 @@ def test_files_of_somebody_else_are_refused_even_before_the_inputs_are_there(com
     (tmp_path / "thesis.tex").touch()
     settings = config_of(command, made, tmp_path)
     words = refused_alike(command, settings, monkeypatch)
-    assert refusal(lambda: checks.check(command, settings, 1, inputs_later=True)) == words
+    assert refusal(lambda: preflight.check(command, settings, 1, inputs_later=True)) == words
 
 
 @pytest.mark.parametrize("command", ["train-vqvae", "encode", "train-ldm"])
@@ -106,7 +106,7 @@ def test_a_folder_made_from_other_images_is_refused(command, made, tmp_path, mon
     (packed / "provenance.json").write_text(json.dumps(record | {"hash": "f" * 64}))
     settings = config_of(command, made | {"packed": packed}, made[command])
     assert "images" in refused_alike(command, settings, monkeypatch)
-    checks.check(command, settings, 1, inputs_later=True)  # a job before it may still make them
+    preflight.check(command, settings, 1, inputs_later=True)  # a job before it may still make them
 
 
 def test_inputs_that_do_not_fit_are_refused(made, tmp_path, monkeypatch):
@@ -121,13 +121,13 @@ def test_inputs_that_do_not_fit_are_refused(made, tmp_path, monkeypatch):
 
 def test_a_folder_of_another_command_is_no_run(made):
     settings = config_of("train-vqvae", made, made["images"])
-    assert "holds another run (" in refusal(checks.check, "train-vqvae", settings, 1)
+    assert "holds another run (" in refusal(preflight.check, "train-vqvae", settings, 1)
 
 
 def test_a_refused_folder_is_never_submitted(made, monkeypatch, capsys):
-    monkeypatch.setattr(queue, "available", lambda: True)
-    monkeypatch.setattr(queue, "nodes_of", lambda partition: {0: 2})
-    monkeypatch.setattr(queue, "tells_gpus", lambda: True)
+    monkeypatch.setattr(slurm_query, "available", lambda: True)
+    monkeypatch.setattr(slurm_query, "nodes_of", lambda partition: {0: 2})
+    monkeypatch.setattr(slurm_query, "tells_gpus", lambda: True)
     monkeypatch.setattr(slurm, "submit", lambda *_, **__: pytest.fail("it was submitted"))
     flags = [*FLAGS["train-vqvae"].format(**made).split(), "--output_dir", str(made["train-vqvae"]), "--lr", "0.5"]
     assert main(["train-vqvae", "--cluster", "slurm", "--", *flags]) == 2

@@ -10,12 +10,19 @@ import torch
 from torch import nn
 
 from launch.__main__ import main
+from mdaug.training.cost import (
+    Sharding,
+    StepTime,
+    average_bytes,
+    count,
+    network_bytes,
+    ring_bandwidth,
+    saved_bytes,
+    traffic,
+)
 from mdaug.training.ema import EMA
-from mdaug.training.ldm import LDMConfig
-from mdaug.training.memory import saved_bytes
-from mdaug.training.scaling import Sharding, StepTime, average_bytes, network_bytes, ring_bandwidth, traffic
-from mdaug.training.unet import build_unet
-from mdaug.training.workload import count
+from mdaug.training.ldm_task import build_unet
+from mdaug.training.train_ldm import LDMConfig
 
 DEMO = Path(__file__).parents[2] / "configs/demo"
 DEEPSPEED = Path(__file__).parents[2] / "deepspeed_configs"

@@ -11,13 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from launch import checks, queue, slurm
+from launch import preflight, slurm, slurm_query
 from launch.__main__ import main
 from mdaug import cli, config
-from mdaug.sampling.plan import claim_folder
-from mdaug.sampling.planning import wanted_plan
-from shards.cache import open_packed
+from mdaug.generation.make_plan import wanted_plan
+from mdaug.generation.plan import claim_folder
 from shards.errors import UserError
+from shards.packed import open_packed
 from tests.toy_latents import toy_latents
 from tests.unit.test_evaluation_usefulness import toy_synthetic
 
@@ -36,7 +36,7 @@ FLAGS = {
 MADE = {"output_dir", "latents_dir"}  # paths that a command makes itself
 INPUTS = [(command, name) for command, names in cli.INPUTS.items() for name in names]
 FP16 = "needs a GPU"
-TELLS_GPUS = queue.tells_gpus
+TELLS_GPUS = slurm_query.tells_gpus
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +62,13 @@ def settings(command: str, there: dict[str, Path], out: Path, extra: str = "") -
 
 def refused(command: str, asked: typing.Any, *, gpus: bool | None = None, inputs_later: bool = False) -> str:
     with pytest.raises(UserError) as error:
-        checks.check(command, asked, 1, gpus=gpus, inputs_later=inputs_later)
+        preflight.check(command, asked, 1, gpus=gpus, inputs_later=inputs_later)
     return str(error.value)
 
 
 @pytest.mark.parametrize("command", sorted(FLAGS.keys() - {"ema"}))  # the tiny pipeline has no snapshots; see below
 def test_what_can_run_passes_and_leaves_nothing(command, there, tmp_path):
-    checks.check(command, settings(command, there, tmp_path / "out"), 1, gpus=False)
+    preflight.check(command, settings(command, there, tmp_path / "out"), 1, gpus=False)
     assert not list(tmp_path.iterdir())
 
 
@@ -84,10 +84,10 @@ def test_an_input_that_is_not_there_is_refused_unless_a_job_before_makes_it(comm
     absent = tmp_path / "absent"
     asked = dataclasses.replace(settings(command, there, tmp_path / "out"), **{name: absent})
     assert refused(command, asked) == f"{name}={absent} does not exist; make it first, or correct --{name}"
-    if name in checks.GIVEN:
+    if name in preflight.GIVEN:
         assert "does not exist" in refused(command, asked, inputs_later=True)
     else:
-        checks.check(command, asked, 1, inputs_later=True)
+        preflight.check(command, asked, 1, inputs_later=True)
 
 
 @pytest.mark.parametrize("command", FLAGS)
@@ -116,16 +116,16 @@ def test_what_needs_a_gpu_is_refused_for_nodes_without(command, extra, words, th
     said = refused(command, asked, gpus=False)
     assert words in said
     assert said.endswith("(the nodes of this partition have no GPUs)")
-    checks.check(command, asked, 1, gpus=True)
+    preflight.check(command, asked, 1, gpus=True)
 
 
 def test_what_needs_a_gpu_is_not_refused_where_the_cluster_does_not_tell_of_gpus(
     there, tmp_path, elsewhere, monkeypatch, slurm_says, capsys
 ):
-    monkeypatch.setattr(queue, "only_here", lambda partition: True)
+    monkeypatch.setattr(slurm_query, "only_here", lambda partition: True)
     flags = [*FLAGS["train-vqvae"].format(**there).split(), "--output_dir", str(tmp_path / "out")]
     command = ["train-vqvae", "--cluster", "slurm", "--dry_run", "--", *flags, "--mixed_precision", "fp16"]
-    monkeypatch.setattr(queue, "tells_gpus", TELLS_GPUS)
+    monkeypatch.setattr(slurm_query, "tells_gpus", TELLS_GPUS)
     slurm_says("scontrol", "FooTypes = gpu\nGresTypes               = gpu,nvme")
     assert main(command) == 2
     assert f"{FP16}: DeepSpeed refuses" in capsys.readouterr().err
@@ -140,8 +140,8 @@ def test_a_set_begun_on_gpus_is_not_continued_without_except_by_what_needs_none(
     asked = settings("generate", there, tmp_path / "out")
     claim_folder(asked.output_dir, wanted_plan(asked, "cuda"))
     assert f"the plan of {tmp_path}/out is for GPUs" in refused("generate", asked, gpus=False)
-    checks.check("generate", asked, 1, gpus=True)
-    checks.check("generate", dataclasses.replace(asked, step="finalize"), 1, gpus=False)
+    preflight.check("generate", asked, 1, gpus=True)
+    preflight.check("generate", dataclasses.replace(asked, step="finalize"), 1, gpus=False)
 
 
 @pytest.mark.parametrize(
@@ -182,14 +182,14 @@ def test_an_image_folder_beside_which_nothing_can_be_packed_is_refused(command, 
     (tmp_path / "images/walk").mkdir(parents=True)
     (tmp_path / "images/walk/0.png").touch()
     asked = dataclasses.replace(settings(command, there, tmp_path / "out"), data_dir=tmp_path / "images")
-    checks.check(command, asked, 1)
+    preflight.check(command, asked, 1)
     (cache := tmp_path / ".mdaug-cache").touch()  # no folder: also root cannot write into it
     said = refused(command, asked)
     assert f"nothing can be packed beside it ({cache}: Not a directory); run: mdaug pack" in said
     with pytest.raises(UserError) as late:
         open_packed(asked.data_dir, 16)
     assert str(late.value) == said
-    checks.check(command, asked, 1, inputs_later=True)
+    preflight.check(command, asked, 1, inputs_later=True)
 
 
 @pytest.fixture
@@ -198,10 +198,10 @@ def elsewhere(monkeypatch):
     mounts = [("/", "ext4"), ("/dev/shm", "tmpfs"), ("/scratch", "ramfs"), ("/scratch/nfs", "nfs4"), ("/tmp", "ext4")]
     parts = [SimpleNamespace(mountpoint=place, fstype=kind) for place, kind in mounts]
     monkeypatch.setattr("psutil.disk_partitions", lambda all: parts)
-    monkeypatch.setattr(queue, "available", lambda: True)
-    monkeypatch.setattr(queue, "nodes_of", lambda partition: {0: 2})
-    monkeypatch.setattr(queue, "tells_gpus", lambda: True)
-    monkeypatch.setattr(queue, "only_here", lambda partition: False)
+    monkeypatch.setattr(slurm_query, "available", lambda: True)
+    monkeypatch.setattr(slurm_query, "nodes_of", lambda partition: {0: 2})
+    monkeypatch.setattr(slurm_query, "tells_gpus", lambda: True)
+    monkeypatch.setattr(slurm_query, "only_here", lambda partition: False)
     monkeypatch.setattr(sys, "executable", "/shared/venv/bin/python")
 
 
@@ -218,25 +218,25 @@ def elsewhere(monkeypatch):
 )
 def test_a_path_that_only_this_machine_has_is_refused_unless_the_profile_knows_better(path, own, elsewhere):
     if own is None:
-        checks.require_shared({"output_dir": Path(path)}, [])
+        preflight.require_shared({"output_dir": Path(path)}, [])
         return
     with pytest.raises(UserError, match=f"^output_dir={path} lies below {own}, .*: shared: \\[{own}\\]$"):
-        checks.require_shared({"output_dir": Path(path)}, ["/scratch/other"])
-    checks.require_shared({"output_dir": Path(path)}, [own])
+        preflight.require_shared({"output_dir": Path(path)}, ["/scratch/other"])
+    preflight.require_shared({"output_dir": Path(path)}, [own])
 
 
 def test_a_link_to_a_folder_of_this_machine_is_refused(elsewhere, tmp_path):
     link = tmp_path / "link"
     link.symlink_to("/scratch/data")
     with pytest.raises(UserError, match="data_dir=/scratch/data lies below /scratch"):
-        checks.require_shared({"data_dir": link}, [str(tmp_path)])
+        preflight.require_shared({"data_dir": link}, [str(tmp_path)])
 
 
 def test_nothing_is_submitted_that_the_nodes_cannot_find(
     there, tmp_path, tmp_path_factory, elsewhere, monkeypatch, capsys
 ):
     own = str(tmp_path_factory.getbasetemp())
-    monkeypatch.setattr(checks, "ON_ONE_MACHINE", (own,))
+    monkeypatch.setattr(preflight, "ON_ONE_MACHINE", (own,))
     monkeypatch.setattr(slurm, "submit", lambda *_, **__: pytest.fail("it was submitted"))
     out, given = tmp_path / "out", tmp_path / "profile.yaml"
     flags = [*FLAGS["train-vqvae"].format(**there).split(), "--output_dir", str(out)]
@@ -255,5 +255,5 @@ def test_nothing_is_submitted_that_the_nodes_cannot_find(
     monkeypatch.setattr(slurm, "CODE", Path("/shared/mdaug"))
     assert "python=/scratch/bin/python lies below /scratch" in said(shared=[own], python="/scratch/bin/python")
     assert said(shared=[own], python="/scratch/bin/python", container="apptainer exec img") == ""
-    monkeypatch.setattr(queue, "only_here", lambda partition: True)
+    monkeypatch.setattr(slurm_query, "only_here", lambda partition: True)
     assert said() == ""

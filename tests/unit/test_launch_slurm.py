@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import attempt, follow, profile, queue
+from launch import attempt, slurm_profile, slurm_query
+from launch import status as follow
 from launch.__main__ import LaunchConfig, main
 from launch.attempt import REQUEUE, Job
 from launch.rank import Report, local_device, master_port, report_path, started_path
@@ -149,27 +150,27 @@ def test_an_array_has_failed_when_one_of_its_tasks_has_and_is_done_when_all_are(
         ("COMPLETED", "COMPLETED"),
         ("CANCELLED by 1000", "CANCELLED"),
         ("COMPLETED\nOUT_OF_MEMORY\nCOMPLETED", "OUT_OF_MEMORY"),
-        ("RUNNING", queue.GONE),  # a database that has missed the end
-        ("", queue.GONE),
-        (None, queue.GONE),
+        ("RUNNING", slurm_query.GONE),  # a database that has missed the end
+        ("", slurm_query.GONE),
+        (None, slurm_query.GONE),
     ],
 )
 @pytest.mark.parametrize("forgotten", ["no such id", "no line"])
 def test_what_squeue_has_forgotten_sacct_may_know(slurm_says, accounts, state, forgotten):
     slurm_says("squeue", *([""] if forgotten == "no line" else ["Invalid job id specified", 1]))
     slurm_says("sacct", *(["accounting storage is disabled", 1] if accounts is None else [accounts]))
-    assert queue.state("7") == state
+    assert slurm_query.state("7") == state
 
 
 def test_a_controller_that_does_not_answer_has_not_ended_the_job(slurm_says):
     slurm_says("sacct", "no accounts", 1)
     slurm_says("squeue", "RUNNING")
-    assert queue.state("7") == "RUNNING"
+    assert slurm_query.state("7") == "RUNNING"
     slurm_says("squeue", "slurm_load_jobs error: Invalid job id specified", 1)
-    assert queue.state("7") == queue.GONE
+    assert slurm_query.state("7") == slurm_query.GONE
     slurm_says("squeue", "slurm_load_jobs error: Unable to contact slurm controller", 1)
     with pytest.raises(UserError, match="Unable to contact"):
-        queue.state("7")
+        slurm_query.state("7")
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,7 @@ def test_a_controller_that_does_not_answer_has_not_ended_the_job(slurm_says):
 )
 def test_an_array_is_as_its_tasks_are(slurm_says, tasks, whole):
     slurm_says("squeue", tasks.replace(" ", "\n"))
-    assert queue.state("7") == whole
+    assert slurm_query.state("7") == whole
 
 
 def test_an_array_of_which_a_task_was_forgotten_without_an_outcome_is_not_done(folder, slurm_says, capsys):
@@ -200,18 +201,18 @@ def test_an_array_of_which_a_task_was_forgotten_without_an_outcome_is_not_done(f
 
 def test_gpus_of_every_kind_are_counted(slurm_says):
     slurm_says("sinfo", "gpu*|gpu:a100:8(S:0-1)|4\ngpu*|gpu:4,nvme:1|2\nmix|gpu:a100:2,gpu:t4:2|1\ncpu|(null)|9")
-    assert queue.nodes_of(None) == {8: 4, 4: 2}
-    assert queue.nodes_of("mix") == {4: 1}
-    assert queue.nodes_of("cpu") == {0: 9}
+    assert slurm_query.nodes_of(None) == {8: 4, 4: 2}
+    assert slurm_query.nodes_of("mix") == {4: 1}
+    assert slurm_query.nodes_of("cpu") == {0: 9}
     with pytest.raises(UserError, match="the partitions are cpu, gpu, mix"):
-        queue.nodes_of("moon")
+        slurm_query.nodes_of("moon")
 
 
 def test_nodes_that_are_this_very_machine_are_known_by_their_host_names(slurm_says, monkeypatch):
     monkeypatch.setattr("socket.gethostname", lambda: "head.cluster")
     slurm_says("sinfo", "cpu*|head\ncpu*|head.cluster\ngpu|head\ngpu|node1")
-    assert queue.only_here(None)
-    assert not queue.only_here("gpu")
+    assert slurm_query.only_here(None)
+    assert not slurm_query.only_here("gpu")
 
 
 def test_auto_is_slurm_where_sbatch_is_except_inside_a_job(slurm_says, monkeypatch):
@@ -225,11 +226,11 @@ def test_auto_is_slurm_where_sbatch_is_except_inside_a_job(slurm_says, monkeypat
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/launch").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_example_profiles_can_be_read(path):
-    assert profile.load(path).time_minutes > 0
+    assert slurm_profile.load(path).time_minutes > 0
 
 
 def test_a_profile_is_all_in_the_batch_script_which_is_shown_without_a_slurm(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(queue, "available", lambda: False)
+    monkeypatch.setattr(slurm_query, "available", lambda: False)
     fields = {
         "partition": "big", "account": "radar", "qos": "night", "constraint": "a100", "exclude": "node[3-4]",
         "time_minutes": 90, "memory_gb": 64, "cpus_per_task": 6, "signal_delay_seconds": 77,
@@ -259,7 +260,7 @@ def test_a_profile_is_all_in_the_batch_script_which_is_shown_without_a_slurm(tmp
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_batch_script_is_that_of_an_array_only_where_asked_for(ldm, tmp_path, monkeypatch, capsys, workers):
-    monkeypatch.setattr(queue, "available", lambda: False)
+    monkeypatch.setattr(slurm_query, "available", lambda: False)
     flags = ["--ldm_path", str(ldm), "--output_dir", str(tmp_path / "out")]
     assert main(["generate", "--cluster", "slurm", "--workers", str(workers), "--dry_run", "--", *flags]) == 0
     shown = capsys.readouterr().out
@@ -272,7 +273,7 @@ def test_the_batch_script_is_that_of_an_array_only_where_asked_for(ldm, tmp_path
 
 
 def test_a_training_is_no_array_and_without_slurm_the_ranks_do_it_all(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(queue, "available", lambda: False)
+    monkeypatch.setattr(slurm_query, "available", lambda: False)
     flags = ["--", "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
     assert main(["train-vqvae", "--cluster", "slurm", "--workers", "2", *flags]) == 2
     assert "only evaluate and generate run as a job array" in capsys.readouterr().err
@@ -284,7 +285,7 @@ def test_a_training_is_no_array_and_without_slurm_the_ranks_do_it_all(tmp_path, 
 
 
 def test_a_path_that_begins_elsewhere_is_the_same_in_the_job(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(queue, "available", lambda: False)
+    monkeypatch.setattr(slurm_query, "available", lambda: False)
     monkeypatch.chdir(tmp_path)
     Path("data/walk").mkdir(parents=True)
     Path("data/walk/0.png").touch()

@@ -13,7 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch import attempt, ending, follow, here, progress, queue
+from launch import attempt, slurm_query
+from launch import local_job as here
+from launch import status as launch_status
 from launch.attempt import Job
 from launch.rank import Report, report_path
 from shards.errors import UserError
@@ -38,7 +40,7 @@ def status(folder, capsys):
     """Return what `status` prints, label -> text."""
 
     def ask() -> dict[str, str]:
-        assert follow.status(folder.parents[1]) == 0
+        assert launch_status.status(folder.parents[1]) == 0
         return {line[:10].strip(): line[10:] for line in capsys.readouterr().out.splitlines()}
 
     return ask
@@ -150,7 +152,7 @@ def test_the_last_error_is_told_beside_the_state(folder, slurm_says, capsys):
     slurm_says(*FORGOTTEN)
     slurm_says("sacct", "no accounts", 1)
     capsys.readouterr()
-    assert follow.status(folder.parents[1]) == 0
+    assert launch_status.status(folder.parents[1]) == 0
     shown = capsys.readouterr().out
     assert "state     failed\n" in shown
     assert "error     rank 0 of 2 failed first" in shown
@@ -189,7 +191,7 @@ def test_a_job_that_was_killed_says_why_and_what_to_change(state, known_by, fold
     assert shown["state"] == state.lower()
     assert REMEDIES[state] in shown["reason"]
     assert "the same command continues" in shown["reason"]
-    assert follow.wait(folder) == 1
+    assert launch_status.wait(folder) == 1
     said = capsys.readouterr().err
     assert f"ended as {state.lower()}" in said
     assert REMEDIES[state] in said
@@ -206,8 +208,8 @@ def test_what_ended_an_earlier_attempt_is_not_told_of_the_last(folder, status, s
     assert shown["state"] == "gone"
     assert "left no outcome" in shown["reason"]
     assert f"see {folder}/*_0_log.out" in shown["reason"]
-    assert ending.judged(folder, "FAILED") == "FAILED"
-    assert ending.explained(folder, "FAILED") is None
+    assert slurm_query.judged(folder, "FAILED") == "FAILED"
+    assert slurm_query.explained(folder, "FAILED") is None
 
 
 def test_a_run_of_this_machine_is_told_by_its_process_and_of_another_only_by_its_outcome(tmp_path, capsys):
@@ -219,10 +221,10 @@ def test_a_run_of_this_machine_is_told_by_its_process_and_of_another_only_by_its
     assert here.state(folder, number_given_again) == "KILLED"
     elsewhere = dataclasses.replace(job, host="another")
     elsewhere.write(folder)
-    assert follow.status(tmp_path) == 0
+    assert launch_status.status(tmp_path) == 0
     assert "state     elsewhere\nreason    it was started on another machine" in capsys.readouterr().out
     with pytest.raises(UserError, match="can be stopped on that machine only"):
-        follow.cancel(tmp_path)
+        launch_status.cancel(tmp_path)
     for status, state in ((0, "COMPLETED"), (1, "FAILED"), (143, "STOPPED"), (130, "STOPPED")):
         attempt.write_outcome(folder, status, "text")
         assert here.state(folder, elsewhere) == state
@@ -231,33 +233,33 @@ def test_a_run_of_this_machine_is_told_by_its_process_and_of_another_only_by_its
 def test_the_last_of_a_job_and_a_run_of_this_machine_is_told(folder, slurm_says, capsys):
     slurm_says("squeue", "COMPLETED")
     here.begin("encode", folder.parents[1], 2)
-    assert follow.find(folder.parents[1]) == here.folder(folder.parents[1])
+    assert launch_status.find(folder.parents[1]) == here.folder(folder.parents[1])
     dataclasses.replace(attempt.read_job(folder), submitted=time.time() + 1).write(folder)
-    assert follow.find(folder.parents[1]) == folder
+    assert launch_status.find(folder.parents[1]) == folder
 
 
 def test_without_a_record_status_tells_what_is_on_disk(tmp_path, capsys):
     finish(tmp_path, "000000", seconds_ago=90)
     os.utime(tmp_path, (time.time() - 70,) * 2)
-    assert follow.status(tmp_path) == 0
+    assert launch_status.status(tmp_path) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("state     not finished; no launcher has a record")
     assert re.search(r"last change 00:01:1\d ago\nprogress  1 shards$", shown.strip())
     (tmp_path / "provenance.json").touch()
-    assert follow.status(tmp_path) == 0
+    assert launch_status.status(tmp_path) == 0
     assert capsys.readouterr().out.startswith("state     finished; ")
-    for action in (follow.logs, follow.cancel):
+    for action in (launch_status.logs, launch_status.cancel):
         with pytest.raises(UserError, match=r"no SLURM job was submitted .* and no ranks were started"):
             action(tmp_path)
     with pytest.raises(UserError, match="does not exist"):
-        follow.status(tmp_path / "absent")
+        launch_status.status(tmp_path / "absent")
 
 
 def test_a_job_that_runs_or_is_done_needs_no_reason(folder, status, slurm_says):
     for state in ("RUNNING", "PENDING"):
         slurm_says("squeue", state)
         assert "reason" not in status()
-    assert ending.explained(folder, "COMPLETED") is None
-    assert set(ending.SIGNS.values()) <= ending.WORDS.keys()
-    assert ending.WORDS.keys() <= queue.ENDED | {queue.GONE}
-    assert progress.told(attempt.read_job(folder), None) is None
+    assert slurm_query.explained(folder, "COMPLETED") is None
+    assert set(slurm_query.SIGNS.values()) <= slurm_query.WORDS.keys()
+    assert slurm_query.WORDS.keys() <= slurm_query.ENDED | {slurm_query.GONE}
+    assert launch_status.progress_of(attempt.read_job(folder), None) is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mdaug.training import pieces
+from mdaug.training import sharded_tensors
 from tests.toy_latents import toy_task
 
 
@@ -21,7 +21,7 @@ def test_channels_last_changes_neither_loss_nor_gradients_nor_the_order_of_the_a
         loss, _ = task.loss(task.module, {**batch, "latent": batch["latent"].contiguous(memory_format=layout)})
         loss.backward()
         gradient = torch.cat([parameter.grad.flatten() for parameter in task.module.parameters()])
-        weights = torch.cat([pieces.cut(parameter.detach()) for parameter in task.module.parameters()])
+        weights = torch.cat([sharded_tensors.cut(parameter.detach()) for parameter in task.module.parameters()])
         found.append((loss.detach(), gradient, weights))
         task.module.zero_grad()
     for plain, last in zip(*found, strict=True):

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from mdaug import config as configuration
-from mdaug.training.ldm import LDMConfig
 from mdaug.training.ldm_task import LDMTask
-from mdaug.training.run import BatchPlan
+from mdaug.training.run_folder import BatchPlan
+from mdaug.training.train_ldm import LDMConfig
 from shards.errors import UserError
 
 PLAN = BatchPlan(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mdaug import cli
 from mdaug.evaluation.evaluate import EvaluateConfig, evaluate
-from mdaug.sampling.pipeline_folder import save_pipeline
+from mdaug.pipeline.folder import save_pipeline
 from shards import provenance
 from shards.errors import UserError
 from shards.pack import PackConfig, pack

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from shards.cache import open_packed
 from shards.errors import UserError
+from shards.packed import open_packed
 from shards.verify import verify
 
 from .shards_helpers import numbered_folder, packed_set, png

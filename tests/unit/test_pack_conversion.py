@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards import convert
-from shards.convert import to_png
+from shards import image_to_png
 from shards.dataset import ShardDataset, decode_image
 from shards.errors import UserError
+from shards.image_to_png import to_png
 from shards.pack import PackConfig, pack
 from shards.source import read_folder
 
@@ -85,7 +85,7 @@ def test_no_damage_gets_past_the_check_as_a_crash(tmp_path, kind):
     outcomes = Counter()
     for cut in range(0, len(whole), max(1, len(whole) // 150)):
         path.write_bytes(whole[:cut])
-        result = convert.check(path)
+        result = image_to_png.check(path)
         outcomes[result.error is None] += 1
         if result.error is None:  # a decoder that is content must also be content when packing
             to_png(path, (8, 8), 3)
@@ -94,7 +94,7 @@ def test_no_damage_gets_past_the_check_as_a_crash(tmp_path, kind):
         damaged = bytearray(whole)
         damaged[rng.integers(len(whole))] ^= int(rng.integers(1, 256))
         path.write_bytes(damaged)
-        if convert.check(path).error is None:
+        if image_to_png.check(path).error is None:
             to_png(path, (8, 8), 3)
 
 

@@ -14,12 +14,12 @@ from PIL import Image
 
 from shards import pack as packing
 from shards import provenance, writer
-from shards.cache import open_packed
-from shards.convert import to_png
 from shards.dataset import ShardDataset
 from shards.errors import UserError
+from shards.image_to_png import to_png
 from shards.index import content_hash
 from shards.pack import PackConfig, pack
+from shards.packed import open_packed
 
 from .shards_helpers import contents, image_folder, numbered_folder, packed_set, png
 

@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 from mdaug.cli import main
-from mdaug.radar import convert, folder
-from mdaug.radar.convert import SpectrogramConfig, spectrogram
+from mdaug.radar import image_folder
+from mdaug.radar import spectrogram as command
 from mdaug.radar.echo import receive
 from mdaug.radar.picture import record
 from mdaug.radar.sensor import Sensor
-from mdaug.radar.spectrogram import to_levels
+from mdaug.radar.spectrogram import SpectrogramConfig, spectrogram
+from mdaug.radar.stft import to_levels
 from mdaug.radar.targets import TARGETS, draw
 from shards import provenance
 from shards.errors import UserError
@@ -97,10 +98,10 @@ def test_neither_workers_nor_an_interruption_change_a_byte(recordings, tmp_path,
         written.append(path)
         if len(written) == 20:
             raise KeyboardInterrupt
-        folder.write_picture(path, data)
+        image_folder.write_picture(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(convert, "write_picture", killed)
+        patch.setattr(command, "write_picture", killed)
         with pytest.raises(KeyboardInterrupt):
             spectrogram(config(recordings, tmp_path / "one"))
     assert not (tmp_path / "one" / "metadata.csv").exists()

@@ -4,13 +4,11 @@ import numpy as np
 import pytest
 
 from mdaug.radar import body
-from mdaug.radar.bird import Wing
 from mdaug.radar.echo import ellipsoid_echo, ellipsoid_rcs, point_echo
-from mdaug.radar.fall import Fall, SitDown, minimum_jerk, toppling_angle
-from mdaug.radar.pendulum import GRAVITY_M_S2, period_s, swing
-from mdaug.radar.rotor import rotor_echo, rotor_echo_in_band, rotor_lines
+from mdaug.radar.fall import GRAVITY_M_S2, Fall, SitDown, minimum_jerk, period_s, swing, toppling_angle
+from mdaug.radar.flyers import Wing, rotor_echo, rotor_echo_in_band, rotor_lines
 from mdaug.radar.sensor import SPEED_OF_LIGHT_M_S, Sensor
-from mdaug.radar.spectrogram import spectrogram
+from mdaug.radar.stft import spectrogram
 
 WAVELENGTH_M = 0.0125
 

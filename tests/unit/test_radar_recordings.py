@@ -7,9 +7,9 @@ import pytest
 from scipy import signal
 from scipy.io import savemat
 
-from mdaug.radar.doppler import Chain, brightness, velocity_over_time
 from mdaug.radar.recordings import Radar, Recording, Unreadable, read
 from mdaug.radar.sensor import SPEED_OF_LIGHT_M_S
+from mdaug.radar.stft import Chain, brightness, velocity_over_time
 
 CARRIER, PRF, PER_SWEEP, BANDWIDTH = 5.8e9, 1000.0, 128, 400e6
 WAVELENGTH = SPEED_OF_LIGHT_M_S / CARRIER

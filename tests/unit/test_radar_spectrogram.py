@@ -5,7 +5,7 @@ import pytest
 
 from mdaug.radar.echo import receive
 from mdaug.radar.sensor import Sensor
-from mdaug.radar.spectrogram import remove_clutter, spectrogram, to_levels
+from mdaug.radar.stft import remove_clutter, spectrogram, to_levels
 from shards.colormap import jet
 
 

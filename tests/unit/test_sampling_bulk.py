@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from mdaug import cli
-from mdaug.sampling import counts, planning, worker
-from mdaug.sampling.generate import GenerateConfig, generate
-from mdaug.sampling.place import place
-from mdaug.sampling.plan import read_plan
+from mdaug.generation import counts, make_plan, worker
+from mdaug.generation.generate import GenerateConfig, generate
+from mdaug.generation.plan import read_plan
+from mdaug.generation.worker import place
 from shards import provenance
 from shards.errors import UserError
 from tests.tiny_pipeline import CLASSES
@@ -145,7 +145,7 @@ def test_classes_are_filled_up_to_what_is_asked(ldm, packed, tmp_path, options, 
     (tmp_path / "counts.json").write_text(json.dumps({"walk": 10, "fall": 1, "bird": 0}))
     places = {"packed": packed, "counts.json": tmp_path / "counts.json"}
     config = GenerateConfig(ldm_path=ldm, output_dir=tmp_path, **{k: places.get(v, v) for k, v in options.items()})
-    made = planning.make_plan(config, "cpu").counts
+    made = make_plan.make_plan(config, "cpu").counts
     assert {name: count for name, count in made.items() if count} == expected
 
 

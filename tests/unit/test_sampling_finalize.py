@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from mdaug.sampling import worker
-from mdaug.sampling.inspection import is_whole
+from mdaug.generation import worker
+from mdaug.generation.inspection import is_whole
 from shards import provenance
 from shards.colormap import colormap
 from shards.dataset import ShardDataset

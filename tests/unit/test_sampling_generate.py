@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from mdaug import config as configuration
-from mdaug.sampling import worker
-from mdaug.sampling.counts import even
-from mdaug.sampling.generate import GenerateConfig, generate
-from mdaug.sampling.pipeline import MicroDopplerPipeline
-from mdaug.sampling.plan import Plan
+from mdaug.generation import worker
+from mdaug.generation.counts import even
+from mdaug.generation.generate import GenerateConfig, generate
+from mdaug.generation.plan import Plan
+from mdaug.pipeline.pipeline import MicroDopplerPipeline
 from shards import provenance
 from shards.dataset import ShardDataset
 from shards.errors import UserError

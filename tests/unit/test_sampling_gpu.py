@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from mdaug.sampling.generate import GenerateConfig, generate
-from mdaug.sampling.plan import Plan
-from mdaug.sampling.worker import Busy, prepare, sample_images
+from mdaug.generation.generate import GenerateConfig, generate
+from mdaug.generation.plan import Plan
+from mdaug.generation.worker import Busy, prepare, sample_images
 from shards.dataset import ShardDataset
 from tests.devices import DEVICES
 from tests.tiny_pipeline import CLASSES, save_tiny, tiny_pipeline

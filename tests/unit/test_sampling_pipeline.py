@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from mdaug.sampling.generate import GenerateConfig, generate
-from mdaug.sampling.pipeline import MicroDopplerPipeline
-from mdaug.sampling.pipeline_folder import PARTS, find_pipeline, save_pipeline
-from mdaug.sampling.schedulers import FLOW, SCHEDULERS, build_scheduler, scheduler_like
+from mdaug.generation.generate import GenerateConfig, generate
+from mdaug.pipeline.folder import PARTS, find_pipeline, save_pipeline
+from mdaug.pipeline.pipeline import MicroDopplerPipeline
+from mdaug.pipeline.schedulers import FLOW, SCHEDULERS, build_scheduler, scheduler_like
 from shards.dataset import ShardDataset
 from shards.errors import UserError
 from tests.tiny_pipeline import CLASSES, save_tiny, tiny_pipeline

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
-from mdaug.sampling.schedulers import (
+from mdaug.pipeline.schedulers import (
     BETA_SCHEDULES,
     FLOW,
     PREDICTION_TYPES,

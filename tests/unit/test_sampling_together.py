@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mdaug.sampling import finalize, worker
-from mdaug.sampling import generate as generating
-from mdaug.sampling.generate import GenerateConfig, generate
-from mdaug.sampling.plan import claim_folder, read_plan
+from mdaug.generation import finalize, worker
+from mdaug.generation import generate as generating
+from mdaug.generation.generate import GenerateConfig, generate
+from mdaug.generation.plan import claim_folder, read_plan
 from shards import provenance
 from shards.errors import UserError
 from tests.unit.sampling_helpers import make

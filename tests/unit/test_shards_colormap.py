@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.cache import open_packed
 from shards.colormap import COLORMAPS, colormap, detect, most_frequent, paint
 from shards.dataset import ShardDataset
 from shards.pack import PackConfig, pack
+from shards.packed import open_packed
 
 
 def levels(seed: int = 0, size: int = 256) -> np.ndarray:

@@ -8,10 +8,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from shards.cache import open_packed
 from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.pack import PackConfig, pack
+from shards.packed import open_packed
 from shards.remote import fetch, url_of
 from shards.verify import verify
 

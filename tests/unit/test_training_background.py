@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from mdaug.training import snapshots
-from mdaug.training.background import Background, Bundle, complete, prepare
+from mdaug.training import ema_snapshots
+from mdaug.training.background_writer import Background, Bundle, complete, prepare
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.ema import EMA
 from mdaug.training.metrics import Metrics, _take_back
-from mdaug.training.run import BatchPlan
-from mdaug.training.vqvae import VQVAEConfig
+from mdaug.training.run_folder import BatchPlan
+from mdaug.training.train_vqvae import VQVAEConfig
 from shards.errors import UserError
 
 CPU = torch.device("cpu")
@@ -83,12 +83,12 @@ def test_snapshots_lie_evenly_and_never_exceed_their_number(tmp_path):
     )
     ema, keep, background = EMA(torch.nn.Linear(2, 2), 100, profiles=[0.05]), 8, Background()
     for samples in range(10, 10_001, 10):
-        if snapshots.due(samples, plan, keep) or samples == 10_000:  # the end of the run
+        if ema_snapshots.due(samples, plan, keep) or samples == 10_000:  # the end of the run
             state = TrainingState(samples=samples, global_batch=10)
-            background.write([lambda state=state: snapshots.collect(tmp_path, ema, state, plan, keep)])
+            background.write([lambda state=state: ema_snapshots.collect(tmp_path, ema, state, plan, keep)])
             background.finish()
             assert len(complete(tmp_path)) <= keep + 1
-    left = [snapshots.samples_of(path) for path in complete(tmp_path)]
+    left = [ema_snapshots.samples_of(path) for path in complete(tmp_path)]
     assert len(left) > keep // 2
     assert left.pop() == 10_000
     gaps = {after - before for before, after in itertools.pairwise(left)}

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mdaug.training import pieces, power
+from mdaug.training import ema as power
+from mdaug.training import sharded_tensors
 from mdaug.training.ema import EMA, HALF_LIFE
 from shards.errors import UserError
 
@@ -19,7 +20,7 @@ class FakeEngine:
         self.module = module
 
     def master_pieces(self):
-        return (pieces.cut(parameter.detach()) for parameter in self.module.parameters())
+        return (sharded_tensors.cut(parameter.detach()) for parameter in self.module.parameters())
 
 
 def averaged(ema: EMA) -> dict[str, torch.Tensor]:
@@ -79,8 +80,11 @@ def test_pieces_of_any_number_of_ranks_come_back_whole_or_cut_otherwise(tmp_path
     monkeypatch.setenv("WORLD_SIZE", str(writers))
     for rank in range(writers):
         monkeypatch.setenv("RANK", str(rank))
-        save_file({name: pieces.cut(tensor).clone() for name, tensor in tensors.items()}, tmp_path / pieces.file_name())
-    reader = pieces.Reader(tmp_path)
+        save_file(
+            {name: sharded_tensors.cut(tensor).clone() for name, tensor in tensors.items()},
+            tmp_path / sharded_tensors.file_name(),
+        )
+    reader = sharded_tensors.Reader(tmp_path)
     assert set(reader.names()) == set(tensors)
     for name, tensor in tensors.items():
         assert torch.equal(reader.read(name).view_as(tensor), tensor)
@@ -88,9 +92,9 @@ def test_pieces_of_any_number_of_ranks_come_back_whole_or_cut_otherwise(tmp_path
             parts = [reader.read(name, rank, readers) for rank in range(readers)]
             assert torch.equal(torch.cat(parts), tensor.flatten())
             assert max(map(len, parts)) == -(-tensor.numel() // readers)
-    (tmp_path / pieces.file_name()).unlink()
+    (tmp_path / sharded_tensors.file_name()).unlink()
     with pytest.raises(UserError, match="incomplete"):
-        pieces.Reader(tmp_path)
+        sharded_tensors.Reader(tmp_path)
 
 
 def test_state_of_the_averages_is_restored(tmp_path):
@@ -98,8 +102,8 @@ def test_state_of_the_averages_is_restored(tmp_path):
     ema.update(FakeEngine(nn.Linear(4, 3)), 10, 10)
     ema.update(FakeEngine(nn.Linear(4, 3)), 20, 10)
     assert {name.partition("/")[0] for name in ema.state()} == {HALF_LIFE, "0.05", "0.1"}
-    save_file(ema.state(), tmp_path / pieces.file_name())
+    save_file(ema.state(), tmp_path / sharded_tensors.file_name())
     other = EMA(nn.Linear(4, 3), half_life=100, profiles=[0.05, 0.1])
-    other.load(pieces.Reader(tmp_path))
+    other.load(sharded_tensors.Reader(tmp_path))
     for name, value in ema.state().items():
         assert torch.equal(value, other.state()[name])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mdaug.training.neighbours import Neighbours
+from mdaug.training.task_pictures import Neighbours
 from shards.dataset import ShardDataset
 from tests.toy import toy_packed
 

@@ -12,9 +12,9 @@ import torch
 from diffusers import DDPMScheduler
 
 from mdaug import config as configuration
-from mdaug.sampling.schedulers import FLOW
-from mdaug.training.ldm import LDMConfig
+from mdaug.pipeline.schedulers import FLOW
 from mdaug.training.objective import Objective, TimestepLaw
+from mdaug.training.train_ldm import LDMConfig
 
 CPU = torch.device("cpu")
 T = 1000

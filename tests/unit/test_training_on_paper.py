@@ -20,12 +20,12 @@ from torch.utils._pytree import tree_leaves
 from mdaug import distributed
 from mdaug.training import losses
 from mdaug.training.checkpoint import TrainingState
+from mdaug.training.cost import _autocast
 from mdaug.training.engine import Engine
 from mdaug.training.loop import Task
 from mdaug.training.objective import Objective
-from mdaug.training.vqvae import VQVAEConfig
+from mdaug.training.train_vqvae import VQVAEConfig
 from mdaug.training.vqvae_task import VQVAETask
-from mdaug.training.workload import _autocast
 from tests.toy import toy_packed
 from tests.toy_latents import toy_task
 

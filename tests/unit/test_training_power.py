@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
-from mdaug.training import power
+from mdaug.training import ema
 
 
 def density(gamma: float, end: float):
@@ -15,7 +15,7 @@ def density(gamma: float, end: float):
 
 @pytest.mark.parametrize("width", [0.02, 0.05, 0.10, 0.25])
 def test_width_is_the_standard_deviation_of_the_density(width):
-    profile = density(power.gamma(width), 1.0)
+    profile = density(ema.gamma(width), 1.0)
     mean = quad(lambda tau: tau * profile(tau), 0, 1)[0]
     assert quad(lambda tau: (tau - mean) ** 2 * profile(tau), 0, 1)[0] ** 0.5 == pytest.approx(width, rel=1e-6)
 
@@ -25,26 +25,26 @@ def test_width_is_the_standard_deviation_of_the_density(width):
 )
 def test_inner_product_is_the_integral(first, second):
     (time_a, width_a), (time_b, width_b) = first, second
-    a, b = density(power.gamma(width_a), time_a), density(power.gamma(width_b), time_b)
+    a, b = density(ema.gamma(width_a), time_a), density(ema.gamma(width_b), time_b)
     expected = quad(lambda tau: a(tau) * b(tau), 0, min(time_a, time_b))[0]
-    found = power.inner_product(time_a, power.gamma(width_a), time_b, power.gamma(width_b))
+    found = ema.inner_product(time_a, ema.gamma(width_a), time_b, ema.gamma(width_b))
     assert float(found) == pytest.approx(expected, rel=1e-7)
 
 
 def test_stored_average_is_its_own_best_description():
     times, widths = np.repeat([100.0, 200.0, 300.0], 2), np.tile([0.05, 0.10], 3)
-    weights, error = power.solve(times, widths, 300.0, 0.10)
+    weights, error = ema.solve(times, widths, 300.0, 0.10)
     assert error < 1e-6
     assert weights == pytest.approx([0, 0, 0, 0, 0, 1], abs=1e-6)
 
 
 def test_weights_add_up_to_one_and_the_error_is_that_of_the_quadrature():
     times, widths = np.repeat(np.arange(1, 9) / 8, 2), np.tile([0.05, 0.10], 8)
-    weights, error = power.solve(times, widths, 1.0, 0.15)
+    weights, error = ema.solve(times, widths, 1.0, 0.15)
     assert weights.sum() == pytest.approx(1, abs=1e-9)
     tau = (np.arange(200_000) + 0.5) / 200_000
-    profiles = [density(power.gamma(w), t)(tau) * (tau <= t) for t, w in zip(times, widths, strict=True)]
-    wanted = density(power.gamma(0.15), 1.0)(tau)
+    profiles = [density(ema.gamma(w), t)(tau) * (tau <= t) for t, w in zip(times, widths, strict=True)]
+    wanted = density(ema.gamma(0.15), 1.0)(tau)
     difference = wanted - weights @ np.array(profiles)
     assert error == pytest.approx(np.sqrt((difference**2).sum() / (wanted**2).sum()), rel=1e-3)
     assert 0.01 < error < 0.05
@@ -61,12 +61,12 @@ def test_reconstruction_meets_the_average_that_was_tracked(batches):
         samples += batch
         weights = weights + rng.standard_normal(50) * batch**0.5
         for width, average in tracked.items():
-            decay = power.decay(width, samples, batch)
+            decay = ema.decay(width, samples, batch)
             tracked[width] = decay * average + (1 - decay) * weights
         if samples % 4000 == 0:
             stored += [(samples, width, tracked[width].astype(np.float16)) for width in (0.05, 0.10)]
     times, widths = np.array([s for s, _, _ in stored]), np.array([w for _, w, _ in stored])
-    solved, _ = power.solve(times, widths, samples, 0.075)
+    solved, _ = ema.solve(times, widths, samples, 0.075)
     found = sum(x * average.astype(np.float64) for x, (_, _, average) in zip(solved, stored, strict=True))
     assert np.linalg.norm(found - tracked[0.075]) < 0.02 * np.linalg.norm(weights - tracked[0.075])
     nearest = min(np.linalg.norm(tracked[w] - tracked[0.075]) for w in (0.05, 0.10))

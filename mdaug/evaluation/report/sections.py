@@ -1,0 +1,340 @@
+"""Sections of the report, each a list of HTML pieces from the metrics; a part that was not measured gives none."""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+from pathlib import Path
+
+from mdaug.evaluation.report import plots as drawn
+from mdaug.evaluation.report.plots import NAMES, Figure
+from mdaug.evaluation.report.verdict import outcome, percent, targets
+from mdaug.evaluation.usefulness import FEWEST_GROUPS
+from mdaug.measures.fidelity import MEASURES, NEIGHBOURS
+
+
+def table(head: list[str], rows: list[list]) -> str:
+    """Return a table of HTML cells that scrolls by itself where the screen is narrow."""
+    header = "".join(f"<th>{cell}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>\n" for row in rows)
+    return f'<div class="scroll"><table><tr>{header}</tr>\n{body}</table></div>'
+
+
+def confusion(title: str, names: list[str], matrix: list[list[int]]) -> str:
+    """Return a confusion matrix, each row shaded by its shares; `names` are HTML."""
+    rows = []
+    for name, row in zip(names, matrix, strict=True):
+        total = max(sum(row), 1)
+        cells = (f'<td style="background:rgba(59,110,168,{value / total:.2f})">{value}</td>' for value in row)
+        rows.append(f"<tr><th>{name}</th>{''.join(cells)}</tr>")
+    header = "".join(f"<th>{name}</th>" for name in names)
+    body = f'<table class="confusion"><tr><th></th>{header}</tr>{"".join(rows)}</table>'
+    return f'<p>{escape(title)}</p><div class="scroll">{body}</div>'
+
+
+def inline(png: bytes, description: str) -> str:
+    """Return a PNG as part of the page."""
+    encoded = base64.b64encode(png).decode()
+    return f'<img alt="{escape(description)}" src="data:image/png;base64,{encoded}">'
+
+
+def share(value: float | None) -> str:
+    """Return a share in percent without sign, a dash for None."""
+    return "–" if value is None else f"{100 * value:.0f}"
+
+
+def number(value: float | None) -> str:
+    """Return three significant digits, a dash for None."""
+    return "–" if value is None else f"{value:.3g}"
+
+
+GRID, RECONSTRUCTION, PAIRS = "grid_real_synthetic.png", "reconstruction.png", "nearest_pairs.png"
+BETTER = {"frechet": "lower", "kid": "lower", "precision": "higher", "recall": "higher", "density": "near 1"}
+TARGET_HEAD = ("target", "synthetic", "real", "ratio", "limit")
+SAID = {"loss": "<b>loss</b> ", "none": "", "gain": "<b>gain</b> "}
+TITLES = {"frechet": "Fréchet distance", "kid": "KID"}
+
+
+def passing(metrics: dict) -> list[str]:
+    """Whether the synthetic images pass for real ones: the targets, and which of them are reached."""
+    rows = [[f"{escape(name)}: <b>{said}</b>", *cells] for name, *cells, said in target_rows(metrics)]
+    return ["<h2>Do they pass for real ones?</h2>", table([*TARGET_HEAD], rows)] if rows else []
+
+
+def target_rows(metrics: dict) -> list[list[str]]:
+    """Return the targets as text: what, synthetic, real, ratio, limit, "reached" or "not reached"."""
+    return [
+        [
+            row["name"],
+            *(number(row[key]) for key in ("synthetic", "real", "ratio")),
+            f"≥ {row['at_least']:g}" if "at_least" in row else f"≤ {row['at_most']:g}",
+            "reached" if row["reached"] else "not reached",
+        ]
+        for row in targets(metrics)
+    ]
+
+
+def usefulness(metrics: dict) -> list[str]:
+    """Accuracy curves, arms, differences with intervals, recall and confusion."""
+    figures, data = metrics["usefulness"], metrics["data"]
+    if figures is None:
+        return []
+    arms = [
+        [
+            escape(_arm(arm)),
+            arm["n_real"] or "–",
+            f"{100 * arm['accuracy']:.1f} ± {100 * arm['std']:.1f}",
+            f"{100 * arm['low']:.1f} to {100 * arm['high']:.1f}",
+            arm["real"],
+            arm["further"],
+            share(arm["learnt"]),
+        ]
+        for arm in figures["arms"]
+    ]
+    differences = [
+        [
+            f"{escape(_arm(item))} against {escape(item['baseline'])}",
+            item["n_real"],
+            f"{SAID[outcome(item)]}{100 * item['difference']:+.1f}",
+            f"{100 * item['low']:+.1f} to {100 * item['high']:+.1f}",
+        ]
+        for item in figures["comparisons"]
+    ]
+    recall = [
+        [escape(_arm(arm)), arm["n_real"] or "–", *(share(value) for value in arm["recall"])] for arm in figures["arms"]
+    ]
+    judged = figures["real_to_synthetic"]
+    recall.append(["real, judging synthetic images", "–", *(share(value) for value in judged["recall"])])
+    units = (
+        f"{data['held_out_groups']} groups (recordings) of held-out images"
+        if data["held_out_groups"] >= FEWEST_GROUPS
+        else f"held-out images (too few groups, {data['held_out_groups']}: the interval says nothing of other groups)"
+    )
+    names = [escape(name) for name in data["classes"]]
+    confusions = [
+        confusion(f"{_arm(arm)}, n = {arm['n_real'] or '–'}", names, arm["confusion"]) for arm in figures["arms"]
+    ]
+    return [
+        "<h2>Does a classifier get better?</h2>",
+        f"<p>Accuracy in % on {sum(data['held_out'])} held-out real images, mean of {metrics['config']['seeds']} "
+        f"seeds; chance is {percent(figures['chance'])}. Every classifier takes {metrics['config']['steps']} steps of "
+        f"{metrics['config']['batch_size']} images. Bars are 95 % intervals of the accuracy itself; arms share their "
+        "seeds and held-out images, so the differences below are known better than the bars suggest.</p>",
+        _html(drawn.accuracy(metrics)),
+        f"<p class=note>The generator was trained on all {sum(data['train'])} training images. Where a classifier sees "
+        "fewer, the synthetic images also carry what the generator saw in the others: such a line shows how much of "
+        "the training set they pass on, not what a generator trained on so few images would do.</p>",
+        "<p>Differences in points with 95 % intervals, from a paired bootstrap over "
+        f"{units} and the spread over seeds. {_by_chance(figures['comparisons'])}</p>",
+        table(["", "n", "points", "95 % interval"], differences),
+        "<details open><summary>All arms: accuracy, mean ± standard deviation over seeds</summary>",
+        table(["trained on", "n", "accuracy", "95 % interval", "real images", "further", "accuracy on them"], arms),
+        *_sifting(figures["sifting"], names),
+        "</details><details><summary>Recall per class in %</summary>",
+        table(["trained on", "n", *names], recall),
+        "</details><details><summary>Confusion matrices (rows: true class, columns: predicted, all seeds)</summary>",
+        *confusions,
+        confusion("real, judging synthetic images (rows: intended class)", names, judged["confusion"]),
+        "</details>",
+    ]
+
+
+def fidelity(metrics: dict) -> list[str]:
+    """Distances and shares beside their floor, diversity, colour and level checks."""
+    figures = metrics["fidelity"]
+    if figures is None:
+        return []
+    lines = ["<h2>How near to the real images?</h2>"]
+    for network in figures["networks"]:
+        if network["synthetic"] is None:
+            continue
+        spread = network["spread"] or {"synthetic": {}, "floor": {}}
+        rows = [
+            [
+                TITLES.get(name, name),
+                *(_with_spread(network[kind][name], spread[kind].get(name)) for kind in ("synthetic", "floor")),
+                BETTER.get(name, "higher"),
+            ]
+            for name in MEASURES
+        ]
+        lines += [
+            f"<p>In features of the {escape(network['name'])}, {network['size']} images of each kind:</p>",
+            table(["", "synthetic", "floor: held-out real", "better"], rows),
+        ]
+    if all(network["synthetic"] is None for network in figures["networks"]):
+        lines.append("<p>Too few synthetic and held-out images of the same classes for distances between sets.</p>")
+    lines.append(
+        "<p class=note>Both columns are measured against the training images, with equal numbers of each class. "
+        "Sets this small bias the Fréchet distance upward and the shares as well (KID has none for independent draws; "
+        "drawing the classes in equal numbers moves it below zero), for both columns alike: read them against each "
+        "other, never against other papers. Better than the floor is no merit: such images are nearer to the training "
+        "images than new recordings are. Shares use "
+        f"{NEIGHBOURS} neighbours.</p>"
+    )
+    names = [escape(name) for name in metrics["data"]["classes"]]
+    rows = [[NAMES[kind], *map(number, values)] for kind, values in figures["diversity"].items()]
+    lines += [
+        "<p>Diversity: mean MS-SSIM of pairs within a class. Higher than that of real images means less variety.</p>",
+        table(["", *names], rows),
+    ]
+    spectra = figures["levels"]
+    checks: list[list] = [
+        [title, *(number(spectra[kind][key]) for kind in NAMES)]
+        for key, title in (
+            ("floor_share", "share of pixels at the floor"),
+            ("dynamic_range", "99th percentile over median, of the range"),
+            ("distance", "histogram: Wasserstein distance from training, of the range"),
+        )
+    ]
+    if figures["off_palette"] is not None:
+        title = f"colours: distance from {figures['palette']}, RGB units"
+        checks.append([title, *map(number, figures["off_palette"].values())])
+    return [
+        *lines,
+        "<p>Levels and colours:</p>",
+        table(["", *NAMES.values()], checks),
+        _html(drawn.levels(metrics)),
+    ]
+
+
+def kinematics(metrics: dict) -> list[str]:
+    """Distributions of what moved, real beside synthetic, and the error of the estimators where truth is known."""
+    figures = metrics["kinematics"]
+    if figures is None:
+        return []
+    classes, rows = metrics["data"]["classes"], []
+    for label, name in enumerate(classes):
+        for measure, unit in figures["units"].items():
+            pair = [figures[kind][label][measure] for kind in ("synthetic", "floor")]
+            if pair[0] is None:
+                continue
+            cells = [f"{value['medians'][1]:.2f}" if value else "–" for value in pair]
+            distances = [number(value and value["wasserstein"]) for value in pair]
+            ks = [f"{value['ks']:.2f}" if value else "–" for value in pair]
+            median = f"{pair[0]['medians'][0]:.2f}"
+            rows.append([escape(name), f"{measure} {unit}", median, cells[0], *distances, *ks])
+    axes = (
+        "axes in m/s and s from the metadata, levels span"
+        if figures["physical"]
+        else "the metadata name no axes, so velocities are parts of the axis (1 is the upper edge), levels taken to "
+        "span"
+    )
+    lines = [
+        "<h2>Does it move like the real ones?</h2>",
+        "<p>Torso ridge, reach of the 97 % and 3 % envelopes of cumulative power, bandwidth between them, cadence "
+        f"of the envelope, balance of power above and below zero Doppler; {axes} "
+        f"{figures['clip_db']:g} dB. Bars: 25 to 75 %, lines: 5 to 95 %, ticks: median.</p>",
+        _html(drawn.kinematics(metrics)),
+        "<details><summary>Distances of the distributions from those of the training images</summary>",
+        table(
+            ["class", "measure", "median real", "synthetic", "Wasserstein", "floor", "KS", "floor"],
+            rows,
+        ),
+        "</details>",
+    ]
+    if figures["error"]:
+        errors = [
+            [
+                escape(classes[row["class"]]),
+                f"{row['measure']} {figures['units'][row['measure']]}",
+                row["count"],
+                percent(row["found"]),
+                number(row["truth"]),
+                number(row["bias"]),
+                number(row["error"]),
+            ]
+            for row in figures["error"]
+        ]
+        lines += [
+            "<p>The real images are simulated, so the truth is known: this is how well the measures find it. A class "
+            "with a large error here says little in the plots above.</p>",
+            table(["class", "measure", "images", "found in", "true median", "median error", "absolute"], errors),
+        ]
+    return lines
+
+
+def memorization(folder: Path, metrics: dict) -> list[str]:
+    """Distances to the nearest training image and the nearest pairs."""
+    figures = metrics["memorization"]
+    if figures is None:
+        return []
+    kinds = ("synthetic", "held_out")
+    rows = [
+        ["median distance in levels (of 255)", *(f"{figures[f'{kind}_median']:.1f}" for kind in kinds)],
+        ["copies: the same picture within rounding", *(figures[f"{kind}_copies"] for kind in kinds)],
+        ["near copies: nearer than 99 % of held-out images", percent(figures["share_closer"]), "1.0 %"],
+    ]
+    return [
+        "<h2>Does the generator repeat its training images?</h2>",
+        table(["nearest training image", "synthetic", "held-out real"], rows),
+        "<p>The ten synthetic images that are nearest to a training image at any shift in time, with their distances; "
+        "the training images are shown shifted so:</p>",
+        inline((folder / PAIRS).read_bytes(), "synthetic images beside their nearest training images"),
+    ]
+
+
+def reconstruction(folder: Path, metrics: dict) -> list[str]:
+    """PSNR and SSIM of the VQ-VAE and the worst images."""
+    figures = metrics["reconstruction"]
+    if figures is None:
+        return []
+    rows = [
+        [
+            escape(row["name"]),
+            row["count"],
+            f"{row['psnr']:.2f}",
+            f"{row['psnr_worst']:.2f}",
+            f"{row['ssim']:.3f}",
+            f"{row['ssim_worst']:.3f}",
+        ]
+        for row in figures["classes"]
+    ]
+    rows.append(["all", figures["count"], f"{figures['psnr']:.2f}", "", f"{figures['ssim']:.3f}", ""])
+    return [
+        "<h2>What the VQ-VAE keeps</h2>",
+        "<p>Reconstructions of held-out images; no synthetic image can be sharper than these.</p>",
+        table(["class", "images", "PSNR dB", "worst", "SSIM", "worst"], rows),
+        "<p>The worst image of each class by SSIM:</p>",
+        inline((folder / RECONSTRUCTION).read_bytes(), "original, reconstruction and difference of each class's worst"),
+    ]
+
+
+def _by_chance(comparisons: list[dict]) -> str:
+    """Say how many differences to expect where there is none: every twentieth interval misses the truth."""
+    found = sum(outcome(item) != "none" for item in comparisons)
+    return (
+        f"Of {len(comparisons)} intervals {found} exclude zero; {len(comparisons) / 20:.1f} would by chance alone if "
+        "nothing made a difference."
+    )
+
+
+def _sifting(sifting: dict, names: list[str]) -> list[str]:
+    """What the sifter rejected, of synthetic images and of real ones that it had not seen."""
+    before = (
+        " The synthetic images had been sifted once already, when they were made: there is no arm without sifting here."
+        if sifting["already_sifted"]
+        else ""
+    )
+    rows = [
+        [NAMES[kind], percent(sifting["share"][kind]), *(share(value) for value in sifting["rejected"][kind])]
+        for kind in ("synthetic", "held_out")
+    ]
+    return [
+        f"<p>Sifted are the synthetic images within four limits, each of which rejects {percent(sifting['quantile'])} "
+        "of training images set aside for that; the held-out images have no say. The second line is what the "
+        f"same limits do to real images of new recordings: read the first against it.{before}</p>",
+        table(["rejected by the sifter, %", "all", *names], rows),
+    ]
+
+
+def _html(figure: Figure | None) -> str:
+    return figure.html() if figure else ""
+
+
+def _arm(item: dict) -> str:
+    """Return the arm with its ratio, such as 'real + synthetic x5'."""
+    return item["arm"] if item["ratio"] in (0, "all") else f"{item['arm']} ×{item['ratio']}"
+
+
+def _with_spread(value: float, spread: float | None) -> str:
+    return number(value) if spread is None else f"{number(value)} ± {spread:.2g}"

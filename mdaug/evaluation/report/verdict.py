@@ -1,0 +1,226 @@
+"""The verdict: three sentences from the figures, the bad news first; and the targets of synthetic images."""
+
+from __future__ import annotations
+
+from mdaug.evaluation.usefulness import BOTH, BOTH_TRANSFORMS, REAL, SYNTHETIC, TRANSFORMS, WITH_SIFTED
+
+RIGHT_CLASS, DISTANCE, NEAREST = 0.9, 2.0, 1.0
+
+
+def targets(metrics: dict) -> list[dict]:
+    """Return, for each target whose part was measured, what it is, the ratio, its limit and whether it is reached.
+
+    Returns:
+        [{"name", "synthetic", "real", "ratio", "at_least" or "at_most", "reached"}]. Intended class: accuracy, on
+        synthetic images, of the classifiers of the most real images, against that on held-out real ones. Fréchet
+        distance from the training images, in features of these classifiers, against that of equally many held-out
+        images. Distance to the nearest training image, median in levels of 255, against that of held-out images: below
+        1 the generator repeats what it saw.
+    """
+    rows = []
+    if metrics["usefulness"]:
+        real = max((arm for arm in metrics["usefulness"]["arms"] if arm["arm"] == "real"), key=lambda arm: arm["real"])
+        judged = metrics["usefulness"]["real_to_synthetic"]["accuracy"]
+        rows.append(_row("intended class seen by classifiers of real images", judged, real["accuracy"], RIGHT_CLASS))
+    if metrics["fidelity"] and metrics["fidelity"]["networks"][0]["synthetic"] is not None:
+        network = metrics["fidelity"]["networks"][0]
+        mine, floor = network["synthetic"]["frechet"], network["floor"]["frechet"]
+        rows.append(_row("Fréchet distance in features of a classifier", mine, floor, DISTANCE, most=True))
+    if metrics["memorization"]:
+        memory = metrics["memorization"]
+        mine, floor = memory["synthetic_median"], memory["held_out_median"]
+        rows.append(_row("distance to the nearest training image", mine, floor, NEAREST))
+    return rows
+
+
+def _row(name: str, synthetic: float, real: float, limit: float, most: bool = False) -> dict:
+    ratio = synthetic / max(real, 1e-12)
+    bound = {"at_most": limit} if most else {"at_least": limit}
+    reached = ratio <= limit if most else ratio >= limit
+    return {"name": name, "synthetic": synthetic, "real": real, "ratio": ratio, **bound, "reached": reached}
+
+
+SATURATED = 0.97  # accuracy of real images alone above which little is left to gain
+REPEATED = 0.10  # share of synthetic images nearer to a training image than 99 % of held-out ones
+RECOGNISED = 0.6  # of the accuracy on real images: the least to expect on synthetic ones
+LEARNT = 0.97  # accuracy on its own training images below which a classifier was stopped too early
+WIDE = 0.05  # half of an interval: a difference of that many points may hide in it
+SEVERITY = ("loss", "none", "gain")
+
+
+def outcome(comparison: dict) -> str:
+    """Return "loss", "none" or "gain": a difference counts if its 95 % interval excludes zero."""
+    if comparison["high"] < 0:
+        return "loss"
+    return "gain" if comparison["low"] > 0 else "none"
+
+
+ONE_CLASS = (
+    "The images are of one class ('{}'), so whether synthetic images help a classifier cannot be measured: it has "
+    "nothing to tell apart. For the same reason the features of the classifier trained on the real images are those of "
+    "a network that had nothing to learn; go by the other networks, the motion and the copies."
+)
+
+
+def verdict(metrics: dict) -> dict | None:
+    """Return {"outcome": the worst over the numbers of real images, "sentences": three strings}.
+
+    Where there are several ratios of synthetic to real images, the largest speaks: the best of many would be luck.
+    Of one class one sentence says that there is nothing to tell apart; None where nobody has measured usefulness.
+    """
+    if len(metrics["data"]["train"]) == 1:
+        return {"outcome": "none", "sentences": [ONE_CLASS.format(*metrics["data"]["classes"])]}
+    if metrics["usefulness"] is None:
+        return None
+    first, worst = _against_real(metrics)
+    return {"outcome": worst, "sentences": [first, _against_transforms(metrics), _advice(metrics, worst)]}
+
+
+def _against_real(metrics: dict) -> tuple[str, str]:
+    comparisons = _worst_first(metrics, BOTH, REAL)
+    said = {"loss": "made the classifier worse", "none": "brought no measurable gain", "gain": "helped"}
+    early = "Not to be relied on, since classifiers were stopped too early (see below): " if _early(metrics) else ""
+    sentence = "Compared with real images only, adding the synthetic images " + _clauses(metrics, comparisons, said)
+    sentence = early + sentence[0].lower() + sentence[1:] if early else sentence
+    if any(outcome(item) == "gain" and _is_subset(metrics, item["n_real"]) for item in comparisons):
+        sentence += (
+            f"; the generator had learnt from all {sum(metrics['data']['train'])} training images, so a gain with few "
+            "real images is partly what it saw in the others"
+        )
+    return sentence + ".", outcome(comparisons[0])
+
+
+def _against_transforms(metrics: dict) -> str:
+    said = {"loss": "did worse than that", "none": "were no better than that", "gain": "beat that"}
+    sentence = "Shifting the real images in time costs nothing, and the synthetic images "
+    sentence += _clauses(metrics, _worst_first(metrics, BOTH, TRANSFORMS), said)
+    most = spoken(metrics, BOTH_TRANSFORMS, TRANSFORMS)[-1]
+    added = {"loss": "lost accuracy", "none": "added nothing measurable", "gain": "added to it"}[outcome(most)]
+    return f"{sentence}; used on top of it with {_amount([most])}, they {added} ({_interval(most)}){_sifted(metrics)}."
+
+
+def _sifted(metrics: dict) -> str:
+    """Return what sifting changed, with the most real images; nothing where the sifter left no image."""
+    found = spoken(metrics, WITH_SIFTED, BOTH)
+    if not found:
+        return ""
+    did = {"loss": "lost accuracy", "none": "changed nothing measurable", "gain": "helped"}[outcome(found[-1])]
+    rejected = metrics["usefulness"]["sifting"]["share"]
+    return (
+        f"; sifting (it rejects {percent(rejected['synthetic'])} of them, and {percent(rejected['held_out'])} of the "
+        f"held-out real images) {did}"
+    )
+
+
+def _advice(metrics: dict, worst: str) -> str:
+    usefulness, memory = metrics["usefulness"], metrics["memorization"]
+    real = [arm for arm in usefulness["arms"] if arm["arm"] == REAL][-1]["accuracy"]
+    judged = usefulness["real_to_synthetic"]["accuracy"]
+    synthetic_only = next(arm for arm in usefulness["arms"] if arm["arm"] == SYNTHETIC)["accuracy"]
+    facts = (
+        f"Classifiers trained on synthetic images alone reach {percent(synthetic_only)} on real ones (chance "
+        f"{percent(usefulness['chance'])}), and those trained on real images see the intended class in "
+        f"{percent(judged)} of the synthetic ones: "
+    )
+    if memory is not None and memory["share_closer"] > REPEATED:
+        return facts + (
+            f"beware that {percent(memory['share_closer'])} of the synthetic images lie nearer to a training image "
+            "than 99 % of the held-out ones do, so the generator repeats what it saw; train it for fewer epochs or "
+            "on more data."
+        )
+    if judged < RECOGNISED * real:
+        return facts + (
+            "the labels of the synthetic images are not reliable; train the diffusion model longer, look at its "
+            "pictures, raise --guidance_scale, then generate and evaluate again."
+        )
+    if arm := _early(metrics):
+        return facts + (
+            f"classifiers trained on {arm['arm']} ({_amount([arm])}) see only {percent(arm['learnt'])} of their own "
+            "training images right, so they were stopped too early to tell; repeat it with more --steps."
+        )
+    halves = [(item["high"] - item["low"]) / 2 for item in spoken(metrics, BOTH, REAL) if outcome(item) == "none"]
+    if max(halves, default=0.0) > WIDE:
+        return facts + (
+            f"the intervals are too wide to rule a gain or a loss out (up to ± {100 * max(halves):.0f} points); repeat "
+            "it with more seeds (--seeds) and, if there are any, more held-out recordings."
+        )
+    if worst != "gain" and real >= SATURATED:
+        return facts + (
+            "real images alone leave almost no room for a gain here; judge with fewer of them "
+            "(--n_real_per_class) or with a harder split, such as other persons or another day."
+        )
+    if worst != "gain":
+        return facts + (
+            "what may help is a longer trained generator, more synthetic images per class, another guidance scale, "
+            "or transforms instead."
+        )
+    return facts + "before relying on the gain, repeat it with more seeds and with other recordings held out."
+
+
+def _early(metrics: dict) -> dict | None:
+    """Return the arm of the verdict that has learnt its own images least, if that is too little to judge by.
+
+    Wrong labels cannot be learnt either: where the synthetic ones are not reliable, steps are not what is missing.
+    """
+    usefulness = metrics["usefulness"]
+    arms = [arm for arm in usefulness["arms"] if arm["arm"] in (REAL, TRANSFORMS, BOTH, BOTH_TRANSFORMS)]
+    real = [arm for arm in arms if arm["arm"] == REAL][-1]["accuracy"]
+    worst = min(arms, key=lambda arm: arm["learnt"])
+    unreliable = usefulness["real_to_synthetic"]["accuracy"] < RECOGNISED * real
+    return worst if worst["learnt"] < LEARNT and not unreliable else None
+
+
+def spoken(metrics: dict, arm: str, baseline: str) -> list[dict]:
+    """Return one comparison per number of real images, in their order: the one with the most synthetic images."""
+    items = [
+        item for item in metrics["usefulness"]["comparisons"] if (item["arm"], item["baseline"]) == (arm, baseline)
+    ]
+    return list({item["n_real"]: item for item in items}.values())
+
+
+def _worst_first(metrics: dict, arm: str, baseline: str) -> list[dict]:
+    return sorted(spoken(metrics, arm, baseline), key=lambda item: SEVERITY.index(outcome(item)))
+
+
+def _clauses(metrics: dict, comparisons: list[dict], said: dict[str, str]) -> str:
+    """Return one clause per outcome: the numbers of real images it holds for, and the figures of the clearest case."""
+    parts = []
+    for name in SEVERITY:
+        cases = [item for item in comparisons if outcome(item) == name]
+        if not cases:
+            continue
+        item = max(cases, key=lambda case: abs(case["difference"]))
+        accuracy = {
+            arm["arm"]: arm["accuracy"]
+            for arm in metrics["usefulness"]["arms"]
+            if arm["n_real"] == item["n_real"] and arm["ratio"] in (0, item["ratio"])
+        }
+        at = "" if len(cases) == 1 else f"the largest difference, with {_amount([item])}: "
+        parts.append(
+            f"{said[name]} with {_amount(cases)} ({at}{percent(accuracy[item['baseline']])} to "
+            f"{percent(accuracy[item['arm']])}, {_interval(item)})"
+        )
+    return ", and ".join(parts)
+
+
+def _is_subset(metrics: dict, n_real: int | str) -> bool:
+    return n_real != "all" and int(n_real) < max(metrics["data"]["train"])
+
+
+def _amount(items: list[dict]) -> str:
+    """Return such as '5, 10 or 20 real images per class' or 'all real images'."""
+    numbers = [str(item["n_real"]) for item in items if item["n_real"] != "all"]
+    text = " or ".join([", ".join(numbers[:-1]), numbers[-1]] if len(numbers) > 1 else numbers)
+    parts = [f"{text} real images per class"] if numbers else []
+    return " and with ".join([*parts, *["all real images"] * any(item["n_real"] == "all" for item in items)])
+
+
+def _interval(item: dict) -> str:
+    return (
+        f"{100 * item['difference']:+.1f} points, 95 % interval {100 * item['low']:+.1f} to {100 * item['high']:+.1f}"
+    )
+
+
+def percent(value: float) -> str:
+    """Return a share as text, such as '83.2 %'."""
+    return f"{100 * value:.1f} %"

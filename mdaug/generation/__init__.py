@@ -1,0 +1,1 @@
+"""Bulk generation: plan, worker, finalize, export."""

@@ -1,0 +1,188 @@
+"""The samples of one shard: denoised in batches, judged, made again where the sifter rejects them, and encoded."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mdaug.generation.plan import Plan
+from shards.colormap import colormap
+from shards.errors import UserError
+
+if TYPE_CHECKING:
+    from mdaug.measures.sifter import Sifter
+
+
+NOT_A_NUMBER = "not a number"
+Members = tuple[str, dict[str, bytes]]
+
+
+@dataclass
+class Candidate:
+    """An image made for a sample, and what is said of it.
+
+    Attributes:
+        sample: index of the sample.
+        number: 0 for its first candidate.
+        label: its class.
+        seed: of its `torch.Generator`.
+        pixels: uint8 (H, W, C).
+        reason: why it is not kept, or "".
+        score: how likely it is of its class, in [0, 1]; None where nothing is sifted.
+        excess: how far beyond the limits of the sifter it is; at most 1 within them.
+    """
+
+    sample: int
+    number: int
+    label: int
+    seed: int
+    pixels: np.ndarray
+    reason: str = ""
+    score: float | None = None
+    excess: float = 0.0
+
+
+def make_shard(
+    plan: Plan,
+    shard: int,
+    sample: Callable[[np.ndarray, int], torch.Tensor],
+    sifter: Sifter | None,
+    threads: ThreadPoolExecutor,
+    update: Callable[[int], None],
+) -> tuple[Iterator[Members], Callable[[], dict]]:
+    """Make the samples of a shard; batches are formed within it, so they depend on the plan alone.
+
+    With a sifter the rejected samples of a round are made again in the next, until all are accepted or the plan's
+    number of candidates is reached: then the best candidate of a sample is kept, and its description says so.
+
+    Args:
+        plan: what to make.
+        shard: number of the shard.
+        sample: (sample indices, candidate number) -> images, float (B, C, H, W) in [0, 1].
+        sifter: judges the images, or None.
+        threads: where judging and encoding run.
+        update: told how many samples were accepted.
+
+    Returns:
+        (key, members) in the order of the samples, to be read once; and a function that gives the statistics of the
+        sifter after that.
+    """
+    waiting, number = plan.samples(shard), 0
+    parts: list[Future] = []
+    best: dict[int, Candidate] = {}
+    tally = _Tally(list(plan.counts))
+    while len(waiting):
+        judged = []
+        for at in range(0, len(waiting), plan.batch_size):
+            batch = waiting[at : at + plan.batch_size]
+            judged.append(threads.submit(_finish, plan, sifter, batch, number, sample(batch, number)))
+            if sifter is None:
+                update(len(batch))
+        parts += judged
+        if sifter is None:
+            break
+        number += 1
+        rejected = [candidate for future in judged for candidate in future.result()[1]]
+        tally.count(plan.labels(waiting), rejected)
+        update(len(waiting) - len(rejected))
+        for candidate in rejected:
+            if candidate.sample not in best or candidate.excess < best[candidate.sample].excess:
+                best[candidate.sample] = candidate
+        waiting = np.array([candidate.sample for candidate in rejected], dtype=np.int64)
+        if number == sifter.max_candidates:
+            kept = [best[i] for i in waiting.tolist()]
+            tally.give_up(kept)
+            update(len(kept))
+            parts.append(threads.submit(_give_up, plan, kept))
+            break
+    return _in_order(parts), lambda: {**tally.record, "sifter": sifter.hash} if sifter else {}
+
+
+def _finish(
+    plan: Plan, sifter: Sifter | None, batch: np.ndarray, number: int, images: torch.Tensor
+) -> tuple[list[Members], list[Candidate]]:
+    """Return the members of the accepted images of a batch, and the rejected candidates."""
+    finite = images.isfinite().flatten(1).all(dim=1).cpu().numpy()
+    pixels = images.nan_to_num().mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    labels = plan.labels(batch)
+    rows = zip(batch.tolist(), labels.tolist(), plan.seeds(batch, number).tolist(), pixels, strict=True)
+    candidates = [Candidate(i, number, label, seed, image) for i, label, seed, image in rows]
+    if sifter:
+        for candidate, verdict in zip(candidates, sifter.judge(pixels, labels), strict=True):
+            candidate.reason, candidate.score, candidate.excess = verdict
+    for candidate, is_finite in zip(candidates, finite, strict=True):
+        if not is_finite:
+            candidate.reason, candidate.excess = NOT_A_NUMBER, float("inf")
+    if sifter is None:
+        return _encode(plan, candidates), []
+    accepted = [candidate for candidate in candidates if not candidate.reason]
+    return _encode(plan, accepted), [candidate for candidate in candidates if candidate.reason]
+
+
+def _give_up(plan: Plan, kept: list[Candidate]) -> tuple[list[Members], list[Candidate]]:
+    return _encode(plan, kept), []
+
+
+def _encode(plan: Plan, candidates: list[Candidate]) -> list[Members]:
+    classes = list(plan.counts)
+    return [(plan.key(candidate.sample), _members(plan, classes, candidate)) for candidate in candidates]
+
+
+def _members(plan: Plan, classes: list[str], candidate: Candidate) -> dict[str, bytes]:
+    if candidate.reason == NOT_A_NUMBER:
+        raise UserError(
+            f"sample {candidate.sample} (class {classes[candidate.label]}, seed {candidate.seed}) is not a number in "
+            f"precision '{plan.mixed_precision}' with guidance {plan.guidance_scale:g}; choose another "
+            "--mixed_precision or a smaller --guidance_scale, and a new --output_dir"
+        )
+    meta = {"class": classes[candidate.label], "seed": candidate.seed, "source": "synthetic"}
+    meta |= {f"condition_{name}": value for name, value in plan.conditions_of(candidate.sample).items()}
+    if candidate.score is not None:
+        within = not candidate.reason
+        meta |= {"candidate": candidate.number, "score": round(candidate.score, 4), "within_limits": within}
+    if plan.include_real:  # readers want every sample of a set alike
+        meta |= {"group": "", "original": ""}
+    text = json.dumps(meta, ensure_ascii=False)
+    return {"png": to_png(candidate.pixels, plan.colormap), "cls": str(candidate.label).encode(), "json": text.encode()}
+
+
+def to_png(image: np.ndarray, colours: str | None = None) -> bytes:
+    """Return uint8 (H, W, C) as PNG; levels of a colour map (C = 1) with its colours as their palette."""
+    file = io.BytesIO()
+    flat = image.squeeze(2) if image.shape[2] == 1 else image
+    picture = colormap(colours).picture(flat) if colours else Image.fromarray(flat)
+    picture.save(file, format="PNG")
+    return file.getvalue()
+
+
+def _in_order(parts: list[Future]) -> Iterator[Members]:
+    """Yield the members of the (members, rejected) of each part in the order of their keys."""
+    yield from sorted((pair for part in parts for pair in part.result()[0]), key=lambda pair: pair[0])
+
+
+class _Tally:
+    """Counts what the sifter made of a shard: class -> numbers."""
+
+    def __init__(self, classes: list[str]):
+        self.classes = classes
+        self.record: dict[str, dict] = {"made": defaultdict(int), "rejected": {}, "beyond_limits": defaultdict(int)}
+
+    def count(self, labels: np.ndarray, rejected: list[Candidate]) -> None:
+        for label in labels.tolist():
+            self.record["made"][self.classes[label]] += 1
+        for candidate in rejected:
+            reasons = self.record["rejected"].setdefault(self.classes[candidate.label], {})
+            reasons[candidate.reason] = reasons.get(candidate.reason, 0) + 1
+
+    def give_up(self, kept: list[Candidate]) -> None:
+        for candidate in kept:
+            self.record["beyond_limits"][self.classes[candidate.label]] += 1

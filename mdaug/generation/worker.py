@@ -1,0 +1,227 @@
+"""A worker of a plan: which of how many it is, and the shards that it makes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mdaug.generation.inspection import is_whole
+from mdaug.generation.plan import Plan
+from mdaug.generation.shard import make_shard
+from shards.errors import UserError
+from shards.progress import Progress
+from shards.writer import finished, write_shard
+
+if TYPE_CHECKING:
+    from mdaug.generation.generate import GenerateConfig
+
+
+def place(config: GenerateConfig, environment: Mapping[str, str]) -> tuple[int, int]:
+    """Return (number of this worker, number of workers): ranks within array tasks.
+
+    Raises:
+        UserError: a SLURM array with gaps, whose tasks cannot tell their place among the others.
+    """
+    outer, count = config.worker, config.num_workers
+    if outer is None or count is None:
+        count = int(environment.get("SLURM_ARRAY_TASK_COUNT", "1"))
+        first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
+        outer, rest = divmod(
+            int(environment.get("SLURM_ARRAY_TASK_ID", "0")) - first, int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))
+        )
+        if rest or not 0 <= outer < count:
+            raise UserError(
+                f"array task {environment['SLURM_ARRAY_TASK_ID']} of {count} from {first} has no place in a row; "
+                "submit --array=0-N without gaps (finished shards are skipped), or give --worker and --num_workers"
+            )
+    ranks = int(environment.get("WORLD_SIZE", "1"))
+    return outer * ranks + int(environment.get("RANK", "0")), count * ranks
+
+
+PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+ENCODERS = 2
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a worker did.
+
+    Attributes:
+        samples: how many it made.
+        seconds: the time that took.
+        idle: share of that time in which the device did nothing.
+    """
+
+    samples: int
+    seconds: float
+    idle: float
+
+
+def shards_of(plan: Plan, worker: int, workers: int) -> list[int]:
+    """Return the shards of one of several workers: every `workers`-th."""
+    return list(range(worker, plan.num_shards, workers))
+
+
+def missing_shards(plan: Plan, folder: Path) -> list[int]:
+    """Return the shards that are not finished."""
+    return [shard for shard in range(plan.num_shards) if finished(folder / plan.shard_name(shard)) is None]
+
+
+def is_there(plan: Plan, folder: Path, shard: int, repair: bool) -> bool:
+    """Return whether a shard is finished; with `repair`, whether finalize will find it whole too."""
+    path = folder / plan.shard_name(shard)
+    return is_whole(path, *plan.keys_and_labels(shard), plan.image_shape) if repair else finished(path) is not None
+
+
+def assigned(plan: Plan, folder: Path, worker: int, workers: int, repair: bool = False) -> list[int]:
+    """Return the shards that a worker is to look at, in its order.
+
+    Its own ones by the rule; where those are all there, as in a second pass after other workers were killed,
+    everything that is missing. Such helpers begin at different places of the same list and walk it backwards and round,
+    while an owner walks its own shards forwards: they meet it last, and none begins at the first, where an owner would
+    be. With a look at the disk before each shard they share the list without locks, and none is left out whichever
+    of them run; two that meet write the same bytes.
+    """
+    own = [shard for shard in shards_of(plan, worker, workers) if not is_there(plan, folder, shard, repair)]
+    if own or workers == 1:
+        return own
+    missing = missing_shards(plan, folder)
+    end = len(missing) - worker * (len(missing) - 1) // workers
+    return missing[:end][::-1] + missing[end:][::-1]
+
+
+def work(
+    plan: Plan,
+    pipeline: Any,
+    folder: Path,
+    worker: int = 0,
+    workers: int = 1,
+    *,
+    sifter: Any = None,
+    repair: bool = False,
+) -> Done:
+    """Make what a worker is to make and return how that went.
+
+    Sifting, PNG encoding and writing run in threads while the device denoises the next batch; at most two
+    shards are held in memory.
+
+    Args:
+        plan: what to make.
+        pipeline: the `MicroDopplerPipeline` of the plan, on its device.
+        folder: where the shards go.
+        worker: number of this worker in [0, workers).
+        workers: number of workers.
+        sifter: the `Sifter` of a plan that sifts.
+        repair: make damaged shards again, too.
+
+    Raises:
+        UserError: no space left, or an image that is not a number; what is finished stays, and the same command goes
+            on from there.
+    """
+    prepare(plan, pipeline)
+    assigned_shards = assigned(plan, folder, worker, workers, repair)
+    made, written, busy = 0, None, Busy(plan.device)
+    with (
+        ThreadPoolExecutor(ENCODERS, initializer=torch.set_num_threads, initargs=(1,)) as encoders,
+        ThreadPoolExecutor(1) as writer,
+        Progress("generate", sum(len(plan.samples(shard)) for shard in assigned_shards), "image") as progress,
+    ):
+        for shard in assigned_shards:
+            path, size = folder / plan.shard_name(shard), len(plan.samples(shard))
+            if is_there(plan, folder, shard, repair):  # another worker was here meanwhile
+                progress.update(size)
+                continue
+            samples, statistics = make_shard(
+                plan, shard, partial(sample_images, plan, pipeline, busy), sifter, encoders, progress.update
+            )
+            made += size
+            _wait(written)
+            written = writer.submit(write_shard, path, samples, statistics)
+        _wait(written)
+    done = busy.done(made)
+    if made:
+        rate = f"{made / done.seconds:.2f} img/s, device idle {100 * done.idle:.1f} %"
+        print(f"worker {worker} of {workers}: {made} samples, {rate}", flush=True)
+    return done
+
+
+def prepare(plan: Plan, pipeline: Any) -> None:
+    """Set precision, threads, memory layout and compilation of a pipeline as the plan says."""
+    pipeline.set_progress_bar_config(disable=True)
+    if plan.mixed_precision != "no":
+        pipeline.unet.to(PRECISIONS[plan.mixed_precision])
+    if plan.device == "cpu":
+        torch.set_num_threads(plan.cpu_threads)
+    else:
+        pipeline.unet.to(memory_format=torch.channels_last)
+        pipeline.vqvae.to(memory_format=torch.channels_last)
+    if plan.compile:
+        pipeline.unet.compile(dynamic=False)
+
+
+def sample_images(plan: Plan, pipeline: Any, busy: Busy, samples: np.ndarray, candidate: int = 0) -> torch.Tensor:
+    """Return the images of sample indices, float32 (B, C, H, W) in [0, 1], on the device of the pipeline."""
+    wanted = len(samples)
+    if plan.compile:  # one size for all batches: the network is compiled anew for each
+        samples = np.resize(samples, plan.batch_size)
+    generators = [torch.Generator().manual_seed(seed) for seed in plan.seeds(samples, candidate).tolist()]
+    rows = [plan.conditions_of(sample) for sample in samples.tolist()]
+    precision = PRECISIONS[plan.mixed_precision]
+    # float32 weights of the VQ-VAE keep its code vectors exact; autocast runs its convolutions in low precision.
+    low = torch.autocast(plan.device, precision, enabled=precision is not torch.float32)
+    with busy, torch.inference_mode(), low:
+        return pipeline(
+            plan.labels(samples).tolist(),
+            generator=generators,
+            guidance_scale=plan.guidance_scale,
+            guidance_interval=plan.guidance_interval,
+            num_inference_steps=plan.num_inference_steps,
+            output_type="pt",
+            conditions={name: [row[name] for row in rows] for name in plan.condition_names},
+        ).images[:wanted]
+
+
+class Busy:
+    """How long the device computed; a context manager around each batch.
+
+    A GPU is asked by events in its stream, so that nothing waits for it; gaps within a batch count as busy.
+    """
+
+    def __init__(self, device: str):
+        self.device = device
+        self.begun = time.perf_counter()
+        self.seconds = 0.0
+        self.events: list[tuple[Any, Any]] = []
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+        if self.device == "cuda":
+            self.events.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
+            self.events[-1][0].record()
+
+    def __exit__(self, *_: object) -> None:
+        if self.device == "cuda":
+            self.events[-1][1].record()
+        else:
+            self.seconds += time.perf_counter() - self.start
+
+    def done(self, samples: int) -> Done:
+        """Return what was done since the start."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            self.seconds = sum(first.elapsed_time(last) for first, last in self.events) / 1000
+        seconds = time.perf_counter() - self.begun
+        return Done(samples, seconds, max(0.0, 1 - self.seconds / seconds))
+
+
+def _wait(written: Future | None) -> None:
+    if written:
+        written.result()

@@ -1,0 +1,1 @@
+"""What training, generation and evaluation measure with."""

@@ -1,0 +1,1 @@
+"""The diffusers pipeline, its schedulers and its folders."""

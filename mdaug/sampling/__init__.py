@@ -1,1 +1,0 @@
-"""Noise schedulers, the diffusers pipeline and bulk generation."""

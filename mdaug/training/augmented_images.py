@@ -1,0 +1,68 @@
+"""The views of an image that are encoded: the image as it is, and its augmented copies."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from mdaug import augment
+from mdaug.images import to_tensor
+
+if TYPE_CHECKING:
+    from mdaug.training.encode import EncodeConfig
+    from shards.dataset import ShardDataset
+
+
+LONGEST_KEY = 80
+
+
+class Views(Dataset):
+    """Images as tensors; view j is copy j % (1 + K) of image j // (1 + K), and copy 0 is the image itself.
+
+    Args:
+        images: the packed images.
+        config: how many copies and of which transforms; `copies` 0 for a split that is never augmented.
+        copies: K.
+        floor: levels 0 to 255 of no echo, one per channel.
+    """
+
+    def __init__(self, images: ShardDataset, config: EncodeConfig, copies: int, floor: list[int] | None):
+        self.images, self.copies, self.seed = images, copies, config.augment_seed
+        colours = images.index["image_shape"][2] == 3
+        self.names = [name for name in config.augment_with if not (colours and name in augment.LEVELS_ONLY)]
+        self.floor = [level / 127.5 - 1 for level in floor] if floor else None
+
+    def __len__(self) -> int:
+        """Return the number of views."""
+        return len(self.images) * (1 + self.copies)
+
+    def __getitem__(self, j: int) -> torch.Tensor:
+        """Return view j, float32 (C, H, W) in [-1, 1]."""
+        image, copy = divmod(j, 1 + self.copies)
+        pixels = to_tensor(self.images[image]["image"])
+        if copy == 0:
+            return pixels
+        rng = augment.generator_at(self.seed, self.images.keys[image], copy)
+        return augment.transform(pixels[None], augment.draw(rng, self.names), rng, self.floor)[0]
+
+    def row(self, j: int) -> np.ndarray:
+        """Return the augmentation of view j, float32 (augment.SIZE,); zeros of an image itself."""
+        image, copy = divmod(j, 1 + self.copies)
+        if copy == 0:
+            return np.zeros(augment.SIZE, dtype=np.float32)
+        return augment.draw(augment.generator_at(self.seed, self.images.keys[image], copy), self.names)[0]
+
+    def key(self, j: int) -> str:
+        """Return the key of view j: that of its image, with `_a1` ... `_aK` for the copies."""
+        image, copy = divmod(j, 1 + self.copies)
+        key = self.images.keys[image]
+        if copy == 0:
+            return key
+        name = f"{key}_a{copy}"
+        return (
+            name if len(name) <= LONGEST_KEY else f"{key[:50]}_{hashlib.sha256(key.encode()).hexdigest()[:16]}_a{copy}"
+        )

@@ -1,0 +1,150 @@
+"""`mdaug ema`: an average of another length, from the snapshots of a finished training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from mdaug.training import sharded_tensors
+from mdaug.training.background_writer import Bundle, complete, keep_only, prepare
+from mdaug.training.checkpoint import TrainingState
+from mdaug.training.ema import EMA, HALF_LIFE, WIDEST
+from mdaug.training.run_folder import BatchPlan
+from shards.errors import UserError
+
+FOLDER = "ema_snapshots"
+
+
+def interval(samples: int, planned: int, keep: int) -> int:
+    """Return the distance of the snapshots, in samples, when so many samples of so many are seen."""
+    distance = -(-planned // (4 * keep))
+    while samples > keep * distance:
+        distance *= 2
+    return distance
+
+
+def due(samples: int, plan: BatchPlan, keep: int) -> bool:
+    """Return whether the step that ended at `samples` was the first to reach a point of the grid."""
+    distance = interval(samples, plan.steps * plan.global_batch, keep)
+    return samples // distance > (samples - plan.global_batch) // distance
+
+
+def collect(parent: Path, ema: EMA, state: TrainingState, plan: BatchPlan, keep: int) -> Bundle:
+    """Copy the power-function averages to CPU memory in fp16; every rank calls it."""
+    folder = parent / f"samples-{state.samples:012d}"
+    prepare(folder)
+    copies = {
+        name: piece.to("cpu", torch.float16, copy=True)
+        for name, piece in ema.state().items()
+        if not name.startswith(f"{HALF_LIFE}/")
+    }
+    reached, batch, planned = state.samples, plan.global_batch, plan.steps * plan.global_batch
+
+    def committed() -> None:
+        distance = interval(reached, planned, keep)
+        grid = [path for path in complete(parent) if (at := samples_of(path)) // distance > (at - batch) // distance]
+        keep_only(parent, [*grid, folder])
+
+    return Bundle(folder, {folder / sharded_tensors.file_name(): partial(save_file, copies)}, committed)
+
+
+def samples_of(folder: Path) -> int:
+    """Return the samples seen at a snapshot, from its name."""
+    return int(folder.name.removeprefix("samples-"))
+
+
+POOR_FIT = 0.05  # of the norm of the wanted profile
+
+
+@dataclass
+class EmaConfig:
+    """Write the pipeline of an averaged model whose length is chosen after the training (Karras et al. 2024)."""
+
+    run_dir: Path
+    """Run folder of train-ldm, trained with --ema_profiles."""
+    reconstruct: float
+    """Relative width sigma_rel of the wanted average, such as 0.075; larger forgets more slowly."""
+    output_dir: Path | None = None
+    """Pipeline folder to write; default <run_dir>/pipeline-ema-<width>."""
+
+    def __post_init__(self) -> None:
+        """Refuse a width that no power function has."""
+        if not 0 < self.reconstruct <= WIDEST:
+            raise ValueError(f"reconstruct={self.reconstruct} must be above 0 and at most {WIDEST}")
+        if self.output_dir is None:
+            self.output_dir = self.run_dir / f"pipeline-ema-{self.reconstruct:g}"
+
+    def check_output(self, inputs_there: bool) -> None:
+        """Raise UserError where output_dir holds something else, or the run has no pipeline or no snapshots."""
+        from mdaug.pipeline.folder import find_pipeline
+        from shards import provenance
+
+        output = self.output_dir
+        assert output is not None
+        if output.exists() and not (output / provenance.FILE_NAME).is_file():
+            raise UserError(f"{output} exists and is no pipeline of ours; choose another --output_dir")
+        if inputs_there:
+            find_pipeline(self.run_dir)
+            _snapshots(self.run_dir)
+
+
+def _snapshots(run_dir: Path) -> list[Path]:
+    """Return the folders of the complete snapshots of a run; raises UserError where there are none."""
+    from mdaug.training.background_writer import complete
+
+    folders = complete(run_dir / FOLDER)
+    if not folders:
+        raise UserError(f"{run_dir} holds no {FOLDER}; train with --ema_profiles [0.05,0.10]")
+    return folders
+
+
+def reconstruct_ema(config: EmaConfig) -> Path:
+    """Write the pipeline with the averaged weights, of the end of the training, and return its folder.
+
+    Raises UserError if the run has no pipeline or no snapshots yet.
+    """
+    import numpy as np
+    import torch
+
+    from mdaug.pipeline.folder import find_pipeline, save_pipeline
+    from mdaug.pipeline.pipeline import MicroDopplerPipeline
+    from mdaug.training import ema
+    from mdaug.training.sharded_tensors import Reader
+
+    config.check_output(inputs_there=True)
+    pipeline_folder, origin = find_pipeline(config.run_dir)
+    folders = _snapshots(config.run_dir)
+    readers = [Reader(folder) for folder in folders]
+    stored = [  # (reader, name of the average, samples seen)
+        (reader, name, samples_of(folder))
+        for folder, reader in zip(folders, readers, strict=True)
+        for name in sorted({key.partition("/")[0] for key in reader.names()})
+    ]
+    times = np.array([samples for _, _, samples in stored])
+    widths = np.array([float(name) for _, name, _ in stored])
+    end = int(times.max())
+    weights, error = ema.solve(times, widths, end, config.reconstruct)
+    print(
+        f"sigma_rel {config.reconstruct:g} at {end:,} samples from {len(folders)} snapshots of "
+        f"{', '.join(f'{width:g}' for width in sorted(set(widths)))}: profile met to {100 * error:.2f} %"
+    )
+    if error > POOR_FIT:
+        print("warning: that is a poor fit; choose a width nearer to those that were tracked")
+
+    pipeline = MicroDopplerPipeline.from_pretrained(pipeline_folder)
+    with torch.no_grad():
+        for name, parameter in pipeline.unet.named_parameters():
+            total = torch.zeros(parameter.numel(), dtype=torch.float64)
+            for weight, (reader, average, _) in zip(weights, stored, strict=True):
+                total.add_(reader.read(f"{average}/{name}"), alpha=float(weight))
+            parameter.copy_(total.view_as(parameter))
+    output = config.output_dir
+    assert output is not None
+    settings = {**origin["config"], "ema_reconstructed": config.reconstruct}
+    save_pipeline(pipeline, output, made_from=origin["made_from"], config=settings)
+    print(f"wrote {output}")
+    return output

@@ -1,0 +1,159 @@
+"""`python -m launch plan --config FILE --nodes N`: what a training would take, before anybody waits in a queue.
+
+The arithmetic is that of `mdaug.training.cost`; docs/scaling.md says how far it has been measured.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from mdaug import cli, config
+from shards.errors import UserError
+from shards.validation import height_width
+
+FP32_SHARE = 1 / 16  # of the bf16 peak: fp32 runs outside of the tensor cores
+COMMANDS = {"LDMConfig": "train-ldm", "VQVAEConfig": "train-vqvae"}
+
+
+@dataclass
+class PlanConfig:
+    """Memory, step time, hours and GPU-hours of a training run, estimated; nothing is started."""
+
+    training: Path
+    """--config: train-vqvae.yaml or train-ldm.yaml of a preset, or config.yaml of a run."""
+    nodes: int = 1
+    """Machines."""
+    gpus_per_node: int = 8
+    """GPUs, and ranks, of each."""
+    gpu: str = "H100"
+    """Kind of GPU: H200, H100, A100, L40, A10, V100 or T4."""
+    mfu: float = 0.3
+    """Share of the GPU's peak that the networks are assumed to reach."""
+    network_gbit_s: float = 400.0
+    """What all network adapters of a machine send together, Gbit/s."""
+    samples: int = 10_000
+    """Images of the training set, where the configuration does not name packed shards that are there."""
+    channels: int = 3
+    """Channels of the images, likewise."""
+    classes: int = 10
+    """Number of classes, likewise."""
+
+    ALIASES: ClassVar[dict[str, str]] = {"config": "training"}
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be; raises ValueError naming field and value."""
+        from mdaug.training.cost import GPUS
+
+        if self.gpu not in GPUS:
+            raise ValueError(f"gpu={self.gpu} is not known here; choose one of {', '.join(GPUS)}")
+        if not 0 < self.mfu <= 1:
+            raise ValueError(f"mfu={self.mfu} must be above 0 and at most 1")
+        for name in ("nodes", "gpus_per_node", "network_gbit_s", "samples", "channels", "classes"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
+
+
+def plan(argv: list[str], flags: list[str]) -> int:
+    """Print the estimate of a run.
+
+    Args:
+        argv: fields of `PlanConfig`.
+        flags: further flags of the training command, which win over its YAML.
+    """
+    asked = config.parse(PlanConfig, argv, prog="python -m launch plan")
+    print("\n".join(estimate(asked, training_config(asked.training, flags))))
+    return 0
+
+
+def training_config(path: Path, flags: list[str]) -> Any:
+    """Return the training configuration of a YAML file; folders that it does not name are filled in."""
+    if not path.is_file():
+        raise UserError(f"--config {path} does not exist")
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    command = COMMANDS.get(values.pop("command", ""), path.stem)
+    values.pop("made_from", None)
+    if command not in COMMANDS.values():
+        raise UserError(f"--config {path}: its name must be train-vqvae.yaml or train-ldm.yaml, to tell what it trains")
+    names = ["data_dir", "output_dir", *(["vqvae_path"] if command == "train-ldm" else [])]
+    absent = [item for name in names if name not in values for item in (f"--{name}", f"({name} not given)")]
+    config_class, _ = cli.load(command)
+    file = [item for name, value in values.items() for item in (f"--{name}", _plain(value))]
+    return config.parse(config_class, [*absent, *file, *flags], prog=f"mdaug {command}")
+
+
+def estimate(asked: PlanConfig, training: Any) -> list[str]:
+    """Return the lines to print; raises UserError for a global batch that does not divide."""
+    from mdaug.training import cost, deepspeed_json, run_folder
+
+    gpu, ranks = cost.GPUS[asked.gpu], asked.nodes * asked.gpus_per_node
+    if training.batch_size == "auto":
+        raise UserError("batch_size=auto is found by trying on the GPU; give a number: -- --batch_size 16")
+    precision = {"auto": "fp16" if asked.gpu in ("V100", "T4") else "bf16"}.get(
+        training.mixed_precision, training.mixed_precision
+    )
+    passes = run_folder.accumulation(training, ranks)
+    samples, channels, classes = _data(asked, training.data_dir)
+    load = cost.count(training, precision, channels, _latent_shape(asked, training), classes)
+    how = cost.Sharding(deepspeed_json.stage_of(training), ranks, passes, precision)
+    networks = cost.network_bytes(load.parameters, how, load.persistent) + load.beside
+    networks += cost.average_bytes(load.parameters, load.averages, ranks)
+    buffers = cost.buffer_bytes(load.parameters, how)
+    total = (networks + load.activations + buffers) / 1e9
+
+    global_batch = training.batch_size * ranks * passes
+    flops = load.flops_per_sample * training.batch_size * passes
+    peak = gpu.flops * (FP32_SHARE if precision == "no" else 1)
+    speed = cost.ring_bandwidth(asked.gpus_per_node, asked.nodes, gpu.link_gb_s * 1e9, asked.network_gbit_s / 8 * 1e9)
+    traffic = cost.traffic(load.parameters, how, load.persistent, averaged=load.averages > 0)
+    time = cost.StepTime(flops / (asked.mfu * peak), traffic.sent(ranks) / speed if ranks > 1 else 0.0)
+    steps = -(-(training.train_samples or training.epochs * samples) // global_batch)
+    hours = steps * time.longest / 3600
+    fits = "fits" if total < 0.9 * gpu.memory_gb else "does NOT fit"
+    return [
+        f"run        {load.parameters / 1e6:.1f} M parameters, ZeRO {how.stage}, {precision}; {steps:,} steps of "
+        f"{global_batch} samples ({training.batch_size} x {ranks} GPUs x {passes} accumulation), {samples:,} images",
+        f"memory     {total:.1f} GB of {gpu.memory_gb} GB per GPU, {fits}: networks and optimizer "
+        f"{networks / 1e9:.1f}, activations {load.activations / 1e9:.1f}, communication {buffers / 1e9:.1f}; "
+        "libraries take 1 to 2 more",
+        f"step       {1e3 * time.longest:.1f} ms: {1e3 * time.computing:.1f} ms computing "
+        f"({flops / 1e12:.2f} TFLOP per GPU), {1e3 * time.moving:.1f} ms moving {traffic.sent(ranks) / 1e9:.2f} GB if "
+        "nothing of it is hidden",
+        f"speed      {global_batch / time.longest:,.0f} img/s, {100 * time.efficiency:.0f} % of {ranks} single GPUs",
+        f"time       {hours:.1f} hours, {hours * ranks:.1f} GPU-hours, without validation, pictures and waits for data",
+        f"assumed    {asked.gpu}: {gpu.flops / 1e12:.0f} TFLOP/s peak (data sheet) x "
+        f"{'1/16 for fp32 x ' if precision == 'no' else ''}{asked.mfu:g} MFU; "
+        f"{gpu.link_gb_s:g} GB/s between GPUs, {asked.network_gbit_s:g} Gbit/s out of a machine; nothing was measured",
+    ]
+
+
+def _data(asked: PlanConfig, data_dir: Path) -> tuple[int, int, int]:
+    """Return images of the training set, channels and classes: of packed shards where they are, else as asked."""
+    index = data_dir / "train" / "index.json"
+    if not index.is_file():
+        return asked.samples, asked.channels, asked.classes
+    there = json.loads(index.read_text(encoding="utf-8"))
+    images = sum(shard["nsamples"] for shard in there["shardlist"])
+    return images, there["image_shape"][2], len(there["classes"])
+
+
+def _latent_shape(asked: PlanConfig, training: Any) -> list[int]:
+    """Return (c, h, w): of the VQ-VAE where it is, else of the preset's train-vqvae.yaml, else three halvings."""
+    if not hasattr(training, "vqvae_path"):
+        return []
+    from mdaug.models.vqvae import GEOMETRY_FILE
+
+    for folder in (training.vqvae_path, training.vqvae_path / "best"):
+        if (folder / GEOMETRY_FILE).is_file():
+            return json.loads((folder / GEOMETRY_FILE).read_text(encoding="utf-8"))["latent_shape"]
+    beside = asked.training.with_name("train-vqvae.yaml")
+    halvings = training_config(beside, []).n_layers if beside.is_file() else 3
+    return [training.latent_channels, *(side >> halvings for side in height_width(training.image_size))]
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, list | bool) or value is None else str(value)

@@ -1,0 +1,96 @@
+"""What a command reads images from: a packed folder, or an image folder that is packed once into a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from shards import provenance
+from shards.errors import UserError
+from shards.index import FILE_NAME as INDEX
+from shards.index import read_index
+from shards.output_folder import PLAN
+from shards.pack import PackConfig, pack
+from shards.remote import fetch, url_of
+from shards.source import read_folder
+from shards.validation import height_width, written
+
+
+def open_packed(data_dir: Path, image_size: int | str, cache_dir: Path | None = None, **options: Any) -> Path:
+    """Return a packed folder of images of `image_size`: `data_dir` itself, or what an image folder is packed into.
+
+    An image folder is packed once into `cache_dir` (default: the folder `.mdaug-cache` beside it), under a name that
+    changes with the files and the options. Any number of ranks may call this at once: one packs, the others wait.
+
+    Args:
+        data_dir: a packed folder, an image folder, or the URL of a packed folder (`s3://...`, see shards/remote.py).
+        image_size: what the caller needs: pixels of a square, or height x width such as "128x256".
+        cache_dir: where packed image folders, or copies of remote ones, are kept.
+        options: further fields of PackConfig.
+
+    Raises:
+        UserError: packed images of another size, an unfinished packing, or what `pack` refuses.
+    """
+    url = url_of(data_dir)
+    data_dir = fetch(url, cache_dir) if url else Path(data_dir)
+    if packed_hash(data_dir, image_size, cache_dir, **options) is not None:
+        return data_dir
+    folder = read_folder(data_dir)
+    cache_dir = cache_dir or _beside(data_dir)
+    config = PackConfig(data_dir, cache_dir, image_size=image_size, **options)
+    name = hashlib.sha256(json.dumps([folder.listing, config.options()]).encode()).hexdigest()[:16]
+    config.output_dir = cache_dir / name
+    pack(config)
+    return config.output_dir
+
+
+def require_images(data_dir: Path) -> None:
+    """Raise UserError for a local folder that is neither packed nor an image folder; opens no image."""
+    if not ((data_dir / PLAN).is_file() or (data_dir / "train" / INDEX).is_file()):
+        read_folder(data_dir)
+
+
+def packed_hash(data_dir: Path, image_size: int | str, cache_dir: Path | None = None, **options: Any) -> str | None:
+    """Return the content hash of a packed folder, or None for an image folder or a URL; reads and packs no image.
+
+    Raises UserError as `open_packed` does for a packed folder that does not fit, and for an image folder beside which
+    nothing can be written.
+    """
+    if not ((data_dir / PLAN).is_file() or (data_dir / "train" / INDEX).is_file()):
+        if cache_dir is None and data_dir.is_dir():
+            _require_writable(_beside(data_dir), data_dir, image_size)
+        return None
+    content = provenance.read(data_dir, "images")["hash"]
+    height, width, channels = read_index(data_dir / "train")["image_shape"]
+    if (height, width) != height_width(image_size):
+        raise UserError(
+            f"{data_dir} holds images of {height}x{width}, but image_size is {image_size}; "
+            f"give --image_size {written(height, width)} or pack the image folder again with "
+            f"--image_size {image_size}"
+        )
+    if channels != {"rgb": 3, "gray": 1}.get(options.get("image_mode", "auto"), channels):
+        raise UserError(
+            f"{data_dir} holds images of {channels} channel(s), but image_mode is {options['image_mode']}; "
+            f"pack the image folder again with --image_mode {options['image_mode']}"
+        )
+    return content
+
+
+def _beside(data_dir: Path) -> Path:
+    return data_dir.resolve().parent / ".mdaug-cache"
+
+
+def _require_writable(cache_dir: Path, data_dir: Path, image_size: int | str) -> None:
+    there = cache_dir if cache_dir.exists() else cache_dir.parent
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{data_dir} is an image folder, but nothing can be packed beside it ({there}: {error.strerror}); run: "
+            f"mdaug pack --data_dir {data_dir} --output_dir <folder> --image_size {image_size}, and give that folder "
+            "as --data_dir"
+        ) from None
