@@ -40,8 +40,7 @@ from mdaug.pipeline.pipeline import MicroDopplerPipeline
 from mdaug.pipeline.schedulers import build_scheduler, scheduler_like
 from mdaug.training.cost import GPUS
 from mdaug.training.ldm_task import build_unet
-from mdaug.training.train_ldm import LDMConfig
-from mdaug.training.train_vqvae import VQVAEConfig
+from mdaug.training.options import LDMConfig, VQVAEConfig
 from shards.provenance import code_version
 from shards.validation import height_width
 

@@ -38,17 +38,19 @@ from torchvision.datasets import ImageFolder
 from mdaug import config as configuration
 from mdaug import distributed
 from mdaug.models.vqvae import build_vqvae, load_vqvae, save_vqvae
-from mdaug.radar.simulate import SimulateConfig, simulate
+from mdaug.radar.options import SimulateConfig
+from mdaug.radar.simulate import run as simulate
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.deepspeed_json import deepspeed_config
-from mdaug.training.encode import EncodeConfig, encode_packed
+from mdaug.training.encode import encode_packed
 from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.ldm_task import LDMTask
+from mdaug.training.options import EncodeConfig, LDMConfig
 from mdaug.training.run_folder import BatchPlan, plan_batches
-from mdaug.training.train_ldm import LDMConfig
 from shards import provenance
+from shards.options import PackConfig
 from shards.order import PositionSampler
-from shards.pack import PackConfig, pack
+from shards.pack import run as pack
 
 DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -201,7 +203,7 @@ def main() -> None:
     options = parser.parse_args()
 
     device = distributed.init()
-    from mdaug.training.train_vqvae import VQVAEConfig
+    from mdaug.training.options import VQVAEConfig
 
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)

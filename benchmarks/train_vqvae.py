@@ -42,8 +42,8 @@ from mdaug.training.checkpoint import TrainingState
 from mdaug.training.deepspeed_json import deepspeed_config
 from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.loop import _loader
+from mdaug.training.options import VQVAEConfig
 from mdaug.training.run_folder import BatchPlan, plan_batches
-from mdaug.training.train_vqvae import VQVAEConfig
 from shards import provenance
 from shards.dataset import ShardDataset
 

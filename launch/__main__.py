@@ -16,8 +16,6 @@ from launch import caches, slurm_query
 from mdaug import cli, config
 from shards.errors import UserError
 
-PARALLEL = {"train-vqvae", "encode", "train-ldm", "generate", "evaluate"}  # the other commands run in one process
-ARRAYS = {"generate", "evaluate"}  # whose ranks need not run at the same time, nor know of each other
 USAGE = """usage: python -m launch <command> [--nodes N] [--gpus_per_node N] [--cluster auto|slurm|local|inline]
                                  [--profile FILE] [--wait] [--dry_run] -- <flags of the command>
        python -m launch status|logs|cancel RUN_DIR         of a SLURM job, or of ranks on this machine
@@ -96,17 +94,18 @@ def main(argv: list[str]) -> int:
 
 def launch(command: str, launcher_flags: list[str], flags: list[str]) -> int:
     """Check both sets of flags, then run the command; raises UserError for a mistake in either."""
-    config_class, _ = cli.load(command)
+    entry = cli.find(command)
     where = config.parse(LaunchConfig, launcher_flags, prog=f"python -m launch {command}")
-    if where.workers > 1 and command not in ARRAYS:
-        raise UserError(f"workers={where.workers}: only {' and '.join(sorted(ARRAYS))} run as a job array; use nodes")
-    resolved = config.parse(config_class, flags, prog=f"mdaug {command}")
+    if where.workers > 1 and not entry.array:
+        arrays = " and ".join(name for name, known in cli.COMMANDS.items() if known.array)
+        raise UserError(f"workers={where.workers}: only {arrays} run as a job array; use nodes")
+    resolved = cli.parse(command, flags)
     if where.cluster == "slurm":
         return _submit(command, where, resolved)
     ranks = _ranks(command, where)
     if where.workers > 1:
         print(f"launch: workers={where.workers} is for job arrays of SLURM; here {ranks} rank(s) do it all", flush=True)
-    local = ranks > 1 or (where.cluster == "local" and command in PARALLEL)
+    local = ranks > 1 or (where.cluster == "local" and cli.find(command).parallel)
     if where.dry_run:
         place = f"{ranks} rank(s) on this machine, logs in {resolved.output_dir}/logs" if local else "in this process"
         print(f"# mdaug {command}: {place}\n{config.dump(resolved)}", end="")
@@ -153,7 +152,7 @@ def _submit(command: str, where: LaunchConfig, resolved: Any) -> int:
     else:
         gpus, per_node = _slurm_ranks(where, chosen.partition)
     nodes = where.nodes
-    if command not in PARALLEL:
+    if not cli.find(command).parallel:
         if nodes * per_node > 1:
             print(f"launch: {command} runs in one process; one task of one node is enough", flush=True)
         nodes, per_node, gpus = 1, 1, False
@@ -168,7 +167,7 @@ def _submit(command: str, where: LaunchConfig, resolved: Any) -> int:
         preflight.require_shared(
             preflight.local_paths(resolved) | slurm.code_paths(chosen, where.snapshot), chosen.shared
         )
-    place = slurm.place(resolved.output_dir, command in PARALLEL)
+    place = slurm.place(resolved.output_dir, cli.find(command).parallel)
     size = slurm.Size(nodes, per_node, gpus, where.workers)
     if where.dry_run:
         print(slurm.script(command, place, size, chosen, where.after, where.snapshot))
@@ -202,7 +201,7 @@ def _slurm_ranks(where: LaunchConfig, partition: str | None) -> tuple[bool, int]
 def _ranks(command: str, where: LaunchConfig) -> int:
     """Return the number of ranks; raises UserError where a machine has GPUs, but fewer than asked for."""
     wanted = where.gpus_per_node
-    if command not in PARALLEL:
+    if not cli.find(command).parallel:
         if wanted not in ("auto", 1):
             print(f"launch: {command} runs in one process; gpus_per_node={wanted} is not used", flush=True)
         return 1

@@ -9,9 +9,9 @@ from typing import Literal
 
 from launch import attempt, slurm_query
 from launch import status as follow
-from launch.__main__ import PARALLEL, launch
+from launch.__main__ import launch
 from launch.demo import DemoConfig, stage_flags
-from mdaug import config
+from mdaug import cli, config
 from shards.errors import UserError
 
 
@@ -54,7 +54,7 @@ def run(chain: PipelineConfig) -> int:
         for command, folders in stages.items():
             preset = Path("configs", chain.preset, f"{command}.yaml")
             flags = [*(["--config", str(preset)] if preset.is_file() else []), *folders]
-            nodes, ranks = (chain.nodes, chain.gpus_per_node) if command in PARALLEL else (1, 1)
+            nodes, ranks = (chain.nodes, chain.gpus_per_node) if cli.find(command).parallel else (1, 1)
             where = ["--cluster", "slurm", "--nodes", str(nodes), "--gpus_per_node", str(ranks), *after]
             where += ["--profile", str(chain.profile)] if chain.profile else []
             launch(command, where, flags)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import psutil
 
@@ -14,6 +14,7 @@ from mdaug import config as configuration
 from shards.errors import UserError
 from shards.packed import require_images
 from shards.remote import url_of
+from shards.validation import Preflight
 from shards.writer import require_writable
 
 Config = TypeVar("Config")
@@ -46,23 +47,19 @@ def check(command: str, config: Any, ranks: int, *, gpus: bool | None = None, in
         gpus: whether each of them gets a GPU; None: not known here.
         inputs_later: a job before this one makes the inputs, so they need not be there yet.
     """
-    for name in cli.INPUTS.get(command, ()):
+    entry = cli.find(command)
+    for name in entry.inputs:
         path = getattr(config, name)
-        if (inputs_later and name not in GIVEN) or path is None or url_of(path) is not None:
+        if (inputs_later and name not in entry.given) or path is None or url_of(path) is not None:
             continue
         if not path.exists():
             raise UserError(f"{name}={path} does not exist; make it first, or correct --{name}")
-        if name == "data_dir" and command != "spectrogram":  # whose data are recordings
+        if name == "data_dir" and entry.images:
             require_images(path)
-    if hasattr(config, "check_ranks"):
-        config.check_ranks(ranks)
-    if gpus is not None and hasattr(config, "check_device"):
-        try:
-            config.check_device("cuda" if gpus else "cpu")
-        except UserError as error:
-            raise UserError(f"{error} (the nodes of this partition have no GPUs)") from None
-    if hasattr(config, "check_output"):
-        config.check_output(not inputs_later)
+    device: Literal["cpu", "cuda"] | None = None if gpus is None else "cuda" if gpus else "cpu"
+    module = entry.load()
+    if hasattr(module, "check"):
+        module.check(config, Preflight(ranks, device, not inputs_later))
     require_writable(config.output_dir)
 
 

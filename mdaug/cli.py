@@ -1,85 +1,177 @@
-"""The command line: `mdaug <command> [--config FILE.yaml] [--field value ...]`.
+"""The command line: `mdaug <command> [--config FILE.yaml] [--field value ...]`, and the one table of all commands.
 
-Each command is a dataclass and a function named in COMMANDS. Nothing heavy (torch, diffusers,
-deepspeed) is imported before a command runs, so `mdaug --help` answers at once.
+`mdaug --help` and `mdaug <command> --help` import the options alone; torch, diffusers and deepspeed come with the
+command itself.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from shards.errors import UserError
-
-# command: (module, configuration dataclass, function that runs it, one line of help)
-COMMANDS = {
-    "simulate": ("mdaug.radar.simulate", "SimulateConfig", "simulate", "make a labelled image folder from physics"),
-    "spectrogram": (
-        "mdaug.radar.spectrogram",
-        "SpectrogramConfig",
-        "spectrogram",
-        "recordings -> labelled image folder",
-    ),
-    "pack": ("shards.pack", "PackConfig", "pack", "image folder -> tar shards + index, split by group"),
-    "train-vqvae": ("mdaug.training.train_vqvae", "VQVAEConfig", "train_vqvae", "train the VQ-VAE on packed images"),
-    "reconstruct": (
-        "mdaug.evaluation.reconstruct",
-        "ReconstructConfig",
-        "reconstruct",
-        "measure the VQ-VAE on held-out images",
-    ),
-    "encode": ("mdaug.training.encode", "EncodeConfig", "encode", "packed images -> latent shards + mean/std"),
-    "train-ldm": ("mdaug.training.train_ldm", "LDMConfig", "train_ldm", "train the latent diffusion model"),
-    "ema": ("mdaug.training.ema_snapshots", "EmaConfig", "reconstruct_ema", "averaged model of another length"),
-    "generate": ("mdaug.generation.generate", "GenerateConfig", "generate", "write labelled synthetic tar shards"),
-    "evaluate": ("mdaug.evaluation.evaluate", "EvaluateConfig", "evaluate", "fidelity and usefulness, with a report"),
-}
-
-# Fields of a command's configuration that must exist when it starts (those that are optional: where they are given).
-INPUTS = {
-    "spectrogram": ("data_dir",),
-    "pack": ("data_dir",),
-    "train-vqvae": ("data_dir", "deepspeed_config", "perceptual_weights"),
-    "encode": ("data_dir", "vqvae_path"),
-    "reconstruct": ("data_dir", "vqvae_path", "perceptual_weights"),
-    "train-ldm": ("data_dir", "vqvae_path", "deepspeed_config"),
-    "ema": ("run_dir",),
-    "generate": ("ldm_path", "vqvae_path", "balance_to", "include_real", "sift"),
-    "evaluate": ("data_dir", "synthetic_dir", "vqvae_path", "simulated_dir"),
-}
 
 NO_MEMORY = ("out of memory", "can't allocate memory")  # in torch's errors, of a GPU and of a CPU
 
 
-def load(command: str):
-    """Return (configuration class, function) of a command, importing its module now."""
-    if command not in COMMANDS:
-        raise UserError(f"mdaug: unknown command '{command}'; the commands are {', '.join(COMMANDS)}")
-    module_name, config_name, function_name, _ = COMMANDS[command]
-    module = importlib.import_module(module_name)
-    return getattr(module, config_name), getattr(module, function_name)
+@dataclass(frozen=True)
+class Command:
+    """What is known of a command before any of its code is imported.
+
+    Attributes:
+        options: "module:class" of its options, a dataclass.
+        module: where its `run(options)` is and, unless it writes no folder, its `check(options, where: Preflight)`.
+        help: one line.
+        inputs: options that name a folder or file which must be there when the command starts (if it is given).
+        given: those of them that the user writes by hand, so that they are there before any other command has run.
+        parallel: whether several ranks share the work; else it runs in one process.
+        array: whether its ranks need not run at the same time, nor know of each other.
+        images: whether `data_dir` is packed shards or an image folder.
+    """
+
+    options: str
+    module: str
+    help: str
+    inputs: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
+    parallel: bool = False
+    array: bool = False
+    images: bool = True
+
+    def load_options(self) -> type:
+        """Import and return the options class."""
+        module, _, name = self.options.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+    def load(self) -> ModuleType:
+        """Import and return the module with `run` and `check`."""
+        return importlib.import_module(self.module)
+
+
+COMMANDS = {
+    "simulate": Command(
+        "mdaug.radar.options:SimulateConfig",
+        "mdaug.radar.simulate",
+        "make a labelled image folder from physics",
+    ),
+    "spectrogram": Command(
+        "mdaug.radar.options:SpectrogramConfig",
+        "mdaug.radar.spectrogram",
+        "raw radar recordings -> labelled image folder",
+        inputs=("data_dir",),
+        images=False,
+    ),
+    "pack": Command(
+        "shards.options:PackConfig",
+        "shards.pack",
+        "image folder -> tar shards + index, split by group",
+        inputs=("data_dir",),
+    ),
+    "train-vqvae": Command(
+        "mdaug.training.options:VQVAEConfig",
+        "mdaug.training.train_vqvae",
+        "train the VQ-VAE on packed images",
+        inputs=("data_dir", "deepspeed_config", "perceptual_weights"),
+        given=("deepspeed_config", "perceptual_weights"),
+        parallel=True,
+    ),
+    "reconstruct": Command(
+        "mdaug.evaluation.options:ReconstructConfig",
+        "mdaug.evaluation.reconstruct",
+        "measure what the VQ-VAE keeps of held-out images",
+        inputs=("data_dir", "vqvae_path", "perceptual_weights"),
+        given=("perceptual_weights",),
+    ),
+    "encode": Command(
+        "mdaug.training.options:EncodeConfig",
+        "mdaug.training.encode",
+        "packed images -> latent shards with their mean and std",
+        inputs=("data_dir", "vqvae_path"),
+        parallel=True,
+    ),
+    "train-ldm": Command(
+        "mdaug.training.options:LDMConfig",
+        "mdaug.training.train_ldm",
+        "train the latent diffusion model",
+        inputs=("data_dir", "vqvae_path", "deepspeed_config"),
+        given=("deepspeed_config",),
+        parallel=True,
+    ),
+    "ema": Command(
+        "mdaug.training.options:EmaConfig",
+        "mdaug.training.ema_snapshots",
+        "averaged diffusion model of another length, after the training",
+        inputs=("run_dir",),
+    ),
+    "generate": Command(
+        "mdaug.generation.options:GenerateConfig",
+        "mdaug.generation.generate",
+        "write labelled synthetic tar shards",
+        inputs=("ldm_path", "vqvae_path", "balance_to", "include_real", "sift"),
+        parallel=True,
+        array=True,
+    ),
+    "evaluate": Command(
+        "mdaug.evaluation.options:EvaluateConfig",
+        "mdaug.evaluation.evaluate",
+        "fidelity and usefulness, with a report",
+        inputs=("data_dir", "synthetic_dir", "vqvae_path", "simulated_dir"),
+        parallel=True,
+        array=True,
+    ),
+    "estimate": Command(
+        "mdaug.training.options:EstimateConfig",
+        "mdaug.training.estimate",
+        "memory, hours and GPU-hours of a training, before it is queued",
+    ),
+    "weights": Command(
+        "mdaug.models.options:WeightsConfig",
+        "mdaug.models.perceptual",
+        "fetch the weights of the perceptual loss (needs a network)",
+    ),
+}
+
+
+def find(name: str) -> Command:
+    """Return a command by its name; raises UserError for one that does not exist."""
+    if name not in COMMANDS:
+        raise UserError(f"mdaug: unknown command '{name}'; the commands are {', '.join(COMMANDS)}")
+    return COMMANDS[name]
+
+
+def parse(name: str, argv: list[str]) -> Any:
+    """Return the options of a command from its flags; raises UserError for a mistake in them."""
+    from mdaug import config
+
+    return config.parse(find(name).load_options(), argv, f"mdaug {name}", section=name, sections=COMMANDS)
 
 
 def run(argv: list[str]) -> None:
-    """Parse and run one command; mistakes of the user, and too small a disk or memory, arrive as UserError."""
-    from mdaug import config
-    from shards.writer import one_line_for_a_full_disk, require_writable
+    """Parse and run one command; the user's mistakes, a full disk and too little memory arrive as UserError."""
+    start(argv[0], parse(argv[0], argv[1:]))
 
-    config_class, function = load(argv[0])
-    parsed = config.parse(config_class, argv[1:], prog=f"mdaug {argv[0]}")
-    output = next(filter(None, (getattr(parsed, name, None) for name in ("output_dir", "run_dir", "vqvae_path"))))
+
+def start(name: str, options: Any) -> None:
+    """Run a command with its options; raises UserError as `run` does."""
+    from shards.writer import disk_full_as_user_error, require_writable
+
+    output = getattr(options, "output_dir", Path.cwd())  # a command without one writes no folder
     try:
-        with one_line_for_a_full_disk(output):
-            function(parsed)
+        with disk_full_as_user_error(output):
+            find(name).load().run(options)
     except OSError:
         require_writable(output)  # if that is the reason, it is a line; a finished folder may well be read-only
         raise
     except (MemoryError, RuntimeError) as error:
-        said = " ".join(str(error).split())
-        if not isinstance(error, MemoryError) and not any(words in said for words in NO_MEMORY):
+        text = " ".join(str(error).split())
+        if not isinstance(error, MemoryError) and not any(words in text for words in NO_MEMORY):
             raise
         raise UserError(
-            f"out of memory ({said[:160]}); a smaller --batch_size needs less, and in a training "
+            f"out of memory ({text[:160]}); a smaller --batch_size needs less, and in a training "
             "--gradient_accumulation_steps makes up for it"
         ) from None
 
@@ -89,8 +181,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: mdaug <command> [--config FILE.yaml] [--field value ...]\n")
-        for command, (*_, text) in COMMANDS.items():
-            print(f"  {command:12s} {text}")
+        for name, command in COMMANDS.items():
+            print(f"  {name:12s} {command.help}")
         print("\n'mdaug <command> --help' lists the fields of a command.")
         return 0
     if argv[0] == "--version":

@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import TypeVar, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+from shards import atomic
 from shards.errors import UserError
+from shards.validation import plain
+
+COMMON = "common"  # section of a preset whose values go to every command that has such a field
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 Config = TypeVar("Config")
 
 
-def parse(config_class: type[Config], argv: list[str], prog: str) -> Config:
+def parse(
+    config_class: type[Config], argv: list[str], prog: str, section: str = "", sections: Collection[str] = ()
+) -> Config:
     """Build `config_class` from `--config FILE.yaml` and `--field value` flags; later ones win.
+
+    The file holds fields, or is a preset: sections of fields, of which `section` is taken, over what `common:` has for
+    fields of this class.
 
     A field of type bool also works as a bare switch (`--save_images`). The class attribute
     `ALIASES` maps further flag names to `field` or `field=value`, and `POSITIONAL` names the field that a first
     argument without dashes fills.
 
-    Raises UserError for an unknown key, a value of the wrong type, or what `__post_init__` refuses.
+    Args:
+        config_class: a dataclass of options.
+        argv: the flags.
+        prog: what errors begin with, such as "mdaug pack".
+        section: name of the command in a preset.
+        sections: names of all commands.
+
+    Raises:
+        UserError: an unknown key or section, a value of the wrong type, or what `__post_init__` refuses.
     """
     parser = ArgumentParser(prog=prog, description=config_class.__doc__, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the fields below")
@@ -31,7 +49,8 @@ def parse(config_class: type[Config], argv: list[str], prog: str) -> Config:
     config_class.__init__.__annotations__.update(get_type_hints(config_class))
     parser.add_class_arguments(config_class)
     try:
-        namespace = parser.parse_args(_plain_flags(config_class, argv))
+        flags = _plain_flags(config_class, argv)
+        namespace = parser.parse_args(_take_sections(config_class, flags, prog, section, sections))
     except (ArgumentError, UnicodeDecodeError) as error:
         raise UserError(f"{prog}: {_first_sentence(error)} ('{prog} --help' lists every flag)") from None
     values = vars(namespace)
@@ -51,7 +70,7 @@ def parse(config_class: type[Config], argv: list[str], prog: str) -> Config:
 def save(config: object, path: Path) -> None:
     """Write the resolved configuration as YAML that `--config` reads back to an equal object."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(dump(config), encoding="utf-8")
+    atomic.write_text(path, dump(config))
 
 
 def dump(config: object) -> str:
@@ -61,14 +80,6 @@ def dump(config: object) -> str:
 
 def as_dict(config: object) -> dict:
     """Return the configuration as plain JSON-able values (paths as strings)."""
-
-    def plain(value):
-        if isinstance(value, Path):
-            return str(value)
-        if isinstance(value, tuple | list):
-            return [plain(item) for item in value]
-        return value
-
     return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}  # type: ignore[arg-type]
 
 
@@ -101,8 +112,42 @@ def _plain_flags(config_class: type, argv: list[str]) -> list[str]:
     return plain
 
 
+def _take_sections(
+    config_class: type, flags: list[str], prog: str, section: str, sections: Collection[str]
+) -> list[str]:
+    """Replace `--config PRESET` by `--config=<text of the one section>`; other files stay as they are."""
+    taken, files = [], iter(flags)
+    for flag in files:
+        name, equals, value = flag.partition("=")
+        if name != "--config":
+            taken.append(flag)
+            continue
+        path = Path(value if equals else next(files, ""))
+        taken.append(f"--config={_section_of(config_class, path, prog, section, sections)}")
+    return taken
+
+
+def _section_of(config_class: type, path: Path, prog: str, section: str, sections: Collection[str]) -> str:
+    """Return the YAML text of one section of a preset, or the path of a file that holds fields themselves."""
+    if not path.is_file():
+        raise UserError(f"{prog}: --config {path} does not exist")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        return str(path)  # the parser says where
+    names = {field.name for field in dataclasses.fields(config_class)}
+    if not isinstance(values, dict) or names & values.keys():
+        return str(path)
+    if not all(value is None or isinstance(value, dict) for value in values.values()):
+        return str(path)
+    if unknown := [name for name in values if name != COMMON and name not in sections]:
+        raise UserError(f"{prog}: {path} has a section '{unknown[0]}'; sections are {COMMON}, {', '.join(sections)}")
+    common = {name: value for name, value in (values.get(COMMON) or {}).items() if name in names}
+    return yaml.safe_dump(common | (values.get(section) or {}), allow_unicode=True)
+
+
 def _first_sentence(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
-        return "the file of --config is no text in UTF-8"
+        return "the file of --config is not text in UTF-8"
     text = " ".join(str(error).split())
     return text.replace("Unexpected config:", "the file of --config does not hold 'flag: value' lines:").rstrip(" :")

@@ -8,15 +8,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from shards import provenance
+from shards import pack, provenance
 from shards.errors import UserError
 from shards.index import FILE_NAME as INDEX
 from shards.index import read_index
-from shards.output_folder import PLAN
-from shards.pack import PackConfig, pack
+from shards.options import PackConfig
+from shards.output_folder import RUN_FILE
 from shards.remote import fetch, url_of
 from shards.source import read_folder
-from shards.validation import height_width, written
+from shards.validation import height_width, identity_of, written
 
 
 def open_packed(data_dir: Path, image_size: int | str, cache_dir: Path | None = None, **options: Any) -> Path:
@@ -41,15 +41,15 @@ def open_packed(data_dir: Path, image_size: int | str, cache_dir: Path | None = 
     folder = read_folder(data_dir)
     cache_dir = cache_dir or _beside(data_dir)
     config = PackConfig(data_dir, cache_dir, image_size=image_size, **options)
-    name = hashlib.sha256(json.dumps([folder.listing, config.options()]).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps([folder.listing, identity_of(config)]).encode()).hexdigest()[:16]
     config.output_dir = cache_dir / name
-    pack(config)
+    pack.run(config)
     return config.output_dir
 
 
 def require_images(data_dir: Path) -> None:
     """Raise UserError for a local folder that is neither packed nor an image folder; opens no image."""
-    if not ((data_dir / PLAN).is_file() or (data_dir / "train" / INDEX).is_file()):
+    if not ((data_dir / RUN_FILE).is_file() or (data_dir / "train" / INDEX).is_file()):
         read_folder(data_dir)
 
 
@@ -59,7 +59,7 @@ def packed_hash(data_dir: Path, image_size: int | str, cache_dir: Path | None = 
     Raises UserError as `open_packed` does for a packed folder that does not fit, and for an image folder beside which
     nothing can be written.
     """
-    if not ((data_dir / PLAN).is_file() or (data_dir / "train" / INDEX).is_file()):
+    if not ((data_dir / RUN_FILE).is_file() or (data_dir / "train" / INDEX).is_file()):
         if cache_dir is None and data_dir.is_dir():
             _require_writable(_beside(data_dir), data_dir, image_size)
         return None

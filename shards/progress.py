@@ -49,3 +49,9 @@ class Progress:
             rate = self.count / max(now - self.start, 1e-9)
             speed = f"{rate:.0f}" if rate >= 10 else f"{rate:.2f}"
             print(f"{self.name}: {self.count}/{self.total} {self.unit}s, {speed}/s", file=sys.stderr, flush=True)
+
+
+def say(text: str) -> None:
+    """Print on the first rank alone."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, flush=True)

@@ -30,7 +30,9 @@ def hash_files(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def write(folder: Path, *, kind: str, content_hash: str, made_from: dict[str, str], config: dict) -> None:
+def write(
+    folder: Path, *, kind: str, content_hash: str, made_from: dict[str, str], config: dict, note: str = ""
+) -> None:
     """Write `provenance.json` into `folder`, as the last file of the step that made it.
 
     Args:
@@ -39,6 +41,7 @@ def write(folder: Path, *, kind: str, content_hash: str, made_from: dict[str, st
         content_hash: sha256 of what it holds; a later step repeats it in its own `made_from`.
         made_from: role -> content hash of every folder it was made from, such as {"images": ..., "vqvae": ...}.
         config: the resolved configuration of the step, as plain JSON values.
+        note: what else there is to say of the end, such as why a training stopped early.
     """
     record = {
         "kind": kind,
@@ -47,6 +50,7 @@ def write(folder: Path, *, kind: str, content_hash: str, made_from: dict[str, st
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "version": code_version(),
         "config": config,
+        **({"note": note} if note else {}),
     }
     write_text(folder / FILE_NAME, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from shards import atomic, provenance
 from shards.errors import UserError
 from shards.index import FILE_NAME, SPLITS
-from shards.writer import finished, one_line_for_a_full_disk
+from shards.writer import disk_full_as_user_error, finished
 
 # Files of a data set besides its shards and its provenance.
 BESIDE = ("classes.json", "statistics.json", "report.json", "plan.json")
@@ -50,7 +50,7 @@ def fetch(url: str, cache_dir: Path | None = None) -> Path:
         raise UserError(f"{url} cannot be opened: {error}") from None
     with open(local / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with one_line_for_a_full_disk(local):
+        with disk_full_as_user_error(local):
             _fetch_all(_Remote(filesystem, root.rstrip("/"), url), local)
     return local
 

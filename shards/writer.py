@@ -50,7 +50,7 @@ def write_shard(
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic.remove_debris(path.parent, f"{path.stem}.*")
     sidecar = path.with_suffix(".json")
-    with one_line_for_a_full_disk(path):
+    with disk_full_as_user_error(path):
         with atomic.replacing(path) as file:
             record = {"file": path.name, **_write_members(_Hashing(file), samples, path)}
             record["statistics"] = statistics() if statistics else {}
@@ -78,7 +78,7 @@ def _read_sidecar(path: Path) -> dict | None:
 
 
 @contextlib.contextmanager
-def one_line_for_a_full_disk(path: Path) -> Iterator[None]:
+def disk_full_as_user_error(path: Path) -> Iterator[None]:
     """Turn "no space left" and "quota exceeded" into a UserError that names the file, or `path` if it is not told."""
     try:
         yield

@@ -11,7 +11,7 @@ from shards import atomic, provenance
 from shards.errors import UserError
 
 if TYPE_CHECKING:
-    from mdaug.evaluation.evaluate import EvaluateConfig
+    from mdaug.evaluation.options import EvaluateConfig
 
 
 IDENTITY, RESULTS, PARTS = "evaluation.json", "results", "parts"

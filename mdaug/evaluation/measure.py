@@ -27,7 +27,7 @@ from shards.atomic import write_text
 from shards.colormap import COLORMAPS
 
 if TYPE_CHECKING:
-    from mdaug.evaluation.evaluate import EvaluateConfig
+    from mdaug.evaluation.options import EvaluateConfig
 
 
 FEATURES = "features"

@@ -6,16 +6,17 @@ import io
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from mdaug import config as configuration
+from mdaug.evaluation.options import ReconstructConfig
 from shards import atomic, provenance
 from shards.errors import UserError
+from shards.validation import Preflight
 
 if TYPE_CHECKING:
     from diffusers import VQModel
@@ -29,47 +30,16 @@ FLOOR_IMAGES = 64
 SCALE_IMAGES = 1024  # training images, evenly spread, over which the scale of the latents is measured
 
 
-@dataclass
-class ReconstructConfig:
-    """Measure a VQ-VAE on held-out images: PSNR, SSIM, MS-SSIM, LPIPS, sharpness, Doppler envelopes, codes."""
+def check(options: ReconstructConfig, where: Preflight) -> None:
+    """Raise UserError where inputs that are there do not fit; results of before are replaced."""
+    from mdaug.models.vqvae import find_vqvae, how_packed
+    from shards.packed import packed_hash
 
-    vqvae_path: Path
-    """VQ-VAE: the run folder of train-vqvae (its best/) or a diffusers folder."""
-    data_dir: Path
-    """Packed shards, or an image folder (packed into a cache as train-vqvae did); its test split is measured, else its
-    val split."""
-    output_dir: Path | None = None
-    """Folder of JSON, table and picture strip (default: the folder `reconstruction` in vqvae_path)."""
-    split: Literal["auto", "train", "val", "test"] = "auto"
-    """Split to measure; auto: test where there is one, else val."""
-    batch_size: int = 16
-    """Images that are decoded at once."""
-    perceptual_net: Literal["vgg", "alex", "squeeze"] = "vgg"
-    """Backbone of LPIPS, which is measured where its weights are on this machine."""
-    perceptual_weights: Path | None = None
-    """File of its weights; default: where torch.hub keeps it."""
-    preset: str | None = None
-    """Name over the table of targets, such as the preset that the VQ-VAE was trained with (default: vqvae_path)."""
-
-    ALIASES: ClassVar[dict[str, str]] = {"data": "data_dir"}
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
-        if self.batch_size <= 0:
-            raise ValueError(f"batch_size={self.batch_size} must be greater than 0")
-        if self.output_dir is None:
-            self.output_dir = self.vqvae_path / "reconstruction"
-
-    def check_output(self, inputs_there: bool) -> None:
-        """Raise UserError where inputs that are there do not fit; results of before are replaced."""
-        from mdaug.models.vqvae import find_vqvae, how_packed
-        from shards.packed import packed_hash
-
-        if inputs_there:
-            folder = find_vqvae(self.vqvae_path)
-            size, options = how_packed(folder)
-            if packed_hash(self.data_dir, size, **options) is not None:
-                _fitting(self.data_dir, folder, self.split)
+    if where.inputs_there:
+        folder = find_vqvae(options.vqvae_path)
+        size, packing = how_packed(folder)
+        if packed_hash(options.data_dir, size, **packing) is not None:
+            _fitting(options.data_dir, folder, options.split)
 
 
 def jpeg(image: np.ndarray) -> np.ndarray:
@@ -95,7 +65,7 @@ SCALE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def reconstruct(config: ReconstructConfig) -> None:
+def run(config: ReconstructConfig) -> None:
     """Measure, print the table, and write JSON, table and picture strip."""
     from mdaug.evaluation.report.pictures import save, strips
     from mdaug.models.vqvae import find_vqvae, open_images

@@ -93,3 +93,19 @@ def filled(known: list[str], have: dict[str, int], *, balance: bool, fill: dict[
     """
     largest = max(have.values(), default=0) if balance else 0
     return {name: max(0, fill.get(name, largest) - have.get(name, 0)) for name in known}
+
+
+def parse_conditions(text: str) -> dict[str, float]:
+    """Return `speed=1.2,aspect=30` as a dict.
+
+    Raises:
+        ValueError: a part that is not name=number.
+    """
+    fixed: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        try:
+            fixed[name.strip()] = float(value)
+        except ValueError:
+            raise ValueError(f"conditions holds '{part}'; write name=number, such as speed=1.2,aspect=30") from None
+    return fixed

@@ -23,7 +23,7 @@ from shards.atomic import replacing, write_text
 from shards.colormap import paint
 from shards.dataset import ShardDataset
 from shards.errors import UserError
-from shards.writer import one_line_for_a_full_disk
+from shards.writer import disk_full_as_user_error
 
 GRID_COLUMNS = 8
 GRIDS = "grids"
@@ -53,7 +53,7 @@ def finalize(plan: Plan, folder: Path, *, config: dict, mend: dict[str, str]) ->
     found: Counter = Counter()
     faults: dict[str, list[str]] = {}
     sifted: list[dict] = []
-    with one_line_for_a_full_disk(folder), Manifest(folder, plan.condition_names) as manifest:
+    with disk_full_as_user_error(folder), Manifest(folder, plan.condition_names) as manifest:
         for shard in _inspections(plan, folder):
             for kind, where in shard.faults.items():
                 faults.setdefault(kind, []).extend(dict.fromkeys(where))

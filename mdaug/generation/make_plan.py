@@ -5,36 +5,19 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mdaug import distributed
 from mdaug.generation import counts
 from mdaug.generation import plan as plans
+from mdaug.generation.options import GenerateConfig
 from mdaug.generation.plan import Plan
 from mdaug.pipeline import schedulers
 from mdaug.pipeline.folder import find_pipeline
 from shards import provenance
 from shards.colormap import COLORMAPS, detect
 from shards.errors import UserError
-
-if TYPE_CHECKING:
-    from mdaug.generation.generate import GenerateConfig
-
-
-def parse(text: str) -> dict[str, float]:
-    """Return `speed=1.2,aspect=30` as a dict.
-
-    Raises:
-        ValueError: a part that is not name=number.
-    """
-    fixed: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, value = part.partition("=")
-        try:
-            fixed[name.strip()] = float(value)
-        except ValueError:
-            raise ValueError(f"conditions holds '{part}'; write name=number, such as speed=1.2,aspect=30") from None
-    return fixed
+from shards.validation import identity_of
 
 
 def describe(of_pipeline: dict[str, Any] | None, fixed: dict[str, float]) -> dict[str, Any] | None:
@@ -76,6 +59,11 @@ def warnings(conditions: dict[str, Any] | None, classes: list[str]) -> list[str]
     return found
 
 
+def describes_samples(options: GenerateConfig) -> bool:
+    """Return whether anything beside where and how is given, so that it has to agree with a plan."""
+    return identity_of(options) != identity_of(GenerateConfig(options.ldm_path, options.output_dir))
+
+
 SEEDS = 2**32  # that torch's CPU generator tells apart
 
 
@@ -105,7 +93,7 @@ def wanted_plan(config: GenerateConfig, kind: str) -> Plan:
     from mdaug.generation import real_images
 
     folder = config.output_dir
-    if (folder / plans.FILE_NAME).is_file() and not config.describes_samples():
+    if (folder / plans.FILE_NAME).is_file() and not describes_samples(config):
         plan = plans.read_plan(folder)
         if config.include_real:
             real_images.require(plan, config.include_real, folder)
@@ -123,7 +111,8 @@ def make_plan(config: GenerateConfig, kind: str) -> Plan:
     """
     from mdaug.generation import real_images
 
-    config.check_device(kind)
+    if kind == "cpu":
+        require_cpu_compatible(config)
     source, made = open_folder(config)
     about = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
     noise = json.loads((source / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
@@ -176,7 +165,7 @@ def make_plan(config: GenerateConfig, kind: str) -> Plan:
     return plan
 
 
-def require_nothing_of_a_gpu(config: GenerateConfig) -> None:
+def require_cpu_compatible(config: GenerateConfig) -> None:
     """Raise UserError for what only a GPU can do: fp16, compilation, and going on with a plan that is for GPUs."""
     folder = config.output_dir
     if config.mixed_precision == "fp16":

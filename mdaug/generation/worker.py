@@ -21,7 +21,7 @@ from shards.progress import Progress
 from shards.writer import finished, write_shard
 
 if TYPE_CHECKING:
-    from mdaug.generation.generate import GenerateConfig
+    from mdaug.generation.options import GenerateConfig
 
 
 def place(config: GenerateConfig, environment: Mapping[str, str]) -> tuple[int, int]:

@@ -5,16 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+import torchvision
 from torch import nn
 
+from mdaug.models.options import WeightsConfig
 from shards.errors import UserError
 
-# The backbones' files, as torch.hub names them.
+# Of each backbone: torchvision's name, and its file as torch.hub names it.
 BACKBONES = {
-    "vgg": "vgg16-397923af.pth",
-    "alex": "alexnet-owt-7be5be79.pth",
-    "squeeze": "squeezenet1_1-b8a52dc0.pth",
+    "vgg": ("vgg16", "vgg16-397923af.pth"),
+    "alex": ("alexnet", "alexnet-owt-7be5be79.pth"),
+    "squeeze": ("squeezenet1_1", "squeezenet1_1-b8a52dc0.pth"),
 }
+
+
+def run(options: WeightsConfig) -> None:
+    """`mdaug weights`: fetch a backbone's weights to where `find_weights` looks; UserError without a network."""
+    name, file = BACKBONES[options.net]
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    try:
+        torchvision.models.get_model(name, weights="IMAGENET1K_V1")
+    except OSError as error:
+        raise UserError(
+            f"the weights of {options.net} could not be fetched ({error}); fetch {file} on a machine with a network "
+            f"and copy it to {folder}"
+        ) from None
+    print(f"{folder / file} is there")
 
 
 def find_weights(net: str, weights: Path | None) -> Path:
@@ -22,7 +38,7 @@ def find_weights(net: str, weights: Path | None) -> Path:
 
     Nothing is downloaded.
     """
-    path = weights or Path(torch.hub.get_dir()) / "checkpoints" / BACKBONES[net]
+    path = weights or Path(torch.hub.get_dir()) / "checkpoints" / BACKBONES[net][1]
     if not path.is_file():
         raise UserError(
             f"--use_perceptual needs the weights {path.name} in {path.parent} and they are not there; "

@@ -6,16 +6,13 @@ The axis is common so that a classifier has to look at the motion: an axis of it
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from mdaug.radar import targets
+from mdaug.radar.options import SimulateConfig
 from mdaug.radar.parameters import NOISE, Draw
 from mdaug.radar.picture import encode, record, sensor_columns, sensor_of
 from mdaug.radar.sensor import Sensor
 from mdaug.radar.stft import to_levels
-
-if TYPE_CHECKING:
-    from mdaug.radar.simulate import SimulateConfig
 
 DEFAULT_CLASSES = ("walking", "drone", "bird", "arm_swing", "fall", "sit_down")
 IMAGES_PER_CLASS = 200

@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from mdaug.radar.options import SimulateConfig
 from mdaug.radar.parameters import GROUP, IMAGE, NOISE, Draw
 from mdaug.radar.people import walking_echo, walking_group
 from mdaug.radar.picture import encode, record, sensor_columns, sensor_of
 from mdaug.radar.sensor import Sensor
 from mdaug.radar.stft import to_levels
-
-if TYPE_CHECKING:
-    from mdaug.radar.simulate import SimulateConfig
 
 IMAGES_PER_CLASS = 150
 CLIP_DB = 40.0

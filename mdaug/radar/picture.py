@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from mdaug.radar.echo import receive
+from mdaug.radar.options import SimulateConfig
 from mdaug.radar.sensor import Sensor
 from mdaug.radar.stft import remove_clutter, spectrogram
 from shards.colormap import jet
 from shards.errors import UserError
-
-if TYPE_CHECKING:
-    from mdaug.radar.simulate import SimulateConfig
 
 MOST_PULSES = 1_000_000  # of a picture; the presets take 7,205 and 19,264
 

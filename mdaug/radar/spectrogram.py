@@ -5,179 +5,96 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-from mdaug.radar.image_folder import METADATA_FILE, open_folder, refuse_other, run_all, table, write_picture
+import numpy as np
+from PIL import Image
+
+from mdaug.config import as_dict
+from mdaug.radar.image_folder import METADATA_FILE, table, write_picture
+from mdaug.radar.options import SpectrogramConfig
+from mdaug.radar.picture import encode
+from mdaug.radar.recordings import Radar, Recording, Source, Unreadable, find, read
+from mdaug.radar.stft import PRESETS, Chain, brightness, velocity_over_time
 from shards import atomic, provenance
 from shards.errors import UserError
-from shards.output_folder import require_apart
+from shards.output_folder import OutputFolder, claim, exclusive, refuse_other, require_apart
+from shards.pool import Pool
 from shards.progress import Progress
-from shards.validation import height_width, written
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from mdaug.radar.recordings import Recording, Source
-    from mdaug.radar.stft import Chain
-
+from shards.validation import Preflight, height_width, identity_of
 
 REPORT, DONE = "report.json", ".recordings"
 
 
-@dataclass
-class SpectrogramConfig:
-    """Make spectrograms of raw radar recordings, as an image folder that `mdaug pack` takes.
-
-    Numbers left out take the value of the preset. The same command again goes on where it was interrupted.
-    """
-
-    data_dir: Path
-    """Recordings <class>/*.dat|mat|npy (glasgow: <campaign>/*.dat): text of Ancortek radars, or complex arrays of
-    (pulses,) or (ranges, pulses), real ones of (pulses, 2)."""
-    output_dir: Path
-    """Folder for <class>/*.png, metadata.csv and report.json."""
-    preset: Literal["generic", "glasgow", "ci4r24"] = "generic"
-    """glasgow: doi:10.5525/gla.researchdata.848, classes and persons from the file names; ci4r24: the 24 GHz radar of
-    CI4R; generic: any other."""
-    class_pattern: str | None = None
-    """Regular expression with one capture group that finds the class in the path; by default the first folder."""
-    carrier_hz: float | None = None
-    """Carrier frequency in Hz; needed where files have no header."""
-    prf_hz: float | None = None
-    """Pulses or sweeps per second; needed where files have no header."""
-    bandwidth_hz: float | None = None
-    """Of an FMCW radar, in Hz: rows of an array are then the samples of a sweep, and a Fourier transform makes ranges
-    of them. Without it rows are ranges already."""
-    variable: str | None = None
-    """Name of the array in .mat files that hold several."""
-    range_m: tuple[float, float] | None = None
-    """Nearest and farthest range in m that count; by default all (glasgow: 1.5, 10; ci4r24: 0.2, 6.4)."""
-    v_max_m_s: float | None = None
-    """Velocity at the upper edge of the pictures in m/s; needed for generic (glasgow: 6, ci4r24: 4)."""
-    window_s: float | None = None
-    """Hamming window of the short-time Fourier transform in s: 0.1 (glasgow, ci4r24: 0.2)."""
-    hop_s: float | None = None
-    """Time from one column to the next in s: 0.01."""
-    mti_cutoff_m_s: float | None = None
-    """Velocity in m/s below which the high-pass takes movement for clutter: 0.1 (glasgow: 0.097, ci4r24: 0.031)."""
-    settle_s: float | None = None
-    """Left out at the beginning in s, while the high-pass settles: 0.3 (glasgow: 0.5, ci4r24: 0.2)."""
-    clip_db: float | None = None
-    """Dynamic range in dB below the maximum: 40."""
-    reference: Literal["picture", "recording"] = "picture"
-    """What that maximum is taken of. picture: a target that goes away stays bright; recording: it fades, and windows
-    in which nothing happens stay dark instead of showing their noise."""
-    duration_s: float | None = None
-    """Time that a picture spans in s; by default all of a recording, as one picture."""
-    overlap: float = 0.75
-    """Share of a picture that the next one shows again, where duration_s cuts several from a recording; in [0, 1)."""
-    image_size: int | str = 256
-    """Pixels: one number for squares, or height x width such as 128x256."""
-    image_mode: Literal["gray", "rgb"] = "gray"
-    """gray: the levels; rgb: MATLAB's jet(256)."""
-    workers: int = 0
-    """Processes; 0 takes one per core that this process may use."""
-
-    def __post_init__(self) -> None:
-        self.data_dir, self.output_dir = Path(self.data_dir), Path(self.output_dir)
-        self.image_size = written(*height_width(self.image_size))
-        for name in (
-            "carrier_hz", "prf_hz", "bandwidth_hz", "v_max_m_s", "window_s", "hop_s", "mti_cutoff_m_s", "clip_db",
-            "duration_s",
-        ):  # fmt: skip
-            if (number := getattr(self, name)) is not None and not 0 < number < float("inf"):
-                raise ValueError(f"{name} is {number}; accepted are numbers above 0")
-        if self.settle_s is not None and not 0 <= self.settle_s < float("inf"):
-            raise ValueError(f"settle_s is {self.settle_s}; accepted are numbers from 0")
-        if self.range_m is not None and not 0 <= self.range_m[0] < self.range_m[1]:
-            raise ValueError(f"range_m is {self.range_m}; accepted are two distances in m, the nearer first")
-        if not 0 <= self.overlap < 1:
-            raise ValueError(f"overlap is {self.overlap}; accepted are shares from 0 to below 1")
-        if self.workers < 0:
-            raise ValueError(f"workers is {self.workers}; it must be at least 0")
-        if self.preset == "generic" and self.v_max_m_s is None:
-            raise ValueError("v_max_m_s is missing: the preset 'generic' needs the velocity that the pictures reach to")
-        if self.class_pattern is not None:
-            if self.preset == "glasgow":
-                raise ValueError("class_pattern is given, but in the preset 'glasgow' the file names tell the classes")
-            try:
-                groups = re.compile(self.class_pattern).groups
-            except re.error as error:
-                raise ValueError(f"class_pattern is '{self.class_pattern}', no regular expression: {error}") from None
-            if groups != 1:
-                raise ValueError(f"class_pattern is '{self.class_pattern}' with {groups} capture groups; one is needed")
-
-    def check_output(self, inputs_there: bool) -> None:
-        """Raise UserError where output_dir holds something else, or a data_dir that is there holds no recording."""
-        require_apart(self.data_dir, self.output_dir)
-        refuse_other(self, "spectrogram")
-        if inputs_there:
-            self.find()
-
-    def find(self) -> tuple[list[Source], dict[str, str]]:
-        """Return the recordings of data_dir, and path -> reason for every other file; UserError where there is none."""
-        from mdaug.radar.recordings import find
-
-        return find(self.data_dir, glasgow=self.preset == "glasgow", class_pattern=self.class_pattern)
+def check(options: SpectrogramConfig, where: Preflight) -> None:
+    """Raise UserError where output_dir holds something else, or a data_dir that is there holds no recording."""
+    require_apart(options.data_dir, options.output_dir)
+    refuse_other(options.output_dir, "spectrogram", identity_of(options))
+    if where.inputs_there:
+        _sources(options)
 
 
-def spectrogram(config: SpectrogramConfig) -> None:
+def _sources(options: SpectrogramConfig) -> tuple[list[Source], dict[str, str]]:
+    """Return the recordings of data_dir, and path -> reason for every other file; UserError where there is none."""
+    return find(options.data_dir, glasgow=options.preset == "glasgow", class_pattern=options.class_pattern)
+
+
+def run(options: SpectrogramConfig) -> None:
     """Write the image folder, metadata.csv (one row per picture), report.json and, last, provenance.json.
 
-    The pictures of a recording depend on its bytes and on the configuration alone. An interrupted run goes on with the
+    The pictures of a recording depend on its bytes and on the options alone. An interrupted run goes on with the
     recordings that are missing.
 
     Raises:
         UserError: no recording can be used, the output folder holds something else, or the disk is full.
     """
-    require_apart(config.data_dir, config.output_dir)
-    sources, rejected = config.find()
+    require_apart(options.data_dir, options.output_dir)
+    sources, rejected = _sources(options)
     files = len(sources) + len(rejected)
-    plain = open_folder(config, "spectrogram")
-    folder = config.output_dir
-    listing = _listing(config.data_dir, sources)
-    with atomic.locked(
-        folder / ".lock", lambda: print(f"waiting for another process that writes {folder}", flush=True)
-    ):
-        if (folder / provenance.FILE_NAME).is_file():
+    folder = options.output_dir
+    listing = _listing(options.data_dir, sources)
+    mine = claim(folder, "spectrogram", identity_of(options))
+    with exclusive(folder):
+        if mine.finished:
             report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
             if report["listing"] != listing:
                 raise UserError(
-                    f"the recordings in {config.data_dir} are not those that {folder} was made from; "
+                    f"the recordings in {options.data_dir} are not those that {folder} was made from; "
                     "choose another --output_dir, or delete that folder"
                 )
             print(f"{folder} is finished: {report['pictures']} pictures; nothing to do")
             return
+        # Forget recordings that are gone since the run was interrupted, and what a killed process left.
         (folder / DONE).mkdir(exist_ok=True)
         keys = {source.key for source in sources}
         for record in (folder / DONE).glob("*.json"):
-            if record.stem not in keys:  # of a recording that is gone since the run was interrupted
+            if record.stem not in keys:
                 _forget(folder, record)
+        for place in (folder / DONE, *{folder / source.class_name for source in sources}):
+            atomic.remove_debris(place)
+        # The pictures of each recording.
         done: list[dict] = []
-        with Progress("recordings", len(sources), "recording") as progress:
-            for source, result in zip(sources, run_all(partial(make, config), sources, config.workers), strict=True):
+        with Progress("recordings", len(sources), "recording") as progress, Pool(options.workers, len(sources)) as pool:
+            for source, result in zip(sources, pool.map(partial(make, options), sources), strict=True):
                 progress.update()
+                mine.progress(progress.count, len(sources), "recording")
                 if "reason" in result:
                     rejected[source.path] = result["reason"]
                 else:
                     done.append(result)
         if not done:
             path = sources[0].path
-            raise UserError(f"none of the {files} files in {config.data_dir} can be used; {path}: {rejected[path]}")
-        _finish(config, plain, listing, files, done, rejected)
+            raise UserError(f"none of the {files} files in {options.data_dir} can be used; {path}: {rejected[path]}")
+        _finish(options, mine, listing, files, done, rejected)
 
 
 def make(config: SpectrogramConfig, source: Source) -> dict:
     """Write the pictures of a recording; return its metadata "rows" and "sha256", or the "reason" why not."""
-    from mdaug.radar.picture import encode
-    from mdaug.radar.recordings import Radar, Unreadable, read
 
     path, record = config.data_dir / source.path, config.output_dir / DONE / f"{source.key}.json"
     stamp = _stamp(path)
@@ -210,11 +127,6 @@ def _forget(folder: Path, record: Path) -> None:
 
 def _pictures(config: SpectrogramConfig, recording: Recording) -> Iterator[tuple[float, np.ndarray]]:
     """Yield (start in the recording in s, levels uint8 (H, W)) of each picture; Unreadable where there is none."""
-    import numpy as np
-    from PIL import Image
-
-    from mdaug.radar.recordings import Unreadable
-    from mdaug.radar.stft import brightness, velocity_over_time
 
     chain = chain_of(config)
     amplitudes = velocity_over_time(recording, chain)
@@ -238,7 +150,6 @@ def _pictures(config: SpectrogramConfig, recording: Recording) -> Iterator[tuple
 
 def chain_of(config: SpectrogramConfig) -> Chain:
     """Return the numbers of the preset, with those that the user gave instead."""
-    from mdaug.radar.stft import PRESETS, Chain
 
     names = [field.name for field in dataclasses.fields(Chain)]
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
@@ -262,7 +173,12 @@ def _columns(config: SpectrogramConfig, source: Source, recording: Recording) ->
 
 
 def _finish(
-    config: SpectrogramConfig, plain: dict, listing: str, files: int, done: list[dict], rejected: dict[str, str]
+    config: SpectrogramConfig,
+    mine: OutputFolder,
+    listing: str,
+    files: int,
+    done: list[dict],
+    rejected: dict[str, str],
 ) -> None:
     """Write what describes the whole folder, and say what became of every file."""
     folder, rows = config.output_dir, [row for result in done for row in result["rows"]]
@@ -279,9 +195,8 @@ def _finish(
     atomic.write_text(folder / REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     content = provenance.hash_files([folder / METADATA_FILE, *(folder / row["file"] for row in rows)])
     recordings = hashlib.sha256("".join(result["sha256"] for result in done).encode()).hexdigest()
-    provenance.write(
-        folder, kind="image-folder", content_hash=content, made_from={"recordings": recordings}, config=plain
-    )
+    mine.made_from["recordings"] = recordings
+    mine.finish("image-folder", content, as_dict(config))
     shutil.rmtree(folder / DONE)
     print(f"{folder}: {len(rows)} pictures of {len(classes)} classes from {len(done)} recordings")
     print("  " + ", ".join(f"{name} {count}" for name, count in classes.items()))

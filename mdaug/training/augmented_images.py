@@ -13,7 +13,7 @@ from mdaug import augment
 from mdaug.images import to_tensor
 
 if TYPE_CHECKING:
-    from mdaug.training.encode import EncodeConfig
+    from mdaug.training.options import EncodeConfig
     from shards.dataset import ShardDataset
 
 

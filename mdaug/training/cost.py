@@ -18,9 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mdaug import distributed
 from mdaug.training.deepspeed_json import stage_of
 from mdaug.training.engine import resolve_precision
-from mdaug.training.run_folder import TrainingConfig
-from mdaug.training.train_ldm import LDMConfig
-from mdaug.training.train_vqvae import VQVAEConfig
+from mdaug.training.options import LDMConfig, TrainingConfig, VQVAEConfig
 from shards.validation import height_width
 
 if TYPE_CHECKING:

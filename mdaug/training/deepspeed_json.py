@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mdaug.training.run_folder import BatchPlan, TrainingConfig, accumulation
+from mdaug.training.options import TrainingConfig
+from mdaug.training.run_folder import BatchPlan, accumulation
 from shards.errors import UserError
 
 if TYPE_CHECKING:

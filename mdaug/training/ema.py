@@ -15,8 +15,6 @@ from mdaug import distributed
 from mdaug.training import sharded_tensors
 from mdaug.training.engine import Engine
 
-WIDEST = 0.28  # sigma_rel of gamma = 0, the plain mean, is 12^-1/2 = 0.289
-
 
 def gamma(sigma_rel: float) -> float:
     """Return gamma of a relative width: sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), its largest root."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,9 +11,11 @@ from safetensors.torch import save_file
 from mdaug.training import sharded_tensors
 from mdaug.training.background_writer import Bundle, complete, keep_only, prepare
 from mdaug.training.checkpoint import TrainingState
-from mdaug.training.ema import EMA, HALF_LIFE, WIDEST
+from mdaug.training.ema import EMA, HALF_LIFE
+from mdaug.training.options import EmaConfig
 from mdaug.training.run_folder import BatchPlan
 from shards.errors import UserError
+from shards.validation import Preflight
 
 FOLDER = "ema_snapshots"
 
@@ -60,36 +61,18 @@ def samples_of(folder: Path) -> int:
 POOR_FIT = 0.05  # of the norm of the wanted profile
 
 
-@dataclass
-class EmaConfig:
-    """Write the pipeline of an averaged model whose length is chosen after the training (Karras et al. 2024)."""
+def check(options: EmaConfig, where: Preflight) -> None:
+    """Raise UserError where output_dir holds something else, or the run has no pipeline or no snapshots."""
+    from mdaug.pipeline.folder import find_pipeline
+    from shards import provenance
 
-    run_dir: Path
-    """Run folder of train-ldm, trained with --ema_profiles."""
-    reconstruct: float
-    """Relative width sigma_rel of the wanted average, such as 0.075; larger forgets more slowly."""
-    output_dir: Path | None = None
-    """Pipeline folder to write; default <run_dir>/pipeline-ema-<width>."""
-
-    def __post_init__(self) -> None:
-        """Refuse a width that no power function has."""
-        if not 0 < self.reconstruct <= WIDEST:
-            raise ValueError(f"reconstruct={self.reconstruct} must be above 0 and at most {WIDEST}")
-        if self.output_dir is None:
-            self.output_dir = self.run_dir / f"pipeline-ema-{self.reconstruct:g}"
-
-    def check_output(self, inputs_there: bool) -> None:
-        """Raise UserError where output_dir holds something else, or the run has no pipeline or no snapshots."""
-        from mdaug.pipeline.folder import find_pipeline
-        from shards import provenance
-
-        output = self.output_dir
-        assert output is not None
-        if output.exists() and not (output / provenance.FILE_NAME).is_file():
-            raise UserError(f"{output} exists and is no pipeline of ours; choose another --output_dir")
-        if inputs_there:
-            find_pipeline(self.run_dir)
-            _snapshots(self.run_dir)
+    output = options.output_dir
+    assert output is not None
+    if output.exists() and not (output / provenance.FILE_NAME).is_file():
+        raise UserError(f"{output} exists and is no pipeline of ours; choose another --output_dir")
+    if where.inputs_there:
+        find_pipeline(options.run_dir)
+        _snapshots(options.run_dir)
 
 
 def _snapshots(run_dir: Path) -> list[Path]:
@@ -102,7 +85,7 @@ def _snapshots(run_dir: Path) -> list[Path]:
     return folders
 
 
-def reconstruct_ema(config: EmaConfig) -> Path:
+def run(config: EmaConfig) -> Path:
     """Write the pipeline with the averaged weights, of the end of the training, and return its folder.
 
     Raises UserError if the run has no pipeline or no snapshots yet.
@@ -115,7 +98,7 @@ def reconstruct_ema(config: EmaConfig) -> Path:
     from mdaug.training import ema
     from mdaug.training.sharded_tensors import Reader
 
-    config.check_output(inputs_there=True)
+    check(config, Preflight())
     pipeline_folder, origin = find_pipeline(config.run_dir)
     folders = _snapshots(config.run_dir)
     readers = [Reader(folder) for folder in folders]

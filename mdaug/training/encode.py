@@ -6,17 +6,19 @@ import io
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mdaug import augment, distributed
 from mdaug import config as configuration
+from mdaug import distributed
 from mdaug.models.latent_statistics import LatentStatistics
+from mdaug.training.options import EncodeConfig
+from mdaug.training.run_folder import require_gpu_for_fp16
 from shards import atomic, provenance
 from shards.errors import UserError
+from shards.validation import Preflight
 
 if TYPE_CHECKING:
     from diffusers import VQModel
@@ -26,71 +28,27 @@ if TYPE_CHECKING:
 STATISTICS_FILE, PLAN_FILE = "statistics.json", "plan.json"
 
 
-@dataclass
-class EncodeConfig:
-    """Encode packed images to latent shards: the latents before quantization, decoding quantizes."""
-
-    data_dir: Path
-    """Packed shards, or an image folder (packed into a cache, with the options that train-vqvae was given)."""
-    vqvae_path: Path
-    """VQ-VAE: the run folder of train-vqvae (its best/) or a diffusers folder."""
-    output_dir: Path
-    """Folder of the latent shards. The same command again continues or says that it is finished."""
-    batch_size: int = 64
-    """Images that one device encodes at once."""
-    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "no"
-    """Precision of the encoder; the statistics are always fp64."""
-    num_workers: int = 2
-    """Image decoding processes per rank."""
-    augment_copies: int = 0
-    """Augmented copies of each training image that are encoded beside it; validation images never have any."""
-    augment_with: str | list[str] = field(default_factory=lambda: list(augment.SAFE))
-    """Transforms, each on in half of the copies: roll (in time, circular), shift (in time, the floor comes in),
-    doppler_scale, doppler_shift, gain, noise, time_mask, doppler_mask; and, if the classes allow it, flip_time and
-    flip_doppler."""
-    augment_seed: int = 0
-    """What is done to copy c of an image depends on this seed, the image's key and c alone."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
-        if isinstance(self.augment_with, str):
-            self.augment_with = [name.strip() for name in self.augment_with.split(",")]
-        augment.check_names(self.augment_with)
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size} must be greater than 0")
-        for name in ("num_workers", "augment_copies", "augment_seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be 0 or greater")
-
-    @property
-    def augmentation(self) -> dict[str, Any]:
-        """The options of the copies; none where there are no copies."""
-        names = ("augment_copies", "augment_with", "augment_seed") if self.augment_copies else ()
-        return {name: getattr(self, name) for name in names}
-
-    def check_device(self, kind: str) -> None:
-        """Raise UserError for a precision that a kind of device, "cpu" or "cuda", does not have."""
-        from mdaug.training.run_folder import require_gpu_for_fp16
-
-        require_gpu_for_fp16(self.mixed_precision, kind)
-
-    def check_output(self, inputs_there: bool) -> None:
-        """Raise UserError where output_dir holds other latents, or inputs that are there do not fit."""
-        refuse_other_latents(self.output_dir, self._made_from() if inputs_there else {}, self.augmentation)
-
-    def _made_from(self) -> dict[str, str]:
-        """Return role -> content hash of the inputs, without images that are packed at the start; raises UserError."""
-        from mdaug.models.vqvae import find_vqvae, how_packed
-        from shards.packed import packed_hash
-
-        vqvae = find_vqvae(self.vqvae_path)
-        size, options = how_packed(vqvae)
-        images = packed_hash(self.data_dir, size, **options)
-        made_from = {} if images is None else {"images": images}
-        return {**made_from, "vqvae": provenance.read(vqvae, "vqvae")["hash"]}
+def check(options: EncodeConfig, where: Preflight) -> None:
+    """Raise UserError where output_dir holds other latents, or inputs that are there do not fit."""
+    if where.device is not None:
+        require_gpu_for_fp16(options.mixed_precision, where.device)
+    made_from = _made_from(options) if where.inputs_there else {}
+    refuse_other_latents(options.output_dir, made_from, options.augmentation)
 
 
-def encode(config: EncodeConfig) -> None:
+def _made_from(options: EncodeConfig) -> dict[str, str]:
+    """Return role -> content hash of the inputs, without images that are packed at the start; raises UserError."""
+    from mdaug.models.vqvae import find_vqvae, how_packed
+    from shards.packed import packed_hash
+
+    vqvae = find_vqvae(options.vqvae_path)
+    size, packing = how_packed(vqvae)
+    images = packed_hash(options.data_dir, size, **packing)
+    made_from = {} if images is None else {"images": images}
+    return {**made_from, "vqvae": provenance.read(vqvae, "vqvae")["hash"]}
+
+
+def run(config: EncodeConfig) -> None:
     """Encode train and val; see `encode_packed`."""
     distributed.init()
     from mdaug.models.vqvae import find_vqvae, open_images

@@ -14,7 +14,8 @@ from torch import nn
 from mdaug import distributed
 from mdaug.training import deepspeed_json, elastic, sharded_tensors
 from mdaug.training.deepspeed_json import ADAM_EPS, zero_stage
-from mdaug.training.run_folder import TrainingConfig, require_gpu_for_fp16
+from mdaug.training.options import TrainingConfig
+from mdaug.training.run_folder import require_gpu_for_fp16
 from shards.errors import UserError
 
 

@@ -6,13 +6,13 @@ The arithmetic is that of `mdaug.training.cost`; docs/scaling.md says how far it
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
 from mdaug import cli, config
+from mdaug.training.options import EstimateConfig
 from shards.errors import UserError
 from shards.validation import height_width
 
@@ -20,52 +20,14 @@ FP32_SHARE = 1 / 16  # of the bf16 peak: fp32 runs outside of the tensor cores
 COMMANDS = {"LDMConfig": "train-ldm", "VQVAEConfig": "train-vqvae"}
 
 
-@dataclass
-class PlanConfig:
-    """Memory, step time, hours and GPU-hours of a training run, estimated; nothing is started."""
-
-    training: Path
-    """--config: train-vqvae.yaml or train-ldm.yaml of a preset, or config.yaml of a run."""
-    nodes: int = 1
-    """Machines."""
-    gpus_per_node: int = 8
-    """GPUs, and ranks, of each."""
-    gpu: str = "H100"
-    """Kind of GPU: H200, H100, A100, L40, A10, V100 or T4."""
-    mfu: float = 0.3
-    """Share of the GPU's peak that the networks are assumed to reach."""
-    network_gbit_s: float = 400.0
-    """What all network adapters of a machine send together, Gbit/s."""
-    samples: int = 10_000
-    """Images of the training set, where the configuration does not name packed shards that are there."""
-    channels: int = 3
-    """Channels of the images, likewise."""
-    classes: int = 10
-    """Number of classes, likewise."""
-
-    ALIASES: ClassVar[dict[str, str]] = {"config": "training"}
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot be; raises ValueError naming field and value."""
-        from mdaug.training.cost import GPUS
-
-        if self.gpu not in GPUS:
-            raise ValueError(f"gpu={self.gpu} is not known here; choose one of {', '.join(GPUS)}")
-        if not 0 < self.mfu <= 1:
-            raise ValueError(f"mfu={self.mfu} must be above 0 and at most 1")
-        for name in ("nodes", "gpus_per_node", "network_gbit_s", "samples", "channels", "classes"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
-
-
 def plan(argv: list[str], flags: list[str]) -> int:
     """Print the estimate of a run.
 
     Args:
-        argv: fields of `PlanConfig`.
+        argv: fields of `EstimateConfig`.
         flags: further flags of the training command, which win over its YAML.
     """
-    asked = config.parse(PlanConfig, argv, prog="python -m launch plan")
+    asked = config.parse(EstimateConfig, argv, prog="python -m launch plan")
     print("\n".join(estimate(asked, training_config(asked.training, flags))))
     return 0
 
@@ -81,12 +43,12 @@ def training_config(path: Path, flags: list[str]) -> Any:
         raise UserError(f"--config {path}: its name must be train-vqvae.yaml or train-ldm.yaml, to tell what it trains")
     names = ["data_dir", "output_dir", *(["vqvae_path"] if command == "train-ldm" else [])]
     absent = [item for name in names if name not in values for item in (f"--{name}", f"({name} not given)")]
-    config_class, _ = cli.load(command)
+    config_class = cli.find(command).load_options()
     file = [item for name, value in values.items() for item in (f"--{name}", _plain(value))]
     return config.parse(config_class, [*absent, *file, *flags], prog=f"mdaug {command}")
 
 
-def estimate(asked: PlanConfig, training: Any) -> list[str]:
+def estimate(asked: EstimateConfig, training: Any) -> list[str]:
     """Return the lines to print; raises UserError for a global batch that does not divide."""
     from mdaug.training import cost, deepspeed_json, run_folder
 
@@ -131,7 +93,7 @@ def estimate(asked: PlanConfig, training: Any) -> list[str]:
     ]
 
 
-def _data(asked: PlanConfig, data_dir: Path) -> tuple[int, int, int]:
+def _data(asked: EstimateConfig, data_dir: Path) -> tuple[int, int, int]:
     """Return images of the training set, channels and classes: of packed shards where they are, else as asked."""
     index = data_dir / "train" / "index.json"
     if not index.is_file():
@@ -141,7 +103,7 @@ def _data(asked: PlanConfig, data_dir: Path) -> tuple[int, int, int]:
     return images, there["image_shape"][2], len(there["classes"])
 
 
-def _latent_shape(asked: PlanConfig, training: Any) -> list[int]:
+def _latent_shape(asked: EstimateConfig, training: Any) -> list[int]:
     """Return (c, h, w): of the VQ-VAE where it is, else of the preset's train-vqvae.yaml, else three halvings."""
     if not hasattr(training, "vqvae_path"):
         return []

@@ -33,11 +33,11 @@ from mdaug.training.engine import Engine
 from mdaug.training.latents import CopyOrder, LatentSet
 from mdaug.training.loop import Task, validation_batches
 from mdaug.training.objective import VALIDATION_SEED, Diffuse, Objective
+from mdaug.training.options import LDMConfig
 from mdaug.training.run_folder import BatchPlan
 from mdaug.training.sampled_distance import SampledDistance
 from mdaug.training.sharded_tensors import Reader
 from mdaug.training.task_pictures import Neighbours
-from mdaug.training.train_ldm import LDMConfig
 from shards import provenance
 from shards.colormap import colormap, paint
 from shards.dataset import ShardDataset

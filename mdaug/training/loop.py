@@ -21,8 +21,9 @@ from mdaug.training.checkpoint import TrainingState
 from mdaug.training.deepspeed_json import deepspeed_config, zero_stage
 from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.metrics import Metrics
+from mdaug.training.options import TrainingConfig
 from mdaug.training.preemption import StopFlag, ignore_in_worker
-from mdaug.training.run_folder import BatchPlan, TrainingConfig, finish_run
+from mdaug.training.run_folder import BatchPlan, finish_run
 from shards.errors import UserError
 from shards.order import PositionSampler
 

@@ -15,9 +15,10 @@ import torch
 
 from mdaug import distributed
 from mdaug.training.cost import GPUS
-from mdaug.training.run_folder import BatchPlan, TrainingConfig
+from mdaug.training.options import TrainingConfig
+from mdaug.training.run_folder import BatchPlan
 from shards import atomic
-from shards.writer import one_line_for_a_full_disk
+from shards.writer import disk_full_as_user_error
 
 
 class Metrics:
@@ -110,7 +111,7 @@ class Metrics:
     def write(self, record: dict[str, Any]) -> None:
         """Append a record to metrics.jsonl (and wandb) on rank 0."""
         if self._file is not None:
-            with one_line_for_a_full_disk(Path(self._file.name)):
+            with disk_full_as_user_error(Path(self._file.name)):
                 self._file.write(json.dumps(record) + "\n")
                 self._file.flush()
         self._on_wandb("log", {name: value for name, value in record.items() if value is not None})
@@ -120,7 +121,7 @@ class Metrics:
         if not text or not distributed.is_main():
             return
         path = self.config.output_dir / "log.txt"
-        with one_line_for_a_full_disk(path), open(path, "a", encoding="utf-8") as log:
+        with disk_full_as_user_error(path), open(path, "a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         if self._bar is not None:
             self._bar.write(text)

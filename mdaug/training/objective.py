@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from mdaug.pipeline.schedulers import FLOW, build_scheduler
-from mdaug.training.train_ldm import LDMConfig
+from mdaug.training.options import LDMConfig
 from shards.order import STREAM_CONDITION_DROP, STREAM_LABEL_DROP, STREAM_NOISE, STREAM_TIMESTEP, random_at
 
 

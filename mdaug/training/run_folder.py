@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import yaml
 
 from mdaug import config as configuration
 from mdaug import distributed
+from mdaug.training import deepspeed_json
+from mdaug.training.options import TrainingConfig
 from shards import atomic
 from shards.errors import UserError
-from shards.validation import height_width, written
+from shards.packed import packed_hash
+from shards.validation import Preflight
 
 CONFIG_FILE, FINISHED_FILE = "config.yaml", "FINISHED"
 
@@ -33,127 +35,26 @@ def require_gpu_for_fp16(precision: str, kind: str) -> None:
         raise UserError("mixed_precision=fp16 needs a GPU: DeepSpeed refuses fp16 on a CPU; use no or bf16")
 
 
-@dataclass
-class TrainingConfig:
-    """Options of both training commands."""
+def check(options: TrainingConfig, where: Preflight, made_from: dict[str, str]) -> None:
+    """Refuse before the start what both trainings would refuse: batches, precision, DeepSpeed JSON, run folder.
 
-    data_dir: Path
-    """Packed shards, or an image folder `root/<class>/*.png` that is packed once into a cache."""
-    output_dir: Path
-    """Run folder. The same command again resumes it."""
-    image_size: int | str = 256
-    """Pixels of the images: one number for squares, or height x width such as 128x256."""
-    group_by: str | None = None
-    """How an image folder is split when it is packed here; see `mdaug pack --help`."""
-    image_mode: Literal["auto", "rgb", "gray", "level"] = "auto"
-    """Channels of an image folder that is packed here; gray trains on the level behind the colour map, level does so
-    where the map is known."""
-    colormap: str = "auto"
-    """Colour map of that image folder; see `mdaug pack --help`."""
-    batch_size: int = 16
-    """Micro batch: samples that one device holds at once."""
-    gradient_accumulation_steps: int = 1
-    """Micro batches per rank and optimizer step; ignored when --global_batch_size is given."""
-    global_batch_size: int | None = None
-    """Samples per optimizer step over all ranks; accumulation follows. Default: batch x ranks x accumulation."""
-    epochs: int = 100
-    """Passes over the training set."""
-    train_samples: int | None = None
-    """Length of the run in samples instead of epochs; good for presets that meet sets of any size."""
-    lr: float = 5e-5
-    """Peak learning rate of AdamW."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay of AdamW."""
-    adam_betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates of AdamW's two moments."""
-    max_grad_norm: float = 1.0
-    """Gradient norm above which gradients are scaled down; 0 switches clipping off."""
-    max_skipped_steps: int = 20
-    """Steps in a row whose gradient is not finite (they are left out and counted) after which the run stops."""
-    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
-    """auto: bf16 on GPUs that have it, fp16 on older ones, no (fp32) on CPU."""
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed ZeRO stage; picks deepspeed_configs/zero<stage>_<precision>.json. 0 leaves it to --deepspeed_config."""
-    deepspeed_config: Path | None = None
-    """A DeepSpeed JSON of your own instead; "auto" values are filled in from this configuration."""
-    val_epochs: int = 1
-    """Validate every N epochs."""
-    val_samples: int | None = None
-    """Validate every N samples instead."""
-    early_stop_patience: int = 3
-    """Stop after this many validations without improvement; 0 never stops early."""
-    save_epochs: int = 5
-    """Write a checkpoint every N epochs (one is always written at the end and when told to stop)."""
-    save_samples: int | None = None
-    """Write a checkpoint every N samples instead."""
-    keep_last: int = 1
-    """Checkpoints kept; the best model is kept apart, in best/."""
-    save_images: bool = False
-    """Write pictures during training."""
-    logging_steps: int = 100
-    """Optimizer steps between log lines."""
-    num_workers: int = 2
-    """Data loading processes per rank; 0 loads in the training process."""
-    seed: int = 0
-    """Seed of initial weights, sample order and noise."""
-    use_wandb: bool = False
-    """Also log to Weights & Biases (offline where there is no network)."""
-    wandb_project: str = "mdaug"
-    """Project name at Weights & Biases."""
+    Raises UserError.
+    """
+    accumulation(options, where.ranks)
+    if options.deepspeed_config is not None:
+        deepspeed_json.check(options, where.ranks)
+    if where.device is not None:
+        require_gpu_for_fp16(options.mixed_precision, where.device)
+    refuse_another_run(options, made_from)
 
-    ALIASES: ClassVar[dict[str, str]] = {"fp16": "mixed_precision=fp16"}
 
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work; raises ValueError naming field, value and what is accepted."""
-        for name in (
-            "batch_size", "gradient_accumulation_steps", "epochs", "lr", "val_epochs", "save_epochs",
-            "keep_last", "logging_steps", "max_skipped_steps",
-        ):  # fmt: skip
-            if getattr(self, name) != "auto" and getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
-        self.image_size = written(*height_width(self.image_size))
-        for name in ("weight_decay", "max_grad_norm", "early_stop_patience", "num_workers", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be 0 or greater")
-        for name in ("global_batch_size", "train_samples", "val_samples", "save_samples"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
-        if self.lr > 1:
-            raise ValueError(f"lr={self.lr} must be at most 1")
-        if not all(0 <= beta < 1 for beta in self.adam_betas):
-            raise ValueError(f"adam_betas={self.adam_betas} must be 0 or greater and less than 1")
-        if self.global_batch_size is not None and self.gradient_accumulation_steps != 1:
-            raise ValueError(
-                f"global_batch_size={self.global_batch_size} and "
-                f"gradient_accumulation_steps={self.gradient_accumulation_steps} exclude each other: "
-                "accumulation follows from the global batch"
-            )
+def images_hash(options: TrainingConfig) -> dict[str, str]:
+    """Return {"images": content hash}, or {} for images that are packed at the start of the run.
 
-    def check_ranks(self, ranks: int) -> None:
-        """Raise UserError where the global batch cannot be divided over the ranks, or a DeepSpeed JSON contradicts."""
-        accumulation(self, ranks)
-        if self.deepspeed_config is not None:
-            from mdaug.training import deepspeed_json
-
-            deepspeed_json.check(self, ranks)
-
-    def check_device(self, kind: str) -> None:
-        """Raise UserError for a precision that a kind of device, "cpu" or "cuda", does not have."""
-        require_gpu_for_fp16(self.mixed_precision, kind)
-
-    def made_from(self) -> dict[str, str]:
-        """Return role -> content hash of the inputs, without images that are packed at the start of the run.
-
-        Raises UserError for inputs that are not finished or do not fit.
-        """
-        from shards.packed import packed_hash
-
-        images = packed_hash(self.data_dir, self.image_size, **packing(self))
-        return {} if images is None else {"images": images}
-
-    def check_output(self, inputs_there: bool) -> None:
-        """Raise UserError where output_dir holds another run, or inputs that are there do not fit."""
-        refuse_another_run(self, self.made_from() if inputs_there else {})
+    Raises UserError for a packed folder that is not finished or does not fit.
+    """
+    content = packed_hash(options.data_dir, options.image_size, **packing(options))
+    return {} if content is None else {"images": content}
 
 
 def packing(config: TrainingConfig) -> dict[str, Any]:

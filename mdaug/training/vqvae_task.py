@@ -21,8 +21,8 @@ from mdaug.training.adversary import Adversary
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.loop import Task, validation_batches
+from mdaug.training.options import VQVAEConfig
 from mdaug.training.run_folder import BatchPlan
-from mdaug.training.train_vqvae import VQVAEConfig
 from shards.colormap import most_frequent, paint
 from shards.dataset import ShardDataset
 from shards.errors import UserError

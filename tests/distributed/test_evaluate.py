@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mdaug.evaluation.evaluate import EvaluateConfig, evaluate
+from mdaug.evaluation.evaluate import run as evaluate
+from mdaug.evaluation.options import EvaluateConfig
 from tests.ranks import run_ranks, start_ranks
 from tests.toy import toy_packed
 from tests.unit.test_evaluation_usefulness import toy_synthetic

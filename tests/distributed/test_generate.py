@@ -12,7 +12,8 @@ SHARDS = 8
 
 
 def make(ldm: str, folder: str) -> None:
-    from mdaug.generation.generate import GenerateConfig, generate
+    from mdaug.generation.generate import run as generate
+    from mdaug.generation.options import GenerateConfig
 
     generate(
         GenerateConfig(

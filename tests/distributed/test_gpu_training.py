@@ -124,9 +124,7 @@ def test_presets_take_the_memory_that_is_foretold(preset, command, tmp_path):
     from mdaug import config as configuration
     from mdaug.training.cost import MASTER, Sharding, count, network_bytes
     from mdaug.training.ldm_task import build_unet
-    from mdaug.training.run_folder import TrainingConfig
-    from mdaug.training.train_ldm import LDMConfig
-    from mdaug.training.train_vqvae import VQVAEConfig
+    from mdaug.training.options import LDMConfig, TrainingConfig, VQVAEConfig
     from mdaug.training.vqvae_task import build_module
 
     kind: type[TrainingConfig] = {"train-vqvae": VQVAEConfig, "train-ldm": LDMConfig}[command]

@@ -26,9 +26,11 @@ def coloured_folder(root: Path) -> Path:
 
 
 def three_stages(images: Path, root: Path) -> None:
-    from mdaug.evaluation.reconstruct import ReconstructConfig, reconstruct
-    from mdaug.training.encode import EncodeConfig, encode
-    from mdaug.training.train_vqvae import VQVAEConfig, train_vqvae
+    from mdaug.evaluation.options import ReconstructConfig
+    from mdaug.evaluation.reconstruct import run as reconstruct
+    from mdaug.training.encode import run as encode
+    from mdaug.training.options import EncodeConfig, VQVAEConfig
+    from mdaug.training.train_vqvae import run as train_vqvae
 
     train_vqvae(
         VQVAEConfig(

@@ -34,7 +34,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def train(folders: tuple[Path, Path], output: Path, stop_after: int | None = None, **changes) -> None:
     """Train a tiny diffusion model; with `stop_after`, SIGTERM arrives during that optimizer step."""
     from mdaug.training.ldm_task import LDMTask
-    from mdaug.training.train_ldm import LDMConfig, train_ldm
+    from mdaug.training.options import LDMConfig
+    from mdaug.training.train_ldm import run as train_ldm
 
     if stop_after is not None:
         after_step = LDMTask.after_step

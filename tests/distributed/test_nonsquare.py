@@ -26,11 +26,14 @@ def image_folder(root: Path) -> Path:
 
 
 def every_stage(packed: Path, root: Path) -> None:
-    from mdaug.evaluation.reconstruct import ReconstructConfig, reconstruct
-    from mdaug.generation.generate import GenerateConfig, generate
-    from mdaug.training.encode import EncodeConfig, encode
-    from mdaug.training.train_ldm import LDMConfig, train_ldm
-    from mdaug.training.train_vqvae import VQVAEConfig, train_vqvae
+    from mdaug.evaluation.options import ReconstructConfig
+    from mdaug.evaluation.reconstruct import run as reconstruct
+    from mdaug.generation.generate import run as generate
+    from mdaug.generation.options import GenerateConfig
+    from mdaug.training.encode import run as encode
+    from mdaug.training.options import EncodeConfig, LDMConfig, VQVAEConfig
+    from mdaug.training.train_ldm import run as train_ldm
+    from mdaug.training.train_vqvae import run as train_vqvae
 
     common = {"image_size": SIZE, "epochs": 1, "num_workers": 0, "save_images": True}
     train_vqvae(
@@ -59,7 +62,8 @@ def test_shapes_are_right_at_every_stage(tmp_path):
     from mdaug.models.vqvae import load_geometry
     from mdaug.pipeline.pipeline import MicroDopplerPipeline
     from shards.dataset import ShardDataset
-    from shards.pack import PackConfig, pack
+    from shards.options import PackConfig
+    from shards.pack import run as pack
 
     pack(PackConfig(image_folder(tmp_path / "images"), tmp_path / "packed", image_size=SIZE, workers=1))
     run_ranks(1, every_stage, tmp_path / "packed", tmp_path)

@@ -31,7 +31,8 @@ def _measure(stage: int, passes: int, precision: str, deepspeed_config: Path | N
     from mdaug import distributed
     from mdaug.models.hybrid_unet import HybridUNet2DModel
     from mdaug.training import deepspeed_json, engine, sharded_tensors
-    from mdaug.training.run_folder import BatchPlan, TrainingConfig
+    from mdaug.training.options import TrainingConfig
+    from mdaug.training.run_folder import BatchPlan
 
     ranks = distributed.world_size()
     config = TrainingConfig(

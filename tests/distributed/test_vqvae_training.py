@@ -28,7 +28,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(packed: Path, output: Path, stop_after: int | None = None, **changes) -> None:
     """Train a tiny VQ-VAE; with `stop_after`, SIGTERM arrives during that optimizer step."""
-    from mdaug.training.train_vqvae import VQVAEConfig, train_vqvae
+    from mdaug.training.options import VQVAEConfig
+    from mdaug.training.train_vqvae import run as train_vqvae
     from mdaug.training.vqvae_task import VQVAETask
 
     if stop_after is not None:

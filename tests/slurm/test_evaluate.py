@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mdaug.evaluation.evaluate import EvaluateConfig, evaluate
+from mdaug.evaluation.evaluate import run as evaluate
+from mdaug.evaluation.options import EvaluateConfig
 from tests.slurm.jobs import batch_log, job_id, launch, profile, shell, wait_for, wait_for_end
 from tests.toy import toy_packed
 from tests.unit.test_evaluation_usefulness import toy_synthetic

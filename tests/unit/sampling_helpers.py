@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from mdaug.generation.generate import GenerateConfig, generate
+from mdaug.generation.generate import run as generate
+from mdaug.generation.options import GenerateConfig
 from shards import provenance
 
 FAST = {"num_inference_steps": 2, "batch_size": 4, "samples_per_shard": 8, "scheduler_type": "dpmsolver++"}

@@ -12,7 +12,8 @@ from PIL import Image
 
 from shards.dataset import ShardDataset
 from shards.index import write_index
-from shards.pack import PackConfig, pack
+from shards.options import PackConfig
+from shards.pack import run as pack
 from shards.verify import verify
 from shards.writer import write_shard
 

@@ -11,8 +11,8 @@ import torch
 
 from mdaug import augment
 from mdaug.training.augmented_images import Views
-from mdaug.training.encode import EncodeConfig
 from mdaug.training.latents import CopyOrder
+from mdaug.training.options import EncodeConfig
 from shards.dataset import ShardDataset
 from shards.order import EpochOrder
 from tests.toy import toy_packed

@@ -54,7 +54,7 @@ print("loaded:", [name for name in {HEAVY} if name in sys.modules])
 """
     shown, _, loaded = python(code).rpartition("loaded: ")
     explained = {text.split()[0].rstrip(","): text for text in re.split(r"\n  --", shown)}  # 3.13 lists names first
-    for field in dataclasses.fields(cli.load(command)[0]):
+    for field in dataclasses.fields(cli.find(command).load_options()):
         words = re.sub(r"\((type|required|default).*|\{.*?\}", "", explained[field.name], flags=re.S).split()
         assert len([word for word in words[1:] if not word.isupper()]) >= 2, f"{command} --{field.name} says nothing"
     assert loaded == "[]\n"

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from mdaug import config as configuration
-from mdaug.generation.generate import GenerateConfig, generate
+from mdaug.generation.generate import run as generate
+from mdaug.generation.options import GenerateConfig
 from mdaug.pipeline.pipeline import MicroDopplerPipeline
 from mdaug.training import conditions
-from mdaug.training.encode import EncodeConfig
 from mdaug.training.objective import Diffuse
-from mdaug.training.train_ldm import LDMConfig
+from mdaug.training.options import EncodeConfig, LDMConfig
 from shards import provenance
 from shards.dataset import ShardDataset
 from shards.errors import UserError

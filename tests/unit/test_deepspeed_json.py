@@ -10,8 +10,9 @@ import pytest
 from launch import slurm_query
 from launch.__main__ import main
 from mdaug.training.deepspeed_json import CONFIGS, check, deepspeed_config
+from mdaug.training.options import VQVAEConfig
 from mdaug.training.run_folder import BatchPlan
-from mdaug.training.train_vqvae import VQVAEConfig, train_vqvae
+from mdaug.training.train_vqvae import run as train_vqvae
 from shards.errors import UserError
 
 from .shards_helpers import numbered_folder

@@ -14,7 +14,7 @@ from launch.__main__ import ON_JOBS, LaunchConfig, _split
 from launch.demo import DemoConfig
 from launch.pipeline import PipelineConfig
 from mdaug import cli, config
-from mdaug.training.estimate import PlanConfig
+from mdaug.training.options import EstimateConfig
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = (".", "docs", "docs/results", "configs", "benchmarks", "benchmarks/results")
@@ -79,7 +79,7 @@ def _check_module(words: list[str]) -> None:
     if module in MODULES:
         config.parse(MODULES[module], [first, *rest], prog=module)
     elif first == "plan":
-        config.parse(PlanConfig, rest, prog="plan")
+        config.parse(EstimateConfig, rest, prog="plan")
     elif first not in ON_JOBS:
         launcher_flags, flags = _split(rest)
         config.parse(LaunchConfig, launcher_flags, prog="launch")

@@ -10,7 +10,8 @@ import torch
 
 from mdaug.models.latent_statistics import LatentStatistics
 from mdaug.models.vqvae import build_vqvae, save_vqvae
-from mdaug.training.encode import EncodeConfig, encode_packed
+from mdaug.training.encode import encode_packed
+from mdaug.training.options import EncodeConfig
 from shards import provenance
 from shards.errors import UserError
 from tests.toy import toy_packed

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from mdaug.measures import kinematics, memorization
-from mdaug.radar.simulate import SimulateConfig, simulate
+from mdaug.radar.options import SimulateConfig
+from mdaug.radar.simulate import run as simulate
 
 AXES = kinematics.Axes(speed=4.0, duration=2.0, clip_db=40.0, physical=True)
 

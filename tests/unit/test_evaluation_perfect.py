@@ -10,8 +10,10 @@ from mdaug.evaluation import jobs, usefulness
 from mdaug.evaluation.report.verdict import outcome
 from mdaug.evaluation.usefulness import BOTH, REAL, SYNTHETIC, TRANSFORMS
 from mdaug.measures import image_set
-from mdaug.radar.simulate import SimulateConfig, simulate
-from shards.pack import PackConfig, pack
+from mdaug.radar.options import SimulateConfig
+from mdaug.radar.simulate import run as simulate
+from shards.options import PackConfig
+from shards.pack import run as pack
 
 SIZE = 32
 CLASSES = ["arm_swing", "bird", "drone", "walking"]

@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter, shift
 
-from mdaug.evaluation.reconstruct import SCALE, ReconstructConfig, reconstruct, smaller
+from mdaug.evaluation.options import ReconstructConfig
+from mdaug.evaluation.reconstruct import SCALE, smaller
+from mdaug.evaluation.reconstruct import run as reconstruct
 from mdaug.measures.image_quality import MEASURES, as_tensor, envelope_error, heights, measure, ms_ssim, sharpness, ssim
 from mdaug.models.vqvae import build_vqvae, save_vqvae
 from shards import provenance

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mdaug.evaluation.evaluate import EvaluateConfig, evaluate
+from mdaug.evaluation.evaluate import run as evaluate
+from mdaug.evaluation.options import EvaluateConfig
 from mdaug.evaluation.report import page as report
 from mdaug.models.vqvae import GEOMETRY_FILE, build_vqvae
 from shards import provenance

@@ -11,7 +11,8 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from mdaug.generation.generate import GenerateConfig, generate
+from mdaug.generation.generate import run as generate
+from mdaug.generation.options import GenerateConfig
 from mdaug.generation.plan import Plan
 from mdaug.generation.shard import make_shard
 from mdaug.measures import sifter as sift

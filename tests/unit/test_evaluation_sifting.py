@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mdaug.evaluation import measure as sifting
-from mdaug.evaluation.evaluate import EvaluateConfig, evaluate
+from mdaug.evaluation.evaluate import run as evaluate
+from mdaug.evaluation.options import EvaluateConfig
 from mdaug.evaluation.usefulness import BOTH, SIFTED, WITH_SIFTED, WITH_SIFTED_TRANSFORMS, plan, training_images
 from mdaug.measures import image_set
 from shards.index import write_index

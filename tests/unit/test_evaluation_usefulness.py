@@ -13,7 +13,8 @@ from PIL import Image
 
 from mdaug import config as configuration
 from mdaug.evaluation import jobs, usefulness
-from mdaug.evaluation.evaluate import EvaluateConfig, evaluate
+from mdaug.evaluation.evaluate import run as evaluate
+from mdaug.evaluation.options import EvaluateConfig
 from mdaug.evaluation.report import page as report
 from mdaug.evaluation.report.verdict import outcome, verdict
 from mdaug.evaluation.usefulness import (

@@ -22,7 +22,7 @@ from mdaug.training.cost import (
 )
 from mdaug.training.ema import EMA
 from mdaug.training.ldm_task import build_unet
-from mdaug.training.train_ldm import LDMConfig
+from mdaug.training.options import LDMConfig
 
 DEMO = Path(__file__).parents[2] / "configs/demo"
 DEEPSPEED = Path(__file__).parents[2] / "deepspeed_configs"

@@ -10,8 +10,8 @@ import pytest
 
 from mdaug import config as configuration
 from mdaug.training.ldm_task import LDMTask
+from mdaug.training.options import LDMConfig
 from mdaug.training.run_folder import BatchPlan
-from mdaug.training.train_ldm import LDMConfig
 from shards.errors import UserError
 
 PLAN = BatchPlan(

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from shards.dataset import ShardDataset
-from shards.pack import PackConfig, pack
+from shards.options import PackConfig
+from shards.pack import run as pack
 
 GESTURES = Path(__file__).parents[3] / "shared" / "data" / "acconeer_gesture"
 EVERY = 4  # of the images: the test is to take seconds

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mdaug.models.hybrid_unet import AxialAttention, HybridUNet2DModel, SpatialAttention, WindowAttention
-from mdaug.training.train_ldm import LDMConfig
+from mdaug.training.options import LDMConfig
 from tests.tiny_pipeline import tiny_unet
 
 

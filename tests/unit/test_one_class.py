@@ -10,11 +10,13 @@ import pytest
 from PIL import Image
 
 from mdaug import cli
-from mdaug.evaluation.evaluate import EvaluateConfig, evaluate
+from mdaug.evaluation.evaluate import run as evaluate
+from mdaug.evaluation.options import EvaluateConfig
 from mdaug.pipeline.folder import save_pipeline
 from shards import provenance
 from shards.errors import UserError
-from shards.pack import PackConfig, pack
+from shards.options import PackConfig
+from shards.pack import run as pack
 from tests import tiny_pipeline
 from tests.toy import toy_image
 

@@ -17,7 +17,8 @@ from shards import image_to_png
 from shards.dataset import ShardDataset, decode_image
 from shards.errors import UserError
 from shards.image_to_png import to_png
-from shards.pack import PackConfig, pack
+from shards.options import PackConfig
+from shards.pack import run as pack
 from shards.source import read_folder
 
 from .shards_helpers import image_folder, numbered_folder, packed_set, png

@@ -18,7 +18,8 @@ from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.image_to_png import to_png
 from shards.index import content_hash
-from shards.pack import PackConfig, pack
+from shards.options import PackConfig
+from shards.pack import run as pack
 from shards.packed import open_packed
 
 from .shards_helpers import contents, image_folder, numbered_folder, packed_set, png

@@ -12,9 +12,10 @@ from mdaug.cli import main
 from mdaug.radar import image_folder
 from mdaug.radar import spectrogram as command
 from mdaug.radar.echo import receive
+from mdaug.radar.options import SpectrogramConfig
 from mdaug.radar.picture import record
 from mdaug.radar.sensor import Sensor
-from mdaug.radar.spectrogram import SpectrogramConfig, spectrogram
+from mdaug.radar.spectrogram import run as spectrogram
 from mdaug.radar.stft import to_levels
 from mdaug.radar.targets import TARGETS, draw
 from shards import provenance

@@ -13,10 +13,11 @@ from PIL import Image
 
 from mdaug.cli import main
 from mdaug.radar import flyers, targets
+from mdaug.radar.options import CLASSES, SimulateConfig
 from mdaug.radar.parameters import NOISE, Draw
 from mdaug.radar.picture import record
 from mdaug.radar.sensor import Sensor
-from mdaug.radar.simulate import CLASSES, SimulateConfig, simulate
+from mdaug.radar.simulate import run as simulate
 from mdaug.radar.stft import to_levels
 from shards import provenance
 from shards.colormap import jet

@@ -10,7 +10,8 @@ import pytest
 
 from mdaug import cli
 from mdaug.generation import counts, make_plan, worker
-from mdaug.generation.generate import GenerateConfig, generate
+from mdaug.generation.generate import run as generate
+from mdaug.generation.options import GenerateConfig
 from mdaug.generation.plan import read_plan
 from mdaug.generation.worker import place
 from shards import provenance

@@ -14,7 +14,8 @@ from PIL import Image
 from mdaug import config as configuration
 from mdaug.generation import worker
 from mdaug.generation.counts import even
-from mdaug.generation.generate import GenerateConfig, generate
+from mdaug.generation.generate import run as generate
+from mdaug.generation.options import GenerateConfig
 from mdaug.generation.plan import Plan
 from mdaug.pipeline.pipeline import MicroDopplerPipeline
 from shards import provenance

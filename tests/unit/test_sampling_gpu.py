@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from mdaug.generation.generate import GenerateConfig, generate
+from mdaug.generation.generate import run as generate
+from mdaug.generation.options import GenerateConfig
 from mdaug.generation.plan import Plan
 from mdaug.generation.worker import Busy, prepare, sample_images
 from shards.dataset import ShardDataset

@@ -9,7 +9,8 @@ import pytest
 
 from mdaug.generation import finalize, worker
 from mdaug.generation import generate as generating
-from mdaug.generation.generate import GenerateConfig, generate
+from mdaug.generation.generate import run as generate
+from mdaug.generation.options import GenerateConfig
 from mdaug.generation.plan import claim_folder, read_plan
 from shards import provenance
 from shards.errors import UserError

@@ -11,7 +11,8 @@ from PIL import Image
 
 from shards.colormap import COLORMAPS, colormap, detect, most_frequent, paint
 from shards.dataset import ShardDataset
-from shards.pack import PackConfig, pack
+from shards.options import PackConfig
+from shards.pack import run as pack
 from shards.packed import open_packed
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from shards.dataset import ShardDataset
 from shards.errors import UserError
-from shards.pack import PackConfig, pack
+from shards.options import PackConfig
+from shards.pack import run as pack
 from shards.packed import open_packed
 from shards.remote import fetch, url_of
 from shards.verify import verify

@@ -18,8 +18,8 @@ from mdaug.training.background_writer import Background, Bundle, complete, prepa
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.ema import EMA
 from mdaug.training.metrics import Metrics, _take_back
+from mdaug.training.options import VQVAEConfig
 from mdaug.training.run_folder import BatchPlan
-from mdaug.training.train_vqvae import VQVAEConfig
 from shards.errors import UserError
 
 CPU = torch.device("cpu")

@@ -10,8 +10,7 @@ import torch
 from mdaug import config as configuration
 from mdaug.models.hybrid_unet import HybridUNet2DModel
 from mdaug.training.cost import candidates, choose_batch_size, estimate, estimate_ldm, first_that_fits, saved_bytes
-from mdaug.training.train_ldm import LDMConfig
-from mdaug.training.train_vqvae import VQVAEConfig
+from mdaug.training.options import LDMConfig, VQVAEConfig
 from mdaug.training.vqvae_task import VQVAETask
 from tests.toy import toy_packed
 from tests.toy_latents import toy_task

@@ -13,8 +13,8 @@ from mdaug.training import loop
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.engine import resolve_precision
 from mdaug.training.metrics import Metrics
+from mdaug.training.options import VQVAEConfig
 from mdaug.training.run_folder import FINISHED_FILE, BatchPlan, open_run, plan_batches
-from mdaug.training.train_vqvae import VQVAEConfig
 from shards.errors import UserError
 
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mdaug.images import grid
 from mdaug.measures.image_set import ImageSet
-from shards.writer import one_line_for_a_full_disk
+from shards.writer import disk_full_as_user_error
 
 TILE = 128  # pixels
 PER_SIDE = 4
@@ -67,7 +67,7 @@ def pairs(synthetic: ImageSet, train: ImageSet, memory: dict) -> np.ndarray:
 
 def save(path: Path, picture: np.ndarray) -> None:
     """Write uint8 (H, W, 3) as PNG."""
-    with one_line_for_a_full_disk(path):
+    with disk_full_as_user_error(path):
         Image.fromarray(picture).save(path, optimize=True)
 
 

@@ -1,0 +1,77 @@
+"""Processes that share work on this machine: one per core, spawned, gone when the process that started them is."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from shards.errors import UserError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+MOST_WORKERS = 256  # all of them start at once
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Pool:
+    """`map` over processes, or in this one where one is enough; a context manager.
+
+    Spawned, not forked: a fork of a process with threads (BLAS, torch, gloo) may hang.
+
+    Args:
+        workers: number of processes; 0: one per core.
+        jobs: the most that will ever be mapped at once, so that no more processes start than have work.
+    """
+
+    def __init__(self, workers: int = 0, jobs: int = MOST_WORKERS):
+        self.workers = min(workers or cores(), jobs, MOST_WORKERS)
+        self._executor: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Pool:
+        if self.workers > 1:
+            context = multiprocessing.get_context("spawn")
+            self._executor = ProcessPoolExecutor(self.workers, context, _begin)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
+
+    def map(self, function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
+        """Yield function(job) for every job in their order.
+
+        Raises UserError where a process was killed; whatever `function` raises is raised here.
+        """
+        if self._executor is None:
+            yield from map(function, jobs)
+            return
+        try:
+            yield from self._executor.map(function, jobs, chunksize=max(1, min(8, len(jobs) // self.workers)))
+        except BrokenProcessPool:
+            raise UserError(
+                "a worker process was killed, perhaps because memory ran out; run the same command with fewer --workers"
+            ) from None
+
+
+def _begin() -> None:
+    """Leave Ctrl-C to the parent, and end when it is gone: a killed parent cannot stop its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
