@@ -31,11 +31,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mdaug import config as configuration
+from mdaug.artifacts import find_pipeline
 from mdaug.generation.counts import even
 from mdaug.generation.plan import Plan
 from mdaug.generation.worker import PRECISIONS, Done, work
 from mdaug.models.vqvae import build_vqvae
-from mdaug.pipeline.folder import find_pipeline, save_pipeline
+from mdaug.pipeline.folder import save_pipeline
 from mdaug.pipeline.pipeline import MicroDopplerPipeline
 from mdaug.pipeline.schedulers import build_scheduler, scheduler_like
 from mdaug.training.cost import GPUS

@@ -27,6 +27,7 @@ RUN_FILE, PROGRESS_FILE, LOCK_FILE, CLAIM_LOCK = "run.json", "progress.json", ".
 FORMAT = 1  # of run.json; a folder of another one is refused
 EVERY_S = 5.0  # seconds between two writings of progress.json
 LOGS = "logs"  # of the launcher, which makes it before the command starts
+LISTING_FILE = ".listing"  # hash of names, sizes and times of the input files: equal where nothing need be read again
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class OutputFolder:
 
     def finish(self, kind: str, content_hash: str, config: dict[str, Any], note: str = "") -> None:
         """Write `provenance.json`, which makes the folder finished; see `provenance.write`."""
+        (self.path / PROGRESS_FILE).unlink(missing_ok=True)
         made_from = {role: content for role, content in self.made_from.items() if content is not None}
         provenance.write(self.path, kind=kind, content_hash=content_hash, made_from=made_from, config=config, note=note)
 

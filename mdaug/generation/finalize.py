@@ -15,7 +15,6 @@ from PIL import Image
 from mdaug.generation import card, export
 from mdaug.generation import real_images as real
 from mdaug.generation.card import Manifest
-from mdaug.generation.inspection import CONSTANT, DAMAGED, MISSING, Inspection, inspect
 from mdaug.generation.plan import Plan
 from mdaug.images import grid
 from shards import index, provenance
@@ -23,6 +22,7 @@ from shards.atomic import replacing, write_text
 from shards.colormap import paint
 from shards.dataset import ShardDataset
 from shards.errors import UserError
+from shards.verify import CONSTANT, DAMAGED, MISSING, Inspection, inspect
 from shards.writer import disk_full_as_user_error
 
 GRID_COLUMNS = 8
@@ -56,7 +56,9 @@ def finalize(plan: Plan, folder: Path, *, config: dict, mend: dict[str, str]) ->
     with disk_full_as_user_error(folder), Manifest(folder, plan.condition_names) as manifest:
         for shard in _inspections(plan, folder):
             for kind, where in shard.faults.items():
-                faults.setdefault(kind, []).extend(dict.fromkeys(where))
+                faults.setdefault(kind, []).extend(where)
+            if not shard.is_whole:
+                continue
             for row in shard.rows:
                 found[row["source"], row["class"]] += 1
                 if row["source"] == "synthetic":

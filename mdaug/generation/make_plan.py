@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mdaug import distributed
+from mdaug.artifacts import find_pipeline, find_vqvae
 from mdaug.generation import counts
 from mdaug.generation import plan as plans
 from mdaug.generation.options import GenerateConfig
 from mdaug.generation.plan import Plan
 from mdaug.pipeline import schedulers
-from mdaug.pipeline.folder import find_pipeline
 from shards import provenance
 from shards.colormap import COLORMAPS, detect
 from shards.errors import UserError
@@ -76,8 +76,6 @@ def open_folder(config: GenerateConfig) -> tuple[Path, dict]:
     """Return (pipeline folder, its provenance) after comparing a VQ-VAE given beside it."""
     source, made = find_pipeline(config.ldm_path)
     if config.vqvae_path is not None:
-        from mdaug.models.vqvae import find_vqvae
-
         folder = find_vqvae(config.vqvae_path)
         vqvae_hash = provenance.read(folder, "vqvae")["hash"]
         provenance.require_same("VQ-VAE", source, made["made_from"]["vqvae"], folder, vqvae_hash)

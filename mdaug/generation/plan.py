@@ -16,9 +16,10 @@ import numpy as np
 
 from shards.atomic import write_text
 from shards.errors import UserError
-from shards.order import STREAM_CONDITION, random_at
+from shards.order import random_at
 
 FILE_NAME = "plan.json"
+STREAM_CONDITION = 7  # see shards/order.py
 LOGS = "logs"  # of the launcher, which opens it before anything runs
 
 

@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from mdaug.generation.inspection import is_whole
 from mdaug.generation.plan import Plan
 from mdaug.generation.shard import Members, to_png
 from shards import provenance
 from shards.dataset import ShardDataset
 from shards.errors import UserError
+from shards.verify import inspect
 from shards.writer import write_shard
 
 PREFIX = "real-"  # of the names of shards
@@ -67,7 +67,7 @@ def write_shards(plan: Plan, packed: Path, folder: Path) -> None:
     dataset = ShardDataset(packed / "train", fields=("image", "meta"))
     for shard in range(num_shards(plan)):
         path = folder / shard_name(shard)
-        if not is_whole(path, keys(plan, shard), None, plan.image_shape):
+        if not inspect(path, keys(plan, shard), image_shape=plan.image_shape).is_whole:
             write_shard(path, _samples(dataset, _indices(plan, shard), bool(plan.sift), plan.condition_names))
 
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mdaug.generation.inspection import is_whole
 from mdaug.generation.plan import Plan
 from mdaug.generation.shard import make_shard
 from shards.errors import UserError
 from shards.progress import Progress
+from shards.verify import inspect
 from shards.writer import finished, write_shard
 
 if TYPE_CHECKING:
@@ -78,7 +78,9 @@ def missing_shards(plan: Plan, folder: Path) -> list[int]:
 def is_there(plan: Plan, folder: Path, shard: int, repair: bool) -> bool:
     """Return whether a shard is finished; with `repair`, whether finalize will find it whole too."""
     path = folder / plan.shard_name(shard)
-    return is_whole(path, *plan.keys_and_labels(shard), plan.image_shape) if repair else finished(path) is not None
+    if not repair:
+        return finished(path) is not None
+    return inspect(path, *plan.keys_and_labels(shard), plan.image_shape).is_whole
 
 
 def assigned(plan: Plan, folder: Path, worker: int, workers: int, repair: bool = False) -> list[int]:

@@ -18,11 +18,12 @@ from torch.nn import functional
 
 from mdaug import distributed
 from mdaug.distributed import sum_over_ranks
-from shards.order import STREAM_CODEBOOK, random_at
+from shards.order import random_at
 
 # Steps on a GPU between looks for dead codes, whose answer waits for the device. With the default decay a code that
 # nobody chooses any more takes 350 steps to die.
 LOOK_EVERY = 10
+STREAM_CODEBOOK = 5  # see shards/order.py
 
 
 class Codebook(nn.Module):

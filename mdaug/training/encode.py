@@ -13,6 +13,7 @@ import numpy as np
 
 from mdaug import config as configuration
 from mdaug import distributed
+from mdaug.artifacts import find_vqvae, load_geometry, open_images, packing_options_of
 from mdaug.models.latent_statistics import LatentStatistics
 from mdaug.training.options import EncodeConfig
 from mdaug.training.run_folder import require_gpu_for_fp16
@@ -38,11 +39,10 @@ def check(options: EncodeConfig, where: Preflight) -> None:
 
 def _made_from(options: EncodeConfig) -> dict[str, str]:
     """Return role -> content hash of the inputs, without images that are packed at the start; raises UserError."""
-    from mdaug.models.vqvae import find_vqvae, how_packed
     from shards.packed import packed_hash
 
     vqvae = find_vqvae(options.vqvae_path)
-    size, packing = how_packed(vqvae)
+    size, packing = packing_options_of(vqvae)
     images = packed_hash(options.data_dir, size, **packing)
     made_from = {} if images is None else {"images": images}
     return {**made_from, "vqvae": provenance.read(vqvae, "vqvae")["hash"]}
@@ -51,7 +51,6 @@ def _made_from(options: EncodeConfig) -> dict[str, str]:
 def run(config: EncodeConfig) -> None:
     """Encode train and val; see `encode_packed`."""
     distributed.init()
-    from mdaug.models.vqvae import find_vqvae, open_images
 
     vqvae = find_vqvae(config.vqvae_path)
     encode_packed(open_images(config.data_dir, vqvae), vqvae, config.output_dir, config)
@@ -66,7 +65,7 @@ def encode_packed(packed: Path, vqvae_folder: Path, output: Path, config: Encode
     Raises:
         UserError: `output` holds the latents of other images or of another VQ-VAE, or the sizes differ.
     """
-    from mdaug.models.vqvae import load_geometry, load_vqvae
+    from mdaug.models.vqvae import load_vqvae
     from mdaug.training.augmented_images import Views
     from mdaug.training.engine import resolve_precision
     from shards.dataset import ShardDataset
