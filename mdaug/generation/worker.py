@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from mdaug import distributed
 from mdaug.generation.plan import Plan
 from mdaug.generation.shard import make_shard
 from shards.errors import UserError
@@ -46,7 +47,6 @@ def place(config: GenerateConfig, environment: Mapping[str, str]) -> tuple[int, 
     return outer * ranks + int(environment.get("RANK", "0")), count * ranks
 
 
-PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ENCODERS = 2
 
 
@@ -159,7 +159,7 @@ def prepare(plan: Plan, pipeline: Any) -> None:
     """Set precision, threads, memory layout and compilation of a pipeline as the plan says."""
     pipeline.set_progress_bar_config(disable=True)
     if plan.mixed_precision != "no":
-        pipeline.unet.to(PRECISIONS[plan.mixed_precision])
+        pipeline.unet.to(distributed.DTYPES[plan.mixed_precision])
     if plan.device == "cpu":
         torch.set_num_threads(plan.cpu_threads)
     else:
@@ -176,10 +176,8 @@ def sample_images(plan: Plan, pipeline: Any, busy: Busy, samples: np.ndarray, ca
         samples = np.resize(samples, plan.batch_size)
     generators = [torch.Generator().manual_seed(seed) for seed in plan.seeds(samples, candidate).tolist()]
     rows = [plan.conditions_of(sample) for sample in samples.tolist()]
-    precision = PRECISIONS[plan.mixed_precision]
     # float32 weights of the VQ-VAE keep its code vectors exact; autocast runs its convolutions in low precision.
-    low = torch.autocast(plan.device, precision, enabled=precision is not torch.float32)
-    with busy, torch.inference_mode(), low:
+    with busy, torch.inference_mode(), distributed.autocast(plan.mixed_precision, plan.device):
         return pipeline(
             plan.labels(samples).tolist(),
             generator=generators,

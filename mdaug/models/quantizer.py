@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from scipy.cluster.vq import kmeans2
 from torch import nn
 from torch.nn import functional
 
@@ -93,8 +94,6 @@ class Codebook(nn.Module):
 
         The start is k-means++ (Arthur and Vassilvitskii 2007): a uniform draw would be mostly floor.
         """
-        from scipy.cluster.vq import kmeans2
-
         rng = random_at(seed, STREAM_CODEBOOK, 0)
         count = 64 * len(self.codes)
         data = vectors.double().cpu().numpy()

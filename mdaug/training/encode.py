@@ -181,7 +181,6 @@ def _latents(
     import torch
     from torch.utils.data import DataLoader, Subset
 
-    dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     device = next(model.parameters()).device
 
     loader = DataLoader(
@@ -192,7 +191,7 @@ def _latents(
         pin_memory=device.type == "cuda",
     )
     for batch in loader:
-        with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        with torch.no_grad(), distributed.autocast(precision, device):
             latents = model.encode(batch.to(device, non_blocking=True)).latents.float().cpu().numpy()
         if list(latents.shape[1:]) != geometry["latent_shape"]:
             raise UserError(f"the VQ-VAE gives latents {latents.shape[1:]}, its folder says {geometry['latent_shape']}")
