@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, a line now and then where the output goes to a file."""
+"""A progress bar on a terminal, a line every ten seconds elsewhere."""
 
 from __future__ import annotations
 

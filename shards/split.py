@@ -1,7 +1,7 @@
-"""Train and validation by group, so that no window is validated on whose neighbour was trained on.
+"""Train and validation by group, so that no window is validated on if its neighbour was trained on.
 
 Windows cut from one recording overlap; a random split of them measures memory, not generalisation. The unit that
-goes to one side is therefore a group: what the user names, or a run of consecutively numbered files.
+goes to one side is therefore a group: one that the user names, or a run of consecutively numbered files.
 """
 
 from __future__ import annotations
