@@ -151,14 +151,6 @@ def paint(image: np.ndarray, name: str | None) -> np.ndarray:
     return image if name is None else colormap(name).palette[image[..., 0]]
 
 
-def most_frequent(images: np.ndarray) -> list[int]:
-    """Return the most frequent colour, C values 0 to 255, of images uint8 (..., C): the floor of spectrograms."""
-    pixels = images.reshape(-1, images.shape[-1]).astype(np.int64)
-    values, counts = np.unique(pixels @ (256 ** np.arange(pixels.shape[1])), return_counts=True)
-    most = int(values[counts.argmax()])
-    return [most >> 8 * channel & 255 for channel in range(pixels.shape[1])]
-
-
 def floor_of(dataset: ShardDataset, name: str | None = None) -> list[int]:
     """Return the most frequent colour, C values 0 to 255, of a set of images, painted in a colour map if one is named.
 
@@ -166,6 +158,14 @@ def floor_of(dataset: ShardDataset, name: str | None = None) -> list[int]:
     """
     shown = range(0, len(dataset), max(1, len(dataset) // FLOOR_IMAGES))
     return most_frequent(np.stack([paint(dataset[i]["image"], name) for i in shown]))
+
+
+def most_frequent(images: np.ndarray) -> list[int]:
+    """Return the most frequent colour, C values 0 to 255, of images uint8 (..., C): the floor of spectrograms."""
+    pixels = images.reshape(-1, images.shape[-1]).astype(np.int64)
+    values, counts = np.unique(pixels @ (256 ** np.arange(pixels.shape[1])), return_counts=True)
+    most = int(values[counts.argmax()])
+    return [most >> 8 * channel & 255 for channel in range(pixels.shape[1])]
 
 
 def detect(floor: list[int]) -> str | None:

@@ -1,4 +1,4 @@
-"""One image file to one PNG of the requested size and number of channels."""
+"""One image file to one PNG of the wanted size and number of channels."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Checked:
 
 
 def check(path: Path) -> Checked:
-    """Read and decode a whole file; return what it is, or what is wrong with it."""
+    """Read and decode a file to the end, and say what it is or what is wrong with it."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -69,7 +69,7 @@ def to_png(path: Path, size: tuple[int, int], channels: int, colormap: str | Non
     """Return the image as PNG of `size` (width, height), 8 bits, grey (channels 1) or RGB (channels 3).
 
     16-bit grey is divided by 257, transparency is laid over white, colours become grey by luma (ITU-R 601). A PNG that
-    fits already is returned byte for byte. With a colour map the PNG holds levels, and the map as its palette;
+    is all that already is returned byte for byte. With a colour map the PNG holds levels, and the map as its palette;
     colours are inverted before the image is resized, so that no colours are mixed.
     """
     data = path.read_bytes()

@@ -62,15 +62,15 @@ def run(options: PackConfig) -> None:
                 # What the images are, and whether they are those of an earlier run into this folder.
                 checked = _check(folder, pool)
                 source = _source_hash(folder, checked)
-                claimed = claim(output, "pack", identity_of(options), {"folder": source})
+                mine = claim(output, "pack", identity_of(options), {"folder": source})
                 if _is_complete(output):
                     say(f"{output} is packed already, from the same images: nothing to do")
                     return
-                claimed.begin_again()
+                mine.begin_again()
                 # All decisions, then the shards.
                 job = _Job.plan(options, folder, checked)
-                job.write_shards(claimed, pool)
-            # The files that make the shards a data set; the mark of the end is last.
+                job.write_shards(mine, pool)
+            # What makes the shards a data set; the mark of the end is last.
             extra = {"image_shape": [job.size[1], job.size[0], job.channels], "colormap": job.colormap}
             for side in job.samples:
                 write_index(output / side, folder.classes, **extra)
@@ -78,7 +78,7 @@ def run(options: PackConfig) -> None:
             atomic.write_text(output / REPORT, json.dumps(job.report, indent=1, ensure_ascii=False) + "\n")
             atomic.write_text(listing, folder.listing)
             config = {name: plain(value) for name, value in asdict(options).items()}
-            claimed.finish("images", content_hash(output), config)
+            mine.finish("images", content_hash(output), config)
     say(f"{summary(job.report, folder)}\nwrote {output}; {output / REPORT} names every file rejected or converted")
 
 
@@ -99,7 +99,7 @@ def _is_complete(output: Path) -> bool:
 
 @dataclass
 class _Job:
-    """All decisions that are made before the first shard is written.
+    """Everything that is decided before the first shard is written.
 
     Attributes:
         folder: the image folder.
@@ -131,7 +131,7 @@ class _Job:
                 path = next(image.path for image in folder.images if image.class_name == name)
                 raise UserError(
                     f"class folder {folder.root / name}: none of its images can be packed (the first, {path}: "
-                    f"{rejected[path]}); repair them or remove the folder"
+                    f"{rejected[path]}); mend them or remove the folder"
                 )
         split = split_images(
             good, group_by=config.group_by, val_fraction=config.val_fraction, gap=config.gap, seed=config.seed
@@ -200,7 +200,7 @@ def _colormap(wanted: str, paths: list[Path]) -> str | None:
 
 
 def _check(folder: SourceFolder, pool: Pool) -> dict[str, Checked]:
-    """Decode every image once: the split needs to know what can be packed."""
+    """Decode every image once, to know what can be packed before the split is made."""
     checked: dict[str, Checked] = {}
     with Progress("checking", len(folder.images), "image") as progress:
         results = pool.map(image_to_png.check, [folder.root / image.path for image in folder.images])
