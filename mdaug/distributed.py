@@ -7,6 +7,8 @@ import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from shards.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -45,6 +47,12 @@ def device() -> torch.device:
         return torch.device("cpu")
     torch.cuda.set_device(local_rank())  # else events and new tensors of all ranks land on the first GPU
     return torch.device("cuda", local_rank())
+
+
+def require_gpu_for_fp16(precision: str, kind: str) -> None:
+    """Raise UserError for mixed_precision "fp16" on the kind of device "cpu"."""
+    if precision == "fp16" and kind == "cpu":
+        raise UserError("mixed_precision=fp16 needs a GPU, and there is none; use bf16 or no")
 
 
 def init() -> torch.device:
