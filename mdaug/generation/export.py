@@ -38,8 +38,8 @@ def write_files(plan: Plan, folder: Path) -> Path:
         (temporary / name).mkdir(parents=True)
     with open(temporary / "metadata.csv", "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        told = [f"condition_{name}" for name in plan.condition_names]
-        table.writerow(["file", "class", "source", "seed", *told])
+        conditions = [f"condition_{name}" for name in plan.condition_names]
+        table.writerow(["file", "class", "source", "seed", *conditions])
         for entry in read_index(folder)["shardlist"]:
             record = finished(folder / entry["url"])
             assert record is not None
@@ -50,7 +50,9 @@ def write_files(plan: Plan, folder: Path) -> Path:
                 meta = json.loads(text)
                 path = f"{meta['class']}/{key}{suffix}"
                 (temporary / path).write_bytes(image if suffix == ".png" else _decibels(image, plan))
-                table.writerow([path, meta["class"], meta["source"], meta["seed"], *(meta[name] for name in told)])
+                table.writerow(
+                    [path, meta["class"], meta["source"], meta["seed"], *(meta[name] for name in conditions)]
+                )
     for name in plan.counts:
         if not any((temporary / name).iterdir()):
             (temporary / name).rmdir()

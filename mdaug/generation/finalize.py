@@ -20,7 +20,7 @@ from mdaug.generation.options import GenerateConfig
 from mdaug.generation.plan import REAL, Plan
 from mdaug.images import grid
 from shards import index
-from shards.atomic import replacing, write_text
+from shards.atomic import remove_debris, replacing, write_text
 from shards.colormap import paint
 from shards.dataset import ShardDataset
 from shards.errors import UserError
@@ -50,6 +50,7 @@ def write_data_set(plan: Plan, output: OutputFolder, options: GenerateConfig) ->
     """
     folder, classes = output.path, list(plan.counts)
     output.begin_again()
+    remove_debris(folder)
     # Every sample: a row of the manifest each, and all faults before any of them is an error.
     found: Counter = Counter()
     faults: dict[str, list[str]] = {}
@@ -75,7 +76,7 @@ def write_data_set(plan: Plan, output: OutputFolder, options: GenerateConfig) ->
     _write_grids(plan, folder)
     if plan.output_format != "shards":
         export.write_files(plan, folder)
-    # The mark of the end, and what there is to say.
+    # The mark of the end is last.
     output.finish(MIXED if plan.include_real else KIND, content["hash"], config.as_dict(options))
     lines = card.sift_lines(report) if report else []
     real = sum(count for (source, _), count in found.items() if source == "real")

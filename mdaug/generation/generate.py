@@ -46,7 +46,7 @@ def check(options: GenerateConfig, where: Preflight) -> None:
 
 @dataclass(frozen=True)
 class _Job:
-    """A worker and the folder that it works in; `finished_before` is the `finished_at` of when it began."""
+    """A worker and the folder that it works in; `finished_before` is the `_finished_at` of when it began."""
 
     options: GenerateConfig
     plan: Plan
@@ -67,7 +67,7 @@ def run(options: GenerateConfig) -> None:
     output = claim_folder(options.output_dir, wanted)
     if worker == 0 and options.step != "finalize":
         make_plan.print_plan(wanted, output.path)
-    job = _Job(options, wanted, output, worker, workers, finished_at(output))
+    job = _Job(options, wanted, output, worker, workers, _finished_at(output))
     if options.step == "plan":
         plan(job)
     elif options.step == "work":
@@ -133,14 +133,14 @@ def finalize(job: _Job) -> None:
     they began.
     """
     with exclusive(job.output.path):
-        if finished_at(job.output) in (None, job.finished_before):
+        if _finished_at(job.output) in (None, job.finished_before):
             print(write_data_set(job.plan, job.output, job.options), flush=True)
         else:
             print(_found(job), flush=True)
     _write_grid(job)
 
 
-def finished_at(output: OutputFolder) -> int | None:
+def _finished_at(output: OutputFolder) -> int | None:
     """Return when a folder was finished, in ns, or None for one that is not."""
     path = output.path / provenance.FILE_NAME
     return path.stat().st_mtime_ns if path.is_file() else None

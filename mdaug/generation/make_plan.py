@@ -199,8 +199,10 @@ def _conditions(of_model: dict[str, Any] | None, fixed: dict[str, float]) -> dic
 
 def _condition_warnings(conditions: dict[str, Any] | None, classes: list[str]) -> list[str]:
     """Return a sentence for each fixed value that lies outside the training images of a class."""
+    if conditions is None:
+        return []
     found = []
-    for name, value in conditions["fixed"].items() if conditions else ():
+    for name, value in conditions["fixed"].items():
         for label in classes:
             trained = [row[name] for row in conditions["values"][label] if row[name] is not None]
             low, high = min(trained, default=math.nan), max(trained, default=math.nan)

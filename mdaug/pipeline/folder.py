@@ -1,4 +1,4 @@
-"""Pipeline folders on disk: written whole or not at all, and opened with an error for people."""
+"""Pipeline folders on disk: written whole or not at all, and found with errors for people."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def save_pipeline(
 ) -> str:
     """Write a `MicroDopplerPipeline` with its provenance and return its content hash.
 
-    The folder is written beside its final place and renamed, so a killed run leaves the one of before.
+    The folder is written beside its final place and renamed, so a killed run leaves the earlier one.
 
     Args:
         pipeline: the pipeline; its networks may be on any device.
-        folder: where to; a pipeline that is there already is replaced.
+        folder: where to write it; an existing pipeline is replaced.
         made_from: {"images": hash, "vqvae": hash, "latents": hash}.
         config: the resolved configuration of the training, as plain JSON values.
         metrics: what was measured on the validation split, for the model card.
@@ -57,7 +57,7 @@ def find_pipeline(path: Path) -> tuple[Path, dict]:
     """Return (pipeline folder, its provenance) of a pipeline folder or a train-ldm run (`best/` before `pipeline/`).
 
     Raises:
-        UserError: there is none, or a part of it is missing, named.
+        UserError: there is none, or some of its parts are missing, which it names.
     """
     for folder in (path, path / "best", path / "pipeline"):
         if (folder / "model_index.json").is_file():
@@ -69,5 +69,7 @@ def find_pipeline(path: Path) -> tuple[Path, dict]:
         )
     missing = [part for part in PARTS if not (folder / part).is_file()]
     if missing:
-        raise UserError(f"the pipeline {folder} lacks {', '.join(missing)}; copy it again whole, or train it again")
+        raise UserError(
+            f"the pipeline {folder} is missing {', '.join(missing)}; copy it again whole, or train it again"
+        )
     return folder, provenance.read(folder, "pipeline")
