@@ -27,6 +27,7 @@ RUN_FILE, PROGRESS_FILE, LOCK_FILE, CLAIM_LOCK = "run.json", "progress.json", ".
 FORMAT = 1  # of run.json; a folder of another one is refused
 EVERY_S = 5.0  # seconds between two writings of progress.json
 LOGS = "logs"  # of the launcher, which makes it before the command starts
+LISTING_FILE = ".listing"  # hash of names, sizes and times of the input files: equal where nothing need be read again
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from PIL import Image
 from mdaug import config
 from mdaug.generation import card, export
 from mdaug.generation.card import Manifest
-from mdaug.generation.inspection import CONSTANT, DAMAGED, MISSING, Inspection, inspect
 from mdaug.generation.options import GenerateConfig
 from mdaug.generation.plan import REAL, Plan
 from mdaug.images import grid
@@ -25,6 +24,7 @@ from shards.colormap import paint
 from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.output_folder import OutputFolder
+from shards.verify import CONSTANT, DAMAGED, MISSING, Inspection, inspect
 from shards.writer import disk_full_as_user_error
 
 GRID_COLUMNS = 8
@@ -58,7 +58,9 @@ def write_data_set(plan: Plan, output: OutputFolder, options: GenerateConfig) ->
     with disk_full_as_user_error(folder), Manifest(folder, plan.condition_names) as manifest:
         for shard in _inspections(plan, folder):
             for kind, places in shard.faults.items():
-                faults.setdefault(kind, []).extend(dict.fromkeys(places))
+                faults.setdefault(kind, []).extend(places)
+            if not shard.is_whole:
+                continue
             for row in shard.rows:
                 found[row["source"], row["class"]] += 1
                 if row["source"] == "synthetic":

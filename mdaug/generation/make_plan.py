@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mdaug import distributed
+from mdaug.artifacts import find_pipeline, find_vqvae
 from mdaug.generation import counts, real_images
 from mdaug.generation.options import GenerateConfig
 from mdaug.generation.plan import Plan, read_plan
 from mdaug.measures import sifter
-from mdaug.models.vqvae import find_vqvae
 from mdaug.pipeline import schedulers
-from mdaug.pipeline.folder import find_pipeline
 from shards import provenance
 from shards.colormap import COLORMAPS, detect
 from shards.errors import UserError

@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from mdaug.generation.inspection import is_whole
 from mdaug.generation.plan import Plan
 from mdaug.generation.shard import Members, to_png
 from shards import provenance
 from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.output_folder import OutputFolder
+from shards.verify import inspect
 from shards.writer import write_shard
 
 
@@ -52,7 +52,7 @@ def write_shards(plan: Plan, packed: Path, output: OutputFolder) -> None:
     for shard in range(plan.num_real_shards):
         path = output.path / plan.real_shard_name(shard)
         keys = [plan.real_key(i) for i in plan.real_images(shard)]
-        if not is_whole(path, keys, None, plan.image_shape):
+        if not inspect(path, keys, image_shape=plan.image_shape).is_whole:
             output.begin_again()
             write_shard(path, _samples(plan, shard, dataset))
 

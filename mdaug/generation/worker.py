@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mdaug.generation.inspection import is_whole
+from mdaug import distributed
 from mdaug.generation.options import GenerateConfig
 from mdaug.generation.plan import Plan, finished_samples
 from mdaug.generation.shard import Members, make_shard
@@ -21,9 +21,9 @@ from mdaug.measures.sifter import Sifter
 from shards.errors import UserError
 from shards.output_folder import OutputFolder
 from shards.progress import Progress
+from shards.verify import inspect
 from shards.writer import finished, write_shard
 
-PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ENCODERS = 2
 
 
@@ -82,7 +82,9 @@ def is_complete(plan: Plan, folder: Path) -> bool:
 def is_there(plan: Plan, folder: Path, shard: int, repair: bool) -> bool:
     """Return whether a shard is finished; with `repair`, whether finalize will find it whole too."""
     path = folder / plan.shard_name(shard)
-    return is_whole(path, *plan.keys_and_labels(shard), plan.image_shape) if repair else finished(path) is not None
+    if not repair:
+        return finished(path) is not None
+    return inspect(path, *plan.keys_and_labels(shard), plan.image_shape).is_whole
 
 
 def assigned(plan: Plan, folder: Path, worker: int, workers: int, repair: bool = False) -> list[int]:
@@ -165,7 +167,7 @@ def prepare(plan: Plan, pipeline: Any) -> None:
     """Set precision, threads, memory layout and compilation of a pipeline as the plan says."""
     pipeline.set_progress_bar_config(disable=True)
     if plan.mixed_precision != "no":
-        pipeline.unet.to(PRECISIONS[plan.mixed_precision])
+        pipeline.unet.to(distributed.DTYPES[plan.mixed_precision])
     if plan.device == "cpu":
         torch.set_num_threads(plan.cpu_threads)
     else:
@@ -182,10 +184,8 @@ def sample_images(plan: Plan, pipeline: Any, busy: Busy, samples: np.ndarray, ca
         samples = np.resize(samples, plan.batch_size)
     generators = [torch.Generator().manual_seed(seed) for seed in plan.seeds(samples, candidate).tolist()]
     rows = [plan.conditions_of(sample) for sample in samples.tolist()]
-    precision = PRECISIONS[plan.mixed_precision]
     # float32 weights of the VQ-VAE keep its code vectors exact; autocast runs its convolutions in low precision.
-    low = torch.autocast(plan.device, precision, enabled=precision is not torch.float32)
-    with busy, torch.inference_mode(), low:
+    with busy, torch.inference_mode(), distributed.autocast(plan.mixed_precision, plan.device):
         return pipeline(
             plan.labels(samples).tolist(),
             generator=generators,

@@ -11,11 +11,11 @@ from PIL import Image
 from pyarrow import parquet
 
 from mdaug.generation import worker
-from mdaug.generation.inspection import is_whole
 from shards import provenance
 from shards.colormap import colormap
 from shards.dataset import ShardDataset
 from shards.errors import UserError
+from shards.verify import inspect
 from shards.writer import finished, write_shard
 from tests.generation import debris, files, make, step
 from tests.tiny_pipeline import CLASSES, save_tiny
@@ -197,10 +197,10 @@ def test_hugging_face_reads_the_shards(ldm, packed, tmp_path, monkeypatch, mixed
 def test_is_whole_sees_a_flipped_bit(ldm, tmp_path):
     shard = make(ldm, tmp_path / "out", num_samples=2) / "000000.tar"
     keys = ["000000000", "000000001"]
-    assert is_whole(shard, keys, None, [16, 16, 3])
-    assert not is_whole(shard, keys[:1], None, [16, 16, 3])
+    assert inspect(shard, keys, None, [16, 16, 3]).is_whole
+    assert not inspect(shard, keys[:1], None, [16, 16, 3]).is_whole
     content = bytearray(shard.read_bytes())
     content[700] ^= 1
     shard.write_bytes(content)
-    assert not is_whole(shard, keys, None, [16, 16, 3])
+    assert not inspect(shard, keys, None, [16, 16, 3]).is_whole
     assert finished(shard) is not None  # its length is right

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from mdaug.artifacts import PARTS, find_pipeline
 from mdaug.generation.generate import run as generate
 from mdaug.generation.options import GenerateConfig
-from mdaug.pipeline.folder import PARTS, find_pipeline, save_pipeline
+from mdaug.pipeline.folder import save_pipeline
 from mdaug.pipeline.pipeline import MicroDopplerPipeline
 from mdaug.pipeline.schedulers import FLOW, SCHEDULERS, build_scheduler, scheduler_like
 from shards.dataset import ShardDataset
