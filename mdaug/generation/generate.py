@@ -95,7 +95,7 @@ def all_steps(job: _Job) -> None:
 def plan(job: _Job) -> None:
     """Make what the workers share: the shards of real images, by worker 0, and the sifter.
 
-    The sifter is made here for `--step plan`; of all steps, the first worker that needs it makes it.
+    The sifter is made here for `--step plan` only; else the first worker that needs it makes it.
     """
     options = job.options
     if options.include_real and job.worker == 0 and (options.repair or not job.output.finished):

@@ -155,8 +155,8 @@ def make_shards(
             _wait(written)
             written = writer.submit(_write, plan, output, shard, samples, statistics)
         _wait(written)
-    _report(plan, output)
     done = busy.done(made)
+    _report(plan, output)
     if made:
         rate = f"{made / done.seconds:.2f} img/s, device idle {100 * done.idle:.1f} %"
         print(f"worker {worker} of {workers}: {made} samples, {rate}", flush=True)
