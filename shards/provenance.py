@@ -81,15 +81,15 @@ def require_same(role: str, first: Path, first_hash: str, second: Path, second_h
 @functools.cache
 def code_version() -> str:
     """Return the version of mdaug, with the git commit in a checkout, or in a copy of one that records it."""
-    recorded = Path(__file__).parents[1] / VERSION_FILE
-    if recorded.is_file():
-        return recorded.read_text(encoding="utf-8").strip()
+    root = Path(__file__).parents[1]
+    if (root / VERSION_FILE).is_file():
+        return (root / VERSION_FILE).read_text(encoding="utf-8").strip()
     try:
         release = version("mdaug")
     except PackageNotFoundError:
         release = "unknown"
-    if shutil.which("git") is None:
+    if shutil.which("git") is None or not (root / ".git").exists():  # an environment may lie in another checkout
         return release
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
     described = subprocess.run(command, capture_output=True, text=True)
     return f"{release}+{described.stdout.strip()}" if described.returncode == 0 else release
