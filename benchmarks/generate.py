@@ -34,8 +34,8 @@ from mdaug import config as configuration
 from mdaug.artifacts import find_pipeline
 from mdaug.distributed import DTYPES, autocast
 from mdaug.generation.counts import even
-from mdaug.generation.plan import Plan
-from mdaug.generation.worker import Done, work
+from mdaug.generation.plan import Plan, claim_folder
+from mdaug.generation.worker import Done, make_shards
 from mdaug.models.vqvae import build_vqvae
 from mdaug.pipeline.folder import save_pipeline
 from mdaug.pipeline.pipeline import MicroDopplerPipeline
@@ -103,7 +103,7 @@ def serve(connection: Connection, source: Path, worker: int, workers: int) -> No
         name = f"{plan.scheduler_type} {plan.mixed_precision}"
         if name not in loaded:
             loaded = {name: load(source, plan)}
-        connection.send(work(plan, loaded[name], folder, worker, workers))
+        connection.send(make_shards(plan, loaded[name], claim_folder(folder, plan), worker, workers))
 
 
 class Workers:
@@ -129,7 +129,7 @@ class Workers:
             process.join()
 
     def run(self, plan: Plan, folder: Path) -> list[Done]:
-        """Have a plan made by all workers; return what each says of it."""
+        """Have a plan made by all workers; return what each of them did."""
         for end in self.ends:
             end.send((plan, folder))
         return [end.recv() for end in self.ends]

@@ -60,7 +60,7 @@ def find_pipeline(path: Path) -> tuple[Path, dict]:
     """Return (pipeline folder, its provenance) of a pipeline folder or a train-ldm run (`best/` before `pipeline/`).
 
     Raises:
-        UserError: there is none, or parts of it are missing, which are named.
+        UserError: there is none, or some of its parts are missing, which it names.
     """
     for folder in (path, path / "best", path / "pipeline"):
         if (folder / "model_index.json").is_file():
@@ -72,5 +72,7 @@ def find_pipeline(path: Path) -> tuple[Path, dict]:
         )
     missing = [part for part in PARTS if not (folder / part).is_file()]
     if missing:
-        raise UserError(f"the pipeline {folder} is missing {', '.join(missing)}; copy it again, or train it again")
+        raise UserError(
+            f"the pipeline {folder} is missing {', '.join(missing)}; copy it again whole, or train it again"
+        )
     return folder, provenance.read(folder, "pipeline")

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.distributed
 
+from shards.errors import UserError
+
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # A collective that waits longer than this has lost a rank; torch's own default (30 min) hides it.
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
@@ -45,6 +47,12 @@ def device() -> torch.device:
         return torch.device("cpu")
     torch.cuda.set_device(local_rank())  # else events and new tensors of all ranks land on the first GPU
     return torch.device("cuda", local_rank())
+
+
+def require_gpu_for_fp16(precision: str, kind: str) -> None:
+    """Raise UserError for mixed_precision "fp16" on the kind of device "cpu"."""
+    if precision == "fp16" and kind == "cpu":
+        raise UserError("mixed_precision=fp16 needs a GPU, and there is none; use bf16 or no")
 
 
 def autocast(precision: str, on: torch.device | str) -> torch.autocast:

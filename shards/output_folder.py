@@ -72,11 +72,16 @@ class OutputFolder:
         """Whether the run came to its end."""
         return is_finished(self.path)
 
+    @property
+    def progress_due(self) -> bool:
+        """Whether `progress` would write now, for counts that cost something."""
+        return time.monotonic() - self._written >= EVERY_S
+
     def progress(self, done: int, total: int, unit: str, *, saved: int | None = None, note: str = "") -> None:
         """Write `progress.json`, at most every few seconds except when all is done or `saved` is given."""
         now = time.time()
         self._began = self._began or (done, now)
-        if done < total and saved is None and time.monotonic() - self._written < EVERY_S:
+        if done < total and saved is None and not self.progress_due:
             return
         self._written = time.monotonic()
         record = Progress(done, total, unit, done if saved is None else saved, now, *self._began, note)

@@ -15,7 +15,7 @@ def save_pipeline(
 
     Args:
         pipeline: the pipeline; its networks may be on any device.
-        folder: where to; a pipeline that is there already is replaced.
+        folder: where to write it; an existing pipeline is replaced.
         made_from: {"images": hash, "vqvae": hash, "latents": hash}.
         config: the resolved configuration of the training, as plain JSON values.
         metrics: what was measured on the validation split, for the model card.

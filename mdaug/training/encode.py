@@ -16,7 +16,6 @@ from mdaug import distributed
 from mdaug.artifacts import find_vqvae, load_geometry, open_images, packing_options_of
 from mdaug.models.latent_statistics import LatentStatistics
 from mdaug.training.options import EncodeConfig
-from mdaug.training.run_folder import require_gpu_for_fp16
 from shards import atomic, provenance
 from shards.errors import UserError
 from shards.validation import Preflight
@@ -32,7 +31,7 @@ STATISTICS_FILE, PLAN_FILE = "statistics.json", "plan.json"
 def check(options: EncodeConfig, where: Preflight) -> None:
     """Raise UserError where output_dir holds other latents, or inputs that are there do not fit."""
     if where.device is not None:
-        require_gpu_for_fp16(options.mixed_precision, where.device)
+        distributed.require_gpu_for_fp16(options.mixed_precision, where.device)
     made_from = _made_from(options) if where.inputs_there else {}
     refuse_other_latents(options.output_dir, made_from, options.augmentation)
 
