@@ -407,7 +407,7 @@ class EstimateConfig:
     training: Path
     """--config: train-vqvae.yaml or train-ldm.yaml of a preset, or config.yaml of a run."""
     nodes: int = 1
-    """Machines."""
+    """Number of machines."""
     gpus_per_node: int = 8
     """GPUs, and ranks, of each."""
     gpu: str = "H100"
