@@ -56,6 +56,7 @@ def split_images(images: list[SourceImage], *, group_by: str | None, val_fractio
     split = Split()
     given = {image.path: image.given_split for image in images if image.given_split}
     named = _named_groups(images, group_by)
+    # The source is split already.
     if "val" in given.values():
         split.rule = "the folders train and val of the source"
         split.side = {path: side for path, side in given.items() if side}
@@ -68,6 +69,7 @@ def split_images(images: list[SourceImage], *, group_by: str | None, val_fractio
     test = {path for path, side in given.items() if side == "test"}
     images = [image for image in images if image.path not in test]
     sequences = _sequences(images)
+    # Which images belong together.
     if named:
         split.rule = f"groups by {group_by or 'metadata column group'}"
         split.group = {image.path: named[image.path] for image in images}
@@ -84,12 +86,14 @@ def split_images(images: list[SourceImage], *, group_by: str | None, val_fractio
     places = {} if named else sequences
     if named:
         places = _cut_lone_classes(images, split, val_fraction)
+    # Which groups go to val; what lies too close to them is dropped.
     val = _choose(images, split.group, val_fraction, seed)
     split.side = {image.path: "val" if split.group[image.path] in val else "train" for image in images}
     _drop_neighbours(images, places, split, gap)
     for name in sorted({image.class_name for image in images}):
         if not any(split.side.get(image.path) == "val" for image in images if image.class_name == name):
             split.warnings.append(f"class {name} has too few images or groups: val has none of it")
+    # A test folder of the source stays as it is.
     split.side |= dict.fromkeys(test, "test")
     split.group |= {path: named.get(path, path) for path in test}
     return split
