@@ -1,4 +1,4 @@
-"""Processes that share work on this machine: one per core, spawned, ended when the process that started them ends."""
+"""Processes that share work on this machine: one per core, spawned, gone when the process that started them is."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def cores() -> int:
 
 
 class Pool:
-    """`map` over processes, or in this process where one is enough; a context manager.
+    """`map` over processes, or in this one where one is enough; a context manager.
 
     Spawned, not forked: a fork of a process with threads (BLAS, torch, gloo) may hang.
 
@@ -65,7 +65,7 @@ class Pool:
 
 
 def _begin() -> None:
-    """Leave Ctrl-C to the parent, and end when it ends: a killed parent cannot stop its workers."""
+    """Leave Ctrl-C to the parent, and end when it is gone: a killed parent cannot stop its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait() -> None:
