@@ -16,7 +16,7 @@ from PIL import Image
 FLOOR_TOLERANCE = 6
 ON_MAP = 30.0  # median distance in RGB units of the pixels of a picture from its map; JPEG in jet has about 23
 ALIKE = 8.0  # maps whose distances differ by less are told apart by their floor
-MOST_COMPARED = 256  # pixels of a picture that are compared with every map
+MOST_COMPARED = 128  # pixels of a picture that are compared with every map
 
 
 def _table(text: str) -> np.ndarray:

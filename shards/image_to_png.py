@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +24,10 @@ ORIENTATION = 0x0112  # tag of EXIF; 1 is upright
 # and bicubic would ring, which on a colour map such as jet draws edges in colours, hence levels, that were not there.
 FILTER = Image.Resampling.HAMMING
 
-SEEN = 32  # columns and rows of a picture that are looked at for its colour map
+SEEN = 24  # columns and rows of a picture that are looked at for its colour map
 OFF_MAP = 60.0  # distance from a colour map in RGB units beyond which a colour is not one of it; JPEG stays below
 ONE_COLOUR = 12  # most that the colours of a frame differ by, in any channel
+NO_FRAME = (0, 0, 0, 0)
 THUMB = 16  # side of the thumbnail that tells nearly equal pictures
 
 
@@ -42,7 +44,7 @@ class Checked:
         peak: the largest value of a grey image, None for others.
         constant: whether all of its pixels are equal.
         turned: whether EXIF says that the stored pixels are turned or mirrored.
-        pixels: sha256 of size and pixels; equal for files that show the same.
+        pixels: sha256 of size and pixels in 8 bits; equal for files that show the same.
         thumbnail: bytes of THUMB x THUMB grey levels; nearly equal for pictures that look the same.
         maps: names of the colour maps that a coloured picture may be painted in, the likeliest first; none where it has
             the colours of none that is known.
@@ -62,7 +64,7 @@ class Checked:
     thumbnail: bytes = b""
     maps: tuple[str, ...] = ()
     off_map: float = 0.0
-    frame: tuple[int, int, int, int] = (0, 0, 0, 0)
+    frame: tuple[int, int, int, int] = NO_FRAME
 
 
 def check(path: Path) -> Checked:
@@ -78,9 +80,11 @@ def check(path: Path) -> Checked:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if getattr(image, "n_frames", 1) > 1:
             return Checked(digest, f"holds {image.n_frames} pictures; save each as a file of its own")  # type: ignore[attr-defined]
-        mode, turned = image.mode, image.getexif().get(ORIENTATION, 1) in range(2, 9)
         image.load()
-        image = _upright(image)
+        tagged = image.format == "TIFF" or "exif" in image.info
+        mode, turned = image.mode, tagged and image.getexif().get(ORIENTATION, 1) in range(2, 9)
+        if turned:
+            image = ImageOps.exif_transpose(image)
         return _look(image, digest, mode, turned)
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
         kind = "truncated" if "truncated" in str(error).lower() else "unreadable"
@@ -90,12 +94,12 @@ def check(path: Path) -> Checked:
 def _look(image: Image.Image, digest: str, mode: str, turned: bool) -> Checked:
     """Return what a decoded, upright picture shows."""
     shown = np.asarray(image if mode in GREY_MODES and mode not in ("LA", "La") else _on_white(image))
-    pixels = hashlib.sha256(repr(shown.shape).encode() + np.ascontiguousarray(shown).tobytes()).hexdigest()
-    grey = shown.ndim == 2 or bool((shown[..., 0] == shown[..., 1]).all() and (shown[..., 1] == shown[..., 2]).all())
-    levels = shown if shown.ndim == 2 else shown[..., 0] if grey else np.asarray(_on_white(image).convert("L"))
-    levels = levels * np.uint8(255) if levels.dtype == bool else levels
-    scaled = levels if levels.dtype == np.uint8 else (levels.astype(np.float64) / 257).clip(0, 255).astype(np.uint8)
-    thumbnail = Image.fromarray(scaled).resize((THUMB, THUMB), Image.Resampling.BOX)
+    grey = shown.ndim == 2 or _equal_channels(shown)
+    levels = shown if shown.ndim == 2 else shown[..., 0]
+    pixels = hashlib.sha256(repr(shown.shape[:2]).encode())
+    pixels.update(np.ascontiguousarray(_eight_bit(levels if grey else shown)))
+    eight_bit = image if image.mode in ("L", "RGB") else Image.fromarray(_eight_bit(shown))
+    thumbnail = eight_bit.resize((THUMB, THUMB), Image.Resampling.BOX).convert("L")
     seen: dict = {}
     if not grey:
         seen["maps"], seen["off_map"], seen["frame"] = _colours(shown)
@@ -106,12 +110,19 @@ def _look(image: Image.Image, digest: str, mode: str, turned: bool) -> Checked:
         image.size,
         channels=1 if grey else 3,
         peak=int(levels.max()) if grey else None,
-        constant=bool((shown == shown.reshape(-1, *shown.shape[2:])[0]).all()),
+        constant=_one_colour(shown),
         turned=turned,
-        pixels=pixels,
+        pixels=pixels.hexdigest(),
         thumbnail=thumbnail.tobytes(),
         **seen,
     )
+
+
+def _eight_bit(pixels: np.ndarray) -> np.ndarray:
+    """Return pixels of any depth as uint8, 16 bits divided by 257."""
+    if pixels.dtype in (bool, np.uint8):
+        return pixels * np.uint8(255) if pixels.dtype == bool else pixels
+    return (pixels.astype(np.float64) / 257).clip(0, 255).astype(np.uint8)
 
 
 def _colours(pixels: np.ndarray) -> tuple[tuple[str, ...], float, tuple[int, int, int, int]]:
@@ -121,9 +132,12 @@ def _colours(pixels: np.ndarray) -> tuple[tuple[str, ...], float, tuple[int, int
     some = pixels[np.ix_(rows, columns)].reshape(-1, 3)
     maps = nearest_maps(some)
     if not maps:
-        return (), 0.0, (0, 0, 0, 0)
+        return (), 0.0, NO_FRAME
     own = colormap_of(maps[0])
     off = float((own.distance(some) > OFF_MAP).mean())
+    corners = own.distance(pixels[[0, 0, -1, -1], [0, -1, 0, -1]])
+    if corners.max() <= OFF_MAP:
+        return maps, off, NO_FRAME
 
     def border(lines: np.ndarray) -> int:
         """Return how many of the lines (n, length, 3), from the first, have the colour of the first, off the map."""
@@ -146,7 +160,8 @@ def to_png(
     channels: int,
     colormap: str | None = None,
     own_map: str | None = None,
-    crop: tuple[int, int, int, int] = (0, 0, 0, 0),
+    crop: tuple[int, int, int, int] = NO_FRAME,
+    turned: bool = False,
 ) -> bytes:
     """Return the image as PNG of `size` (width, height), 8 bits, grey (channels 1) or RGB (channels 3).
 
@@ -162,17 +177,18 @@ def to_png(
         colormap: the map of the set, which becomes the palette; None leaves colours as they are.
         own_map: the map of this image's colours; by default that of the set.
         crop: rows and columns to leave out at (top, bottom, left, right).
+        turned: whether EXIF says that the stored pixels are turned or mirrored.
     """
     data = path.read_bytes()
     mode = "L" if channels == 1 else "RGB"
     image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-    upright = image.getexif().get(ORIENTATION, 1) not in range(2, 9)
-    as_wanted = colormap is None and upright and not any(crop) and image.format == "PNG"
+    as_wanted = colormap is None and not turned and not any(crop) and image.format == "PNG"
     as_wanted = as_wanted and data[PNG_BIT_DEPTH] == 8 and not image.has_transparency_data
     if as_wanted and (image.mode, image.size) == (mode, size):
         return data
     image.load()
-    image = _upright(image)
+    if turned:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         levels = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
         image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
@@ -197,13 +213,23 @@ def to_png(
 def _levels(image: Image.Image, colormap: str) -> Image.Image:
     """Return the levels behind the colours of a picture; three equal channels are the levels themselves."""
     pixels = np.asarray(image.convert("RGB"))
-    grey = (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all()
-    return Image.fromarray(pixels[..., 0] if grey else colormap_of(colormap).invert(pixels))
+    return Image.fromarray(pixels[..., 0] if _equal_channels(pixels) else colormap_of(colormap).invert(pixels))
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Return the picture as every viewer shows it."""
-    return ImageOps.exif_transpose(image)
+def _equal_channels(pixels: np.ndarray) -> bool:
+    """Return whether the three channels of a picture uint8 (H, W, 3) are equal."""
+    return all(bool((part == part[..., :1]).all()) for part in _some_then_all(pixels))
+
+
+def _one_colour(pixels: np.ndarray) -> bool:
+    """Return whether all pixels of a picture (H, W) or (H, W, 3) are equal."""
+    return all(bool((part == pixels[:1, :1]).all()) for part in _some_then_all(pixels))
+
+
+def _some_then_all(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield a few rows, then all: what is not true of a picture shows in a few, and then the rest is not looked at."""
+    yield pixels[:: len(pixels) // 8 + 1]
+    yield pixels
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shards import atomic, image_to_png
-from shards.image_to_png import Checked, to_png
+from shards.image_to_png import NO_FRAME, Checked, to_png
 from shards.index import FILE_NAME as INDEX
 from shards.index import content_hash, read_index, write_index
 from shards.options import PackConfig
@@ -24,7 +24,6 @@ from shards.validation import Preflight, identity_of, plain
 from shards.writer import disk_full_as_user_error, finished, require_writable, write_shard
 
 CLASSES, REPORT = "classes.json", "report.json"
-NO_CROP = (0, 0, 0, 0)
 COLORMAP_IMAGES = 32  # images among which the floor's colour is looked for
 
 
@@ -107,7 +106,10 @@ def _write_shards(plan: PackPlan, shard_size: int, output: OutputFolder, pool: P
                 path = output.path / side / f"{number:06d}.tar"
                 chunk = images[start : start + shard_size]
                 if finished(path) is None:
-                    jobs = [(i.path, plan.own_maps.get(i.path), plan.crops.get(i.path, NO_CROP)) for i in chunk]
+                    jobs = [
+                        (i.path, plan.own_maps.get(i.path), plan.crops.get(i.path, NO_FRAME), i.path in plan.turned)
+                        for i in chunk
+                    ]
                     fields = (
                         (image.key, {"png": png, "cls": label[image.class_name], "json": _meta(plan, image)})
                         for image, png in zip(chunk, pool.map(convert, jobs), strict=True)
@@ -123,10 +125,10 @@ def _convert(
     size: tuple[int, int],
     channels: int,
     colormap: str | None,
-    job: tuple[str, str | None, tuple[int, int, int, int]],
+    job: tuple[str, str | None, tuple[int, int, int, int], bool],
 ) -> bytes:
-    path, own_map, crop = job
-    return to_png(root / path, size, channels, colormap, own_map, crop)
+    path, own_map, crop, turned = job
+    return to_png(root / path, size, channels, colormap, own_map, crop, turned)
 
 
 def _meta(plan: PackPlan, image: SourceImage) -> bytes:

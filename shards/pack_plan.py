@@ -34,6 +34,7 @@ class PackPlan:
         colormap: the colour map of the set, whose levels are packed, or None where colours stay or become brightness.
         own_maps: path -> colour map of the images that are painted in another one.
         crops: path -> rows and columns at (top, bottom, left, right) that are left out.
+        turned: paths of the images that EXIF says are turned or mirrored.
         report: the content of report.json.
     """
 
@@ -46,6 +47,7 @@ class PackPlan:
     colormap: str | None
     own_maps: dict[str, str]
     crops: dict[str, tuple[int, int, int, int]]
+    turned: set[str]
     report: dict[str, Any]
 
 
@@ -107,7 +109,8 @@ def make_plan(options: PackConfig, folder: SourceFolder, checked: dict[str, Chec
             "image_mode level keeps these images in colour (rgb): their colour map is not known, so the level "
             f"behind a colour is not either; name the map with --colormap ({', '.join(COLORMAPS)})"
         )
-    return PackPlan(folder, classes, split, samples, size, channels, colormap, own_maps, crops, report)
+    turned = {image.path for image in good if checked[image.path].turned}
+    return PackPlan(folder, classes, split, samples, size, channels, colormap, own_maps, crops, turned, report)
 
 
 def _colormap(options: PackConfig, images: list[SourceImage], checked: dict[str, Checked]) -> str | None:
