@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+if TYPE_CHECKING:
+    from shards.dataset import ShardDataset
+
+FLOOR_IMAGES = 64  # images of a set in which its floor is looked for
 # A floor colour may differ by this much (of 255, in any channel) from that of its map: JPEG does so by up to 3.
 FLOOR_TOLERANCE = 6
 ON_MAP = 30.0  # median distance in RGB units of the pixels of a picture from its map; JPEG in jet has about 23
@@ -174,6 +179,15 @@ def nearest_maps(pixels: np.ndarray) -> tuple[str, ...]:
     return tuple(
         sorted(alike, key=lambda name: (np.abs(colormap(name).colours[0].astype(int) - floor).max(), away[name]))
     )
+
+
+def floor_of(dataset: ShardDataset, name: str | None = None) -> list[int]:
+    """Return the most frequent colour, C values 0 to 255, of a set of images, painted in a colour map if one is named.
+
+    Images at equal distances stand for the whole set.
+    """
+    shown = range(0, len(dataset), max(1, len(dataset) // FLOOR_IMAGES))
+    return most_frequent(np.stack([paint(dataset[i]["image"], name) for i in shown]))
 
 
 def detect(floor: list[int]) -> str | None:

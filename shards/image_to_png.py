@@ -97,7 +97,7 @@ def _look(image: Image.Image, digest: str, mode: str, turned: bool) -> Checked:
     grey = shown.ndim == 2 or _equal_channels(shown)
     levels = shown if shown.ndim == 2 else shown[..., 0]
     pixels = hashlib.sha256(repr(shown.shape[:2]).encode())
-    pixels.update(np.ascontiguousarray(_eight_bit(levels if grey else shown)))
+    pixels.update(np.ascontiguousarray(_eight_bit(levels if grey else shown)).data)
     eight_bit = image if image.mode in ("L", "RGB") else Image.fromarray(_eight_bit(shown))
     thumbnail = eight_bit.resize((THUMB, THUMB), Image.Resampling.BOX).convert("L")
     seen: dict = {}

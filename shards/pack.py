@@ -14,7 +14,7 @@ from shards.image_to_png import NO_FRAME, Checked, to_png
 from shards.index import FILE_NAME as INDEX
 from shards.index import content_hash, read_index, write_index
 from shards.options import PackConfig
-from shards.output_folder import OutputFolder, claim, exclusive, is_finished, refuse_other, require_apart
+from shards.output_folder import LISTING_FILE, OutputFolder, claim, exclusive, is_finished, refuse_other, require_apart
 from shards.pack_plan import PackPlan, make_plan
 from shards.pack_report import summary
 from shards.pool import Pool
@@ -24,7 +24,6 @@ from shards.validation import Preflight, identity_of, plain
 from shards.writer import disk_full_as_user_error, finished, require_writable, write_shard
 
 CLASSES, REPORT = "classes.json", "report.json"
-COLORMAP_IMAGES = 32  # images among which the floor's colour is looked for
 
 
 def check(options: PackConfig, where: Preflight) -> None:
@@ -52,8 +51,10 @@ def run(options: PackConfig) -> None:
     require_writable(output)
     output.mkdir(parents=True, exist_ok=True)
     with disk_full_as_user_error(output), exclusive(output):
+        refuse_other(output, "pack", identity_of(options))  # again: another process may have been here meanwhile
         # The same files by name, size and time: nothing is opened.
-        if _is_complete(output) and read_report(output)["listing"] == folder.listing:
+        listing = output / LISTING_FILE
+        if _is_complete(output) and listing.is_file() and listing.read_text() == folder.listing:
             say(f"{output} is packed already: nothing to do")
             return
         with Pool(options.workers, len(folder.images)) as pool:
@@ -73,8 +74,8 @@ def run(options: PackConfig) -> None:
         for side in plan.samples:
             write_index(output / side, plan.classes, **extra)
         atomic.write_text(output / CLASSES, json.dumps(plan.classes, ensure_ascii=False) + "\n")
-        report = plan.report | {"listing": folder.listing}
-        atomic.write_text(output / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        atomic.write_text(output / REPORT, json.dumps(plan.report, indent=1, ensure_ascii=False) + "\n")
+        atomic.write_text(listing, folder.listing)
         config = {name: plain(value) for name, value in asdict(options).items()}
         mine.finish("images", content_hash(output), config)
     say(f"{summary(plan.report)}\nwrote {output}; {output / REPORT} names every file rejected or converted")
