@@ -44,7 +44,7 @@ def bad_folder(root: Path) -> tuple[Path, dict[str, str]]:
         "a/.hidden.png": (png(903), "hidden file"),
         "a/.ipynb_checkpoints/img.png": (png(904), "hidden file"),
         "b/notes.txt": (b"hello", "not a .png, .jpg"),
-        "b/Thumbs.db": (b"x", "not a .png, .jpg"),
+        "b/Thumbs.db": (b"x", "junk of an operating system"),
     }
     files = good | {name: data for name, (data, _) in bad.items()}
     return image_folder(root, files), {name: reason for name, (_, reason) in bad.items()}
