@@ -231,8 +231,8 @@ def _fill_precision(path: Path, settings: dict[str, Any], precision: str) -> Non
     if precision == "fp16" and stage > 0:
         if autocast.get("enabled"):
             raise UserError(
-                f'{path} switches fp16 on by "torch_autocast", but "zero_optimization.stage" is {stage}, where only the '
-                f'section "fp16" works; take that section from deepspeed_configs/zero{stage}.json'
+                f'{path} switches fp16 on by "torch_autocast", but "zero_optimization.stage" is {stage}, where only '
+                f'the section "fp16" works; take that section from deepspeed_configs/zero{stage}.json'
             )
         settings["fp16"] = {**fp16, "auto_cast": True if fp16.get("auto_cast") in (None, "auto") else fp16["auto_cast"]}
     elif precision != "no":

@@ -70,9 +70,8 @@ def estimate(options: EstimateConfig, training: TrainingConfig) -> list[str]:
     global_batch = int(training.batch_size) * ranks * passes
     flops = load.flops_per_sample * int(training.batch_size) * passes
     peak = gpu.flops * (FP32_SHARE if precision == "no" else 1)
-    speed = cost.ring_bandwidth(
-        options.gpus_per_node, options.nodes, gpu.link_gb_s * 1e9, options.network_gbit_s / 8 * 1e9
-    )
+    network = options.network_gbit_s / 8 * 1e9
+    speed = cost.ring_bandwidth(options.gpus_per_node, options.nodes, gpu.link_gb_s * 1e9, network)
     traffic = cost.traffic(load.parameters, how, load.persistent, averaged=load.averages > 0)
     time = cost.StepTime(flops / (options.mfu * peak), traffic.sent(ranks) / speed if ranks > 1 else 0.0)
     steps = -(-(training.train_samples or training.epochs * samples) // global_batch)
@@ -91,7 +90,8 @@ def estimate(options: EstimateConfig, training: TrainingConfig) -> list[str]:
         f"time       {hours:.1f} hours, {hours * ranks:.1f} GPU-hours, without validation, pictures and waits for data",
         f"assumed    {options.gpu}: {gpu.flops / 1e12:.0f} TFLOP/s peak (data sheet) x "
         f"{'1/16 for fp32 x ' if precision == 'no' else ''}{options.mfu:g} MFU; "
-        f"{gpu.link_gb_s:g} GB/s between GPUs, {options.network_gbit_s:g} Gbit/s out of a machine; nothing was measured",
+        f"{gpu.link_gb_s:g} GB/s between GPUs, {options.network_gbit_s:g} Gbit/s out of a machine; "
+        "nothing was measured",
     ]
 
 

@@ -210,13 +210,10 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan, output: OutputFol
 
         # Write pictures.
         if config.save_images and not stopping and (validate or task.image_step(state.step, plan)):
-            figures_of_images = task.save_images(engine, state)
-            if figures_of_images:
-                record = {f"images/{name}": value for name, value in figures_of_images.items()}
-                metrics.write({"samples": state.samples, **record})
-                metrics.log(
-                    "pictures: " + " | ".join(f"{name} {value:.4g}" for name, value in figures_of_images.items())
-                )
+            shown = task.save_images(engine, state)
+            if shown:
+                metrics.write({"samples": state.samples, **{f"images/{name}": value for name, value in shown.items()}})
+                metrics.log("pictures: " + " | ".join(f"{name} {value:.4g}" for name, value in shown.items()))
 
         # Copy the state of a checkpoint, which is written behind the next steps.
         last = last or _stale(state, config)

@@ -391,7 +391,7 @@ class EstimateConfig:
     training: Path | None = None
     """--config: a preset, or config.yaml of a run; default: the defaults of the command."""
     flags: str = ""
-    """Further flags of the training command in one text, such as "--batch_size 16 --zero_stage 2"; they win."""
+    """Further flags of the training command in one text, such as --flags="--batch_size 16 --zero_stage 2"; they win."""
     nodes: int = 1
     """Machines."""
     gpus_per_node: int = 8

@@ -144,7 +144,7 @@ OWN = {
 
 @pytest.mark.parametrize("which", ["own", "offload"])
 def test_deepspeed_json_given_by_path_trains_on_the_same_curve(folders, one_rank, tmp_path, which):
-    path = CONFIGS / "zero3_offload_fp32.json"
+    path = CONFIGS / "zero3_offload.json"
     if which == "own":
         path = tmp_path / "own.json"
         path.write_text(json.dumps(OWN))
@@ -281,7 +281,7 @@ def test_latents_of_another_vqvae_are_refused(folders, one_rank, tmp_path):
     (message,) = run_ranks(
         1, refused, (packed, tmp_path / "other"), tmp_path / "run", {"latents_dir": one_rank / "latents"}
     )
-    assert "latents made from another vqvae" in message
+    assert "made from vqvae" in message
 
 
 def test_sizes_that_disagree_are_refused(folders, tmp_path):

@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from shards import provenance
+from shards.output_folder import is_finished
 from tests.ranks import run_ranks
 from tests.toy import CLASSES, toy_image, toy_packed
 
@@ -97,7 +99,7 @@ def train_stage_until(packed: Path, output: Path, stage: int, step: int) -> None
 def test_interrupted_run_ends_with_the_same_bytes(packed, undisturbed, tmp_path, ranks, stage):
     output = tmp_path / "run"
     run_ranks(ranks, train_stage_until, packed, output, stage, 5)
-    assert not (output / "FINISHED").exists()
+    assert not is_finished(output)
     assert (output / "latest").read_text() == "samples-000000000040\n"
     run_ranks(ranks, train_stage, packed, output, stage)
     assert losses(output) == losses(undisturbed(ranks, stage))
@@ -167,7 +169,7 @@ def test_skipped_steps_are_remembered_when_resuming(packed, tmp_path):
 def test_run_that_stays_not_finite_stops_and_names_the_last_good_checkpoint(packed, tmp_path):
     errors = run_ranks(2, train_with_bad_steps, packed, tmp_path / "run", 0, tuple(range(10, 24)))
     assert all("not finite in the last 4 steps" in error and "checkpoint" in error for error in errors)
-    assert not (tmp_path / "run" / "FINISHED").exists()
+    assert not is_finished(tmp_path / "run")
 
 
 def train_without_progress(packed: Path, output: Path) -> None:
@@ -176,12 +178,12 @@ def train_without_progress(packed: Path, output: Path) -> None:
 
 def test_run_killed_after_it_stopped_early_does_not_train_on(packed, tmp_path):
     run_ranks(1, train_without_progress, packed, tmp_path / "run")
-    finished, curve = tmp_path / "run" / "FINISHED", losses(tmp_path / "run")
-    assert "no improvement" in finished.read_text()
+    finished, curve = tmp_path / "run" / provenance.FILE_NAME, losses(tmp_path / "run")
+    assert "no improvement" in json.loads(finished.read_text())["note"]
     assert len(curve) < 3 * STEPS_PER_EPOCH
     finished.unlink()  # as if killed while the last weights were exported
     run_ranks(1, train_without_progress, packed, tmp_path / "run")
-    assert "no improvement" in finished.read_text()
+    assert "no improvement" in json.loads(finished.read_text())["note"]
     assert losses(tmp_path / "run") == curve
 
 
