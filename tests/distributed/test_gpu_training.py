@@ -14,10 +14,9 @@ import torch
 
 from mdaug.training.deepspeed_json import CONFIGS
 from tests.devices import DEVICES, choose
-from tests.distributed.test_ldm_training import losses, train_with
-from tests.distributed.test_vqvae_training import train as train_vqvae
 from tests.ranks import run_ranks
 from tests.toy import toy_packed
+from tests.trainings import losses, train_ldm_with, train_vqvae
 
 PRESETS = Path(__file__).parents[2] / "configs"
 STEPS_APART = 5e-3  # relative, of the losses of a toy run
@@ -35,7 +34,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def one_rank(folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ZeRO 0 in fp32 on one GPU."""
     output = tmp_path_factory.mktemp("one") / "run"
-    run_ranks(1, train_with, folders, output, {"mixed_precision": "no"})
+    run_ranks(1, train_ldm_with, folders, output, {"mixed_precision": "no"})
     return output
 
 
@@ -47,7 +46,7 @@ def test_every_zero_stage_follows_stage_0_over_nccl(folders, one_rank, tmp_path,
         pytest.skip(f"{torch.cuda.device_count()} GPU(s) here, {ranks} wanted")
     offload = {"deepspeed_config": CONFIGS / "zero3_offload.json"}
     changes = offload if stage == "offload" else {"zero_stage": stage}
-    run_ranks(ranks, train_with, folders, tmp_path / "run", {**changes, "mixed_precision": "no"})
+    run_ranks(ranks, train_ldm_with, folders, tmp_path / "run", {**changes, "mixed_precision": "no"})
     assert losses(tmp_path / "run") == pytest.approx(losses(one_rank), rel=STEPS_APART)
 
 
@@ -56,10 +55,10 @@ def test_every_zero_stage_follows_stage_0_over_nccl(folders, one_rank, tmp_path,
 @pytest.mark.parametrize("stage", [0, 2])
 def test_low_precision_stays_near_fp32_and_resumes(folders, one_rank, tmp_path, precision, stage):
     changes = {"zero_stage": stage, "mixed_precision": precision}
-    run_ranks(1, train_with, folders, tmp_path / "whole", changes)
+    run_ranks(1, train_ldm_with, folders, tmp_path / "whole", changes)
     assert losses(tmp_path / "whole") == pytest.approx(losses(one_rank), rel=2e-2)
-    run_ranks(1, train_with, folders, tmp_path / "run", {**changes, "stop_after": 7})
-    run_ranks(1, train_with, folders, tmp_path / "run", changes)
+    run_ranks(1, train_ldm_with, folders, tmp_path / "run", {**changes, "stop_after": 7})
+    run_ranks(1, train_ldm_with, folders, tmp_path / "run", changes)
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), rel=STEPS_APART)
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if "loss" in record] == list(range(1, 17))

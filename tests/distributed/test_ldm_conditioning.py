@@ -16,9 +16,8 @@ from shards.dataset import ShardDataset
 from shards.index import content_hash, write_index
 from shards.writer import write_shard
 from tests.devices import DEVICES, choose
-from tests.distributed.test_ldm_training import losses, train
-from tests.distributed.test_vqvae_training import train as train_vqvae
 from tests.ranks import run_ranks
+from tests.trainings import losses, train_ldm, train_vqvae
 
 COPIES = 3
 
@@ -105,7 +104,7 @@ def test_a_folder_with_other_copies_is_refused(root):
 
 def train_ridge(root: Path, output: Path, changes: dict) -> None:
     settings = {"condition_on": "speed", "latents_dir": root / "latents", "epochs": 1, **changes}
-    train((root / "packed", root / "vqvae"), output, **settings)
+    train_ldm((root / "packed", root / "vqvae"), output, **settings)
 
 
 @pytest.fixture(scope="module")
