@@ -1,6 +1,6 @@
 """Checkpoints: a folder per sample count, complete only when its marker is there.
 
-    checkpoints/samples-000012800/engine/…          DeepSpeed's state, one share per rank
+    checkpoints/samples-000012800/engine/…          DeepSpeed's state, one shard per rank
                                   pieces/…           sharded tensors of the task (averages), one file per rank
                                   extra.safetensors  its replicated tensors (codebook, discriminator)
                                   state.json         counters, best score, number of ranks, ZeRO stage

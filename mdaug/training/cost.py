@@ -320,7 +320,7 @@ def vqvae_workload(
 def _count(network: nn.Module, forward: Callable, precision: str, batch: int) -> tuple[int, float]:
     """Return (bytes that autograd keeps of a micro batch and the gradients in flight, FLOPs of one sample) on a GPU.
 
-    Tensors without data tell shapes, types and which operators run; no GPU needs to be there.
+    Tensors without data give shapes, types and which operators run; no GPU is needed.
     """
     with FakeTensorMode(), torch.device("cuda"), _autocast(precision != "no"):
         tensors = {name: torch.empty(buffer.shape, dtype=buffer.dtype) for name, buffer in network.named_buffers()}

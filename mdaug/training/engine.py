@@ -190,7 +190,7 @@ class Engine:
         return state
 
     def snapshot(self, folder: Path) -> dict[Path, Callable[[Path], object]]:
-        """Copy this rank's share of weights and optimizer state to CPU memory; every rank calls it.
+        """Copy this rank's shard of weights and optimizer state to CPU memory; every rank calls it.
 
         Returns the files below `folder`/engine and what writes each, on any thread.
         """
@@ -199,7 +199,7 @@ class Engine:
         def take(state_dict: Any, path: str) -> None:
             taken[Path(path)] = partial(torch.save, to_host(state_dict))
 
-        # DeepSpeed hands every file to its checkpoint engine. Its own engine for writing in the background wants a
+        # DeepSpeed hands every file to its checkpoint engine. Its own engine for writing in the background needs a
         # compiled op (libaio) and CUDA; here the state is only kept.
         self.deepspeed.checkpoint_engine.save = take
         self.deepspeed.save_checkpoint(str(folder), tag="engine", save_latest=False)

@@ -1,4 +1,4 @@
-"""`mdaug estimate`: what a training would take, before anybody waits in a queue.
+"""`mdaug estimate`: what a training would take, before it waits in a queue.
 
 The arithmetic is that of `mdaug.training.cost`; docs/scaling.md says how far it has been measured.
 """
@@ -36,7 +36,7 @@ def run(options: EstimateConfig) -> None:
 
 
 def training_options(options: EstimateConfig, command: str, flags: str = "") -> Any:
-    """Return the options of a training command from the file of `--config` and flags; folders may be missing there."""
+    """Return the options of a training command from the file of `--config` and flags; folders may be left out."""
     required = ("data_dir", "output_dir", *(["vqvae_path"] if command == "train-ldm" else []))
     argv = [f"--{name}=(not given)" for name in required]
     if options.training is not None:
@@ -96,14 +96,14 @@ def estimate(options: EstimateConfig, training: TrainingConfig) -> list[str]:
 
 
 def ldm_workload(training: LDMConfig, precision: str, latent_shape: list[int], classes: int) -> cost.Workload:
-    """Count the training of a diffusion model that nobody has built yet."""
+    """Count the training of a diffusion model that is not built yet."""
     with torch.device("meta"):
         unet = build_unet(training, latent_shape, classes)
     return cost.unet_workload(unet, latent_shape, int(training.batch_size), precision, 1 + len(training.ema_profiles))
 
 
 def vqvae_workload(training: VQVAEConfig, precision: str, channels: int) -> cost.Workload:
-    """Count the training of a VQ-VAE that nobody has built yet."""
+    """Count the training of a VQ-VAE that is not built yet."""
     size = height_width(training.image_size)
     module, _ = build_module(training, channels)
     with warnings.catch_warnings():  # lpips calls torchvision in an old way

@@ -156,7 +156,7 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan, output: OutputFol
         f"on {device.type}, {precision}"
     )
 
-    # Start the data loaders, the clock, and what listens for signals.
+    # Start the data loaders, the clock and the signal handlers.
     batches = iter(_loader(task.dataset, config, plan, state.step))
     progress = _Progress(output, checkpoints, plan)
     progress.write(state)
@@ -187,12 +187,12 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan, output: OutputFol
         validate = last or plan.due(plan.val_every, state.step)
         save = last or stopping or plan.due(plan.save_every, state.step)
 
-        # Mark a checkpoint complete whose files are written by now.
+        # Mark the last checkpoint complete once its files are written.
         if written := background.poll(state.step, device):
             metrics.log(str(written))
             progress.write(state)
 
-        # Report the steps since the last report; give up where their gradients stay not finite.
+        # Report the steps since the last report; stop if their gradients stay not finite.
         if validate or save or state.step % config.logging_steps == 0:
             progress.record = metrics.report(state.step, lr, engine.grad_norm, float(engine.skipped))
             progress.write(state)
@@ -241,7 +241,7 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan, output: OutputFol
             f"({100 * stalled / trained:.2f} %), the end another {background.stalled - stalled:.2f} s"
         )
 
-    # Say why the run ends; only a finished one is marked so.
+    # Log why the run ends; mark it finished if it is.
     if stopping:
         metrics.log(f"asked to stop: saved at {state.samples} samples; the same command resumes")
     else:

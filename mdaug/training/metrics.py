@@ -156,7 +156,7 @@ class Metrics:
 
 
 def _drop_records_beyond(path: Path, samples: int) -> None:
-    """Keep the records up to a number of samples; a line that a kill has cut short goes too."""
+    """Keep the records up to a number of samples; a line cut short by a kill is dropped, too."""
     if not path.is_file():
         return
     kept = []

@@ -67,7 +67,7 @@ class TrainingConfig:
     early_stop_patience: int = 3
     """Stop after this many validations without improvement; 0 never stops early."""
     save_epochs: int = operational(5)
-    """Write a checkpoint every N epochs (one is always written at the end and when told to stop)."""
+    """Write a checkpoint every N epochs (one is always written at the end and when asked to stop)."""
     save_samples: int | None = operational(None)
     """Write a checkpoint every N samples instead."""
     keep_last: int = operational(1)
@@ -81,7 +81,7 @@ class TrainingConfig:
     seed: int = 0
     """Seed of initial weights, sample order and noise."""
     use_wandb: bool = operational(False)
-    """Also log to Weights & Biases (offline where there is no network)."""
+    """Also log to Weights & Biases (offline without a network)."""
     wandb_project: str = operational("mdaug")
     """Project name at Weights & Biases."""
 
@@ -242,7 +242,7 @@ class LDMConfig(TrainingConfig):
     vqvae_path: Path = operational()
     """VQ-VAE: the run folder of train-vqvae (its best/) or a diffusers folder."""
     latents_dir: Path | None = operational(None)
-    """Latent shards of `mdaug encode`; default <output_dir>/latents. Made now if they are not there."""
+    """Latent shards of `mdaug encode`; default <output_dir>/latents. Made now if they do not exist."""
     latent_channels: int = 4
     """Channels of a latent; must be those of the VQ-VAE."""
     block_out_channels: tuple[int, ...] = (256, 512, 768, 1024)
@@ -281,11 +281,11 @@ class LDMConfig(TrainingConfig):
     label_dropout: float = 0.1
     """Share of samples that are shown without their class, for classifier-free guidance."""
     condition_on: str | list[str] = field(default_factory=list)
-    """Numeric columns of the metadata that the network is told beside the class, such as speed,aspect."""
+    """Numeric columns of the metadata that condition the network beside the class, such as speed,aspect."""
     condition_dropout: float = 0.1
     """Share of samples shown without any condition, and share shown without each alone; without class never any."""
     augment_probability: float = 0.5
-    """Share of samples shown as one of their augmented copies, where the latents hold any (encode --augment_copies)."""
+    """Share of samples shown as one of their augmented copies, if the latents have any (encode --augment_copies)."""
     ema_half_life: float = 100_000
     """Half-life of the averaged weights in samples, shortened to 5 % of the samples seen at the start."""
     ema_profiles: tuple[float, ...] = (0.05, 0.10)
@@ -403,7 +403,7 @@ class EstimateConfig:
     network_gbit_s: float = 400.0
     """What all network adapters of a machine send together, Gbit/s."""
     samples: int = 10_000
-    """Images of the training set, where the configuration does not name packed shards that are there."""
+    """Images of the training set, if the configuration names no packed shards that exist."""
     channels: int = 3
     """Channels of the images, likewise."""
     classes: int = 10

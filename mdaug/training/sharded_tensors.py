@@ -43,13 +43,13 @@ def file_name() -> str:
 class Reader:
     """Reads the shards that any number of ranks have written, for any other number of ranks.
 
-    Raises UserError if the folder lacks files.
+    Raises UserError if files are missing in the folder.
     """
 
     def __init__(self, folder: Path):
         paths = sorted(folder.glob("rank-*.safetensors"))
         if not paths or len(paths) != int(paths[0].stem.rpartition("-")[2]):
-            raise UserError(f"{folder} is incomplete: {len(paths)} files are left; resume from an older checkpoint")
+            raise UserError(f"{folder} is incomplete: it holds {len(paths)} files; resume from an older checkpoint")
         self._files = [safe_open(path, "pt") for path in paths]
 
     def names(self) -> list[str]:
