@@ -105,7 +105,7 @@ def _number(value: Any) -> float | None:
 
 
 def _joint(rows: np.ndarray) -> list[list[float | None]]:
-    """Return at most MOST_ROWS rows, spread evenly over those with any value; a single row of None if there are none."""
+    """Return at most MOST_ROWS rows, spread evenly over those with any value; one row of None if none have."""
     rows = rows[~np.isnan(rows).all(axis=1)]
     if not len(rows):
         return [[None] * rows.shape[1]]

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from mdaug.pipeline.folder import find_pipeline, save_pipeline
+from mdaug.artifacts import find_pipeline
+from mdaug.pipeline.folder import save_pipeline
 from mdaug.pipeline.pipeline import MicroDopplerPipeline
 from mdaug.training import ema as averages
 from mdaug.training import sharded_tensors

@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader, Subset
 
 from mdaug import config as configuration
 from mdaug import distributed
+from mdaug.artifacts import find_vqvae, load_geometry, open_images, packing_options_of
 from mdaug.models.latent_statistics import LatentStatistics
-from mdaug.models.vqvae import find_vqvae, how_packed, load_geometry, load_vqvae, open_images
+from mdaug.models.vqvae import load_vqvae
 from mdaug.training.augmented_images import Views
-from mdaug.training.engine import autocast, require_gpu_for_fp16, resolve_precision
+from mdaug.training.engine import resolve_precision
 from mdaug.training.options import EncodeConfig
 from mdaug.training.run_folder import claim_on_all_ranks
 from shards import atomic, provenance
@@ -38,11 +39,11 @@ STATISTICS_FILE = "statistics.json"
 def check(options: EncodeConfig, where: Preflight) -> None:
     """Raise UserError where output_dir holds other latents, or inputs that are there do not fit."""
     if where.device is not None:
-        require_gpu_for_fp16(options.mixed_precision, where.device)
+        distributed.require_gpu_for_fp16(options.mixed_precision, where.device)
     made_from: dict[str, str] = {}
     if where.inputs_there:
         vqvae = find_vqvae(options.vqvae_path)
-        size, packing = how_packed(vqvae)
+        size, packing = packing_options_of(vqvae)
         images = packed_hash(options.data_dir, size, **packing)
         made_from = {} if images is None else {"images": images}  # None: they are packed at the start
         made_from["vqvae"] = provenance.read(vqvae, "vqvae")["hash"]
@@ -152,7 +153,7 @@ def _latents(
         pin_memory=device.type == "cuda",
     )
     for batch in loader:
-        with torch.no_grad(), autocast(precision):
+        with torch.no_grad(), distributed.autocast(precision, device):
             latents = model.encode(batch.to(device, non_blocking=True)).latents.float().cpu().numpy()
         if list(latents.shape[1:]) != geometry["latent_shape"]:
             raise UserError(f"the VQ-VAE gives latents {latents.shape[1:]}, its folder says {geometry['latent_shape']}")

@@ -18,29 +18,14 @@ from mdaug.training.options import TrainingConfig
 from shards.errors import UserError
 
 
-def require_gpu_for_fp16(precision: str, kind: str) -> None:
-    """Raise UserError for fp16 on "cpu"."""
-    if precision == "fp16" and kind == "cpu":
-        raise UserError("mixed_precision=fp16 needs a GPU: DeepSpeed refuses fp16 on a CPU; use no or bf16")
-
-
 def resolve_precision(requested: str, device: torch.device) -> str:
     """Return "no", "bf16" or "fp16" for "auto" and check the others against the device."""
     if requested == "auto":
         if device.type == "cpu":
             return "no"
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    require_gpu_for_fp16(requested, device.type)
+    distributed.require_gpu_for_fp16(requested, device.type)
     return requested
-
-
-DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def autocast(precision: str) -> torch.autocast:
-    """Return the context in which this rank's device computes in "no" (fp32), "bf16" or "fp16"."""
-    dtype = DTYPES[precision]
-    return torch.autocast(distributed.device().type, dtype=dtype, enabled=dtype is not None)
 
 
 def check_before_data(config: TrainingConfig) -> None:

@@ -5,7 +5,7 @@ The arithmetic is that of `mdaug.training.cost`; docs/scaling.md says how far it
 
 from __future__ import annotations
 
-import json
+import contextlib
 import shlex
 import warnings
 from pathlib import Path
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from mdaug import cli
+from mdaug.artifacts import load_geometry
 from mdaug.models.discriminator import PatchDiscriminator
 from mdaug.models.perceptual import PerceptualLoss
-from mdaug.models.vqvae import GEOMETRY_FILE
 from mdaug.training import cost
 from mdaug.training.batches import accumulation
 from mdaug.training.deepspeed_json import stage_of
@@ -123,9 +123,8 @@ def _data(options: EstimateConfig, data_dir: Path) -> tuple[int, int, int]:
 
 def _latent_shape(options: EstimateConfig, training: LDMConfig) -> list[int]:
     """Return (c, h, w): of the VQ-VAE where it is, else of the VQ-VAE of the preset or of its defaults."""
-    for folder in (training.vqvae_path, training.vqvae_path / "best"):
-        if (folder / GEOMETRY_FILE).is_file():
-            return json.loads((folder / GEOMETRY_FILE).read_text(encoding="utf-8"))["latent_shape"]
+    with contextlib.suppress(UserError):  # the VQ-VAE need not be trained yet
+        return load_geometry(training.vqvae_path)["latent_shape"]
     try:
         n_layers = training_options(options, "train-vqvae").n_layers
     except UserError:

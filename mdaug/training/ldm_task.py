@@ -12,8 +12,9 @@ from torch.nn import functional
 
 from mdaug import augment, distributed
 from mdaug import config as configuration
+from mdaug.artifacts import load_geometry
 from mdaug.models.hybrid_unet import HybridUNet2DModel
-from mdaug.models.vqvae import load_geometry, load_vqvae
+from mdaug.models.vqvae import load_vqvae
 from mdaug.pipeline.folder import save_pipeline
 from mdaug.pipeline.pipeline import MicroDopplerPipeline
 from mdaug.pipeline.schedulers import build_scheduler
@@ -25,7 +26,7 @@ from mdaug.training.checkpoint import TrainingState
 from mdaug.training.cost import Workload, unet_workload
 from mdaug.training.ema import EMA
 from mdaug.training.encode import load_statistics
-from mdaug.training.engine import Engine, autocast, resolve_precision
+from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.latents import CopyOrder, LatentSet
 from mdaug.training.loop import Task, validation_batches
 from mdaug.training.objective import VALIDATION_SEED, Diffuse, Objective
@@ -141,7 +142,7 @@ class LDMTask(Task):
         try:
             # Random numbers of dropout are given back: all ranks must draw the same ones later.
             with torch.random.fork_rng():
-                with autocast(resolve_precision(self.config.mixed_precision, device)):
+                with distributed.autocast(resolve_precision(self.config.mixed_precision, device), device):
                     prediction = module(latents, number, number).sample
                 prediction.float().square().mean().backward()
         finally:

@@ -10,7 +10,6 @@ from mdaug import config as configuration
 from mdaug import distributed
 from mdaug.training import deepspeed_json
 from mdaug.training.batches import accumulation
-from mdaug.training.engine import require_gpu_for_fp16
 from mdaug.training.options import LDMConfig, TrainingConfig, VQVAEConfig
 from shards import provenance
 from shards.output_folder import OutputFolder, claim, is_finished, refuse_other
@@ -30,7 +29,7 @@ def check(options: TrainingConfig, where: Preflight, made_from: Mapping[str, str
     if options.deepspeed_config is not None:
         deepspeed_json.check(options, where.ranks)
     if where.device is not None:
-        require_gpu_for_fp16(options.mixed_precision, where.device)
+        distributed.require_gpu_for_fp16(options.mixed_precision, where.device)
     refuse_other(options.output_dir, COMMANDS[type(options)], identity_of(options), made_from)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mdaug import distributed
-from mdaug.models.vqvae import find_vqvae, load_geometry
+from mdaug.artifacts import find_vqvae, load_geometry
 from mdaug.training import encode, run_folder
 from mdaug.training.batches import plan_batches
 from mdaug.training.cost import choose_batch_size, memory, sharding

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from mdaug import config as configuration
@@ -18,17 +17,16 @@ from mdaug.training import losses
 from mdaug.training.adversary import Adversary
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.cost import Workload, vqvae_workload
-from mdaug.training.engine import Engine, autocast, resolve_precision
+from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.loop import Task, validation_batches
 from mdaug.training.options import VQVAEConfig
 from mdaug.training.task_pictures import save_reconstructions
-from shards.colormap import most_frequent
+from shards.colormap import floor_of
 from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.order import EpochOrder, PositionDataset
 
 START_IMAGES, START_BATCH = 256, 16  # images whose encoder outputs place the first codes, and how many go at once
-FLOOR_IMAGES = 64  # training images in which the floor is looked for
 LOW_USE = 0.3  # share of the codes below which their use is warned about
 PICTURES = 8  # pairs in a picture of reconstructions
 
@@ -93,8 +91,7 @@ class VQVAETask(Task):
             raise UserError(f"{packed} has no validation images; pack it again with a larger --val_fraction")
         self.image_shape: list[int] = self.train_set.index["image_shape"]
         self.colormap: str | None = self.train_set.index.get("colormap")
-        shown = range(0, len(self.train_set), max(1, len(self.train_set) // FLOOR_IMAGES))
-        self.floor = most_frequent(np.stack([self.train_set[i]["image"] for i in shown]))
+        self.floor = floor_of(self.train_set)
         self.floor_in_range = losses.floor_in_range(self.floor, distributed.device())
         self.dataset = PositionDataset(self.train_set, EpochOrder(len(self.train_set), config.seed), _transform)
 
@@ -122,7 +119,7 @@ class VQVAETask(Task):
         height, width, channels = self.image_shape
         images = torch.zeros(batch, channels, height, width, device=device)
         try:
-            with autocast(self.precision):
+            with distributed.autocast(self.precision, device):
                 reconstruction, _, _, commitment = module(images)
             (self.distance(reconstruction, images)[0].mean() + commitment).backward()
             if self.adversary is not None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mdaug import config
+from mdaug import cli, config
 from mdaug.cli import main
 from mdaug.training.cost import (
     Sharding,
@@ -121,10 +121,8 @@ def test_estimate_of_a_preset_prints_memory_hours_and_assumptions(preset, capsys
 
 
 def test_a_preset_and_the_configuration_of_a_run_give_the_same_estimate(preset, tmp_path, capsys):
-    sections = {"section": "train-ldm", "sections": ["train-vqvae", "train-ldm"]}
     flags = ["--config", str(preset), "--data_dir=d", "--output_dir=o", "--vqvae_path", str(tmp_path)]
-    run = config.parse(LDMConfig, flags, "mdaug train-ldm", **sections)
-    config.save(run, tmp_path / "run" / "config.yaml")
+    config.save(cli.parse("train-ldm", flags), tmp_path / "run" / "config.yaml")
     (tmp_path / "geometry.json").write_text('{"latent_shape": [4, 16, 16]}')
     found = []
     for path in (preset, tmp_path / "run" / "config.yaml"):

@@ -121,7 +121,8 @@ def test_memory_of_the_diffusion_model_counts_the_averages_and_leaves_no_trace(t
     # The largest tensor in flight is one that does not grow, as long as a micro batch is as small as this.
     assert four.activations - one.activations == pytest.approx((eight.activations - four.activations) * 3 / 4, rel=0.03)
     number = torch.zeros(8, dtype=torch.long)
-    kept, _ = saved_bytes(lambda: task.module(torch.zeros(8, 2, 4, 4), number, number))
+    network = task.module.eval()  # the masks of dropout take four times as much on a CPU
+    kept, _ = saved_bytes(lambda: network(torch.zeros(8, 2, 4, 4), number, number))
     assert kept < eight.activations < 2 * kept
 
 
