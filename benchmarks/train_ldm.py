@@ -40,13 +40,13 @@ from mdaug import distributed
 from mdaug.models.vqvae import build_vqvae, load_vqvae, save_vqvae
 from mdaug.radar.options import SimulateConfig
 from mdaug.radar.simulate import run as simulate
+from mdaug.training.batches import BatchPlan, plan_batches
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.deepspeed_json import deepspeed_config
-from mdaug.training.encode import encode_packed
+from mdaug.training.encode import encode
 from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.ldm_task import LDMTask
-from mdaug.training.options import EncodeConfig, LDMConfig
-from mdaug.training.run_folder import BatchPlan, plan_batches
+from mdaug.training.options import EncodeConfig, LDMConfig, VQVAEConfig
 from shards import provenance
 from shards.options import PackConfig
 from shards.order import PositionSampler
@@ -203,8 +203,6 @@ def main() -> None:
     options = parser.parse_args()
 
     device = distributed.init()
-    from mdaug.training.options import VQVAEConfig
-
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         vqvae_yaml = options.vqvae_config or options.config.with_name("train-vqvae.yaml")
@@ -225,8 +223,7 @@ def main() -> None:
         ).eval()  # fmt: skip
         shape = [vq.image_size, vq.image_size, 3]
         save_vqvae(model, root / "vqvae", image_shape=shape, made_from={}, config={})
-        encoding = EncodeConfig(root / "packed", root / "vqvae", root / "latents")
-        encode_packed(root / "packed", root / "vqvae", root / "latents", encoding)
+        encode(EncodeConfig(root / "packed", root / "vqvae", root / "latents"))
 
         def task() -> LDMTask:
             return LDMTask(config, root / "packed", root / "vqvae", root / "latents", {})

@@ -38,12 +38,12 @@ from mdaug.images import to_tensor
 from mdaug.models import perceptual
 from mdaug.models.vqvae import build_vqvae
 from mdaug.training import vqvae_task
+from mdaug.training.batches import BatchPlan, plan_batches
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.deepspeed_json import deepspeed_config
 from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.loop import _loader
 from mdaug.training.options import VQVAEConfig
-from mdaug.training.run_folder import BatchPlan, plan_batches
 from shards import provenance
 from shards.dataset import ShardDataset
 

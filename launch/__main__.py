@@ -19,7 +19,6 @@ from shards.errors import UserError
 USAGE = """usage: python -m launch <command> [--nodes N] [--gpus_per_node N] [--cluster auto|slurm|local|inline]
                                  [--profile FILE] [--wait] [--dry_run] -- <flags of the command>
        python -m launch status|logs|cancel RUN_DIR         of a SLURM job, or of ranks on this machine
-       python -m launch plan --config FILE --nodes N       memory, hours and GPU-hours of a training, estimated
 
 'python -m launch <command> --help' lists the launcher's flags, 'python -m launch <command> -- --help' the command's.
 The commands:"""
@@ -80,10 +79,6 @@ def main(argv: list[str]) -> int:
         print(USAGE, ", ".join(cli.COMMANDS))
         return 0
     try:
-        if argv[0] == "plan":
-            from mdaug.training import estimate
-
-            return estimate.plan(*_split(argv[1:]))
         if argv[0] in ON_JOBS:
             return _on_job(*argv)
         return launch(argv[0], *_split(argv[1:]))

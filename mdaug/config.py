@@ -98,7 +98,7 @@ def _plain_flags(config_class: type, argv: list[str]) -> list[str]:
     if positional and argv and not argv[0].startswith("-"):
         argv = [f"--{positional}={argv[0]}", *argv[1:]]
     for position, argument in enumerate(argv):
-        if not argument.startswith("--"):
+        if not argument.startswith("--") or " " in argument.partition("=")[0]:  # a value, which may be flags itself
             plain.append(argument)
             continue
         name, equals, value = argument[2:].partition("=")

@@ -65,6 +65,7 @@ class OutputFolder:
     def __init__(self, path: Path, command: str, made_from: Mapping[str, str | None]):
         self.path, self.command, self.made_from = path, command, dict(made_from)
         self._began: tuple[int, float] | None = None
+        self._saved: int | None = None
         self._written = -EVERY_S
 
     @property
@@ -78,12 +79,12 @@ class OutputFolder:
         return time.monotonic() - self._written >= EVERY_S
 
     def progress(self, done: int, total: int, unit: str, *, saved: int | None = None, note: str = "") -> None:
-        """Write `progress.json`, at most every few seconds except when all is done or `saved` is given."""
+        """Write `progress.json`, at most every few seconds except when all is done or another number is `saved`."""
         now = time.time()
         self._began = self._began or (done, now)
-        if done < total and saved is None and not self.progress_due:
+        if done < total and saved == self._saved and not self.progress_due:
             return
-        self._written = time.monotonic()
+        self._written, self._saved = time.monotonic(), saved
         record = Progress(done, total, unit, done if saved is None else saved, now, *self._began, note)
         atomic.write_text(self.path / PROGRESS_FILE, json.dumps(asdict(record)) + "\n")
 

@@ -14,6 +14,7 @@ from mdaug.training.ldm_task import LDMTask
 from mdaug.training.options import LDMConfig
 from shards import atomic, provenance
 from shards.index import content_hash, write_index
+from shards.output_folder import claim
 from shards.writer import write_shard
 from tests.toy import CLASSES, toy_packed
 
@@ -41,6 +42,7 @@ def toy_latents(root: Path, *, train: int = 1024, val: int = 64) -> dict[str, Pa
     model = build_vqvae(image_channels=1, latent_channels=2, num_codes=16, n_layers=2, base_channels=8).eval()
     save_vqvae(model, vqvae, image_shape=[16, 16, 1], made_from={"images": images}, config={})
     made_from = {"images": images, "vqvae": provenance.read(vqvae, "vqvae")["hash"]}
+    claimed = claim(latents, "encode", {"augment_copies": 0}, made_from)
     for split, count, seed in (("train", train, 0), ("val", val, 1)):
         labels = np.arange(count) % 4
         drawn = draw(labels, np.random.default_rng(seed)).astype(np.float32)
@@ -56,8 +58,7 @@ def toy_latents(root: Path, *, train: int = 1024, val: int = 64) -> dict[str, Pa
             statistics = {"mean": mean.tolist(), "std": std.tolist(), "count": drawn.size // 2, "shape": list(SHAPE)}
             atomic.write_text(latents / "statistics.json", json.dumps(statistics))
     atomic.write_text(latents / "classes.json", json.dumps(CLASSES))
-    atomic.write_text(latents / "plan.json", json.dumps(made_from))
-    provenance.write(latents, kind="latents", content_hash=content_hash(latents), made_from=made_from, config={})
+    claimed.finish("latents", content_hash(latents), {})
     return {"packed": packed, "vqvae": vqvae, "latents": latents}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,11 +11,7 @@ from torch.utils.data import Dataset
 
 from mdaug import augment
 from mdaug.images import to_tensor
-
-if TYPE_CHECKING:
-    from mdaug.training.options import EncodeConfig
-    from shards.dataset import ShardDataset
-
+from shards.dataset import ShardDataset
 
 LONGEST_KEY = 80
 
@@ -25,15 +21,16 @@ class Views(Dataset):
 
     Args:
         images: the packed images.
-        config: how many copies and of which transforms; `copies` 0 for a split that is never augmented.
-        copies: K.
+        copies: K; 0 for a split that is never augmented.
+        names: the transforms, see `augment`.
+        seed: decides together with the image's key and the number of the copy what is done to a copy.
         floor: levels 0 to 255 of no echo, one per channel.
     """
 
-    def __init__(self, images: ShardDataset, config: EncodeConfig, copies: int, floor: list[int] | None):
-        self.images, self.copies, self.seed = images, copies, config.augment_seed
+    def __init__(self, images: ShardDataset, copies: int, names: Sequence[str], seed: int, floor: list[int] | None):
+        self.images, self.copies, self.seed = images, copies, seed
         colours = images.index["image_shape"][2] == 3
-        self.names = [name for name in config.augment_with if not (colours and name in augment.LEVELS_ONLY)]
+        self.names = [name for name in names if not (colours and name in augment.LEVELS_ONLY)]
         self.floor = [level / 127.5 - 1 for level in floor] if floor else None
 
     def __len__(self) -> int:

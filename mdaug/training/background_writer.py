@@ -1,7 +1,7 @@
 """Folders written behind the training: it waits only while the state is copied to CPU memory.
 
 A thread of every rank writes its files. At a later step boundary all ranks agree that every file is there, and only
-then the folder gets its marker; until then no reader takes it for one.
+then the folder gets its marker; readers ignore a folder without it.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from shards import atomic
 from shards.errors import UserError
 
 MARKER = "COMPLETE"
-ASK_EVERY = 10  # steps on a GPU between questions whether all ranks have written: the answer waits for the device
+ASK_EVERY = 10  # steps on a GPU between two checks whether all ranks have written: the answer waits for the device
 
 
 @dataclass
 class Bundle:
-    """A folder in the making."""
+    """A folder that is being written."""
 
     folder: Path
     files: dict[Path, Callable[[Path], object]]
-    """The files of this rank, and what writes them from memory."""
+    """Files of this rank -> the function that writes each from memory."""
     committed: Callable[[], None]
     """Called on every rank after the marker is there."""
 
 
 def prepare(folder: Path) -> None:
-    """Make an empty folder, whatever an interrupted write has left there; every rank calls it."""
+    """Make an empty folder, deleting what an interrupted write has left there; every rank calls it."""
     if distributed.is_main():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -48,17 +48,38 @@ def complete(parent: Path) -> list[Path]:
     return sorted(path for path in parent.glob("samples-*") if (path / MARKER).is_file())
 
 
+def samples_of(folder: Path) -> int:
+    """Return the samples seen at a folder `samples-*`, from its name."""
+    return int(folder.name.removeprefix("samples-"))
+
+
 def keep_only(parent: Path, kept: list[Path]) -> None:
     """Delete the other folders `samples-*`, incomplete ones too, on rank 0."""
     if not distributed.is_main():
         return
     for path in parent.glob("samples-*"):
         if path not in kept:
-            (path / MARKER).unlink(missing_ok=True)  # first the marker: a half-deleted folder is never chosen
+            (path / MARKER).unlink(missing_ok=True)  # the marker first: a half-deleted folder is never chosen
             shutil.rmtree(path)
 
 
-class Background:
+@dataclass(frozen=True)
+class Written:
+    """A set of folders that is complete."""
+
+    folders: list[Path]
+    stalled: float
+    """Seconds that the training waited for them."""
+    seconds: float
+    """Seconds until they were on the disk."""
+
+    def __str__(self) -> str:
+        """Return the line for the log."""
+        names = " and ".join(str(Path(*folder.parts[-2:])) for folder in self.folders)
+        return f"{names}: training waited {self.stalled:.2f} s, written in {self.seconds:.2f} s"
+
+
+class BackgroundWriter:
     """Writes one set of folders at a time. Every rank makes the same calls."""
 
     def __init__(self) -> None:
@@ -71,43 +92,43 @@ class Background:
         self._error: BaseException | None = None
         self._stall = self._seconds = 0.0
 
-    def write(self, collect: list[Callable[[], Bundle]]) -> str:
-        """Copy a state and begin to write it, when what is still being written is complete; returns as `poll` does."""
-        said = self.finish()
+    def write(self, collect: list[Callable[[], Bundle]]) -> Written | None:
+        """Copy a state and begin to write it, once what is still being written is complete; returns as `poll` does."""
+        finished = self.finish()
         begun = time.perf_counter()
         self._bundles = [copy() for copy in collect]
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         self._stall = time.perf_counter() - begun
         self.stalled += self._stall
-        return said
+        return finished
 
-    def poll(self, step: int, device: torch.device) -> str:
+    def poll(self, step: int, device: torch.device) -> Written | None:
         """Mark the folders complete if all ranks have written; every rank calls it at every step boundary.
 
-        Returns a line that says so, or nothing. Raises UserError on all ranks if one could not write.
+        Returns what is complete now, or None. Raises UserError on all ranks if one could not write.
         """
         if self._thread is None or (device.type == "cuda" and step % ASK_EVERY):
-            return ""
+            return None
         begun = time.perf_counter()
         busy, failed = distributed.sum_over_ranks(
             torch.tensor([float(self._thread.is_alive()), float(self._error is not None)], device=device)
         ).tolist()
-        said = self._commit(failed > 0) if busy == 0 else ""
+        finished = self._commit(failed > 0) if busy == 0 else None
         self.stalled += time.perf_counter() - begun
-        return said
+        return finished
 
-    def finish(self) -> str:
+    def finish(self) -> Written | None:
         """Wait until what is being written is complete; returns and raises as `poll` does."""
         if self._thread is None:
-            return ""
+            return None
         begun = time.perf_counter()
         self._thread.join()
         failed = distributed.any_rank(self._error is not None, distributed.device())
         self._stall += time.perf_counter() - begun
-        said = self._commit(failed)
+        finished = self._commit(failed)
         self.stalled += time.perf_counter() - begun
-        return said
+        return finished
 
     def _run(self) -> None:
         begun = time.perf_counter()
@@ -116,20 +137,19 @@ class Background:
                 for path, write in bundle.files.items():
                     write(path)
                     with open(path, "rb") as file:
-                        os.fsync(file.fileno())  # on the disk before anybody says that it is complete
+                        os.fsync(file.fileno())  # on the disk before the folder is marked complete
         except BaseException as error:
             self._error = error
         self._seconds = time.perf_counter() - begun
 
-    def _commit(self, failed: bool) -> str:
+    def _commit(self, failed: bool) -> Written:
         bundles, self._bundles, self._thread = self._bundles, [], None
         if failed:
-            what = self._error or "another rank failed"
-            raise UserError(f"{bundles[0].folder} could not be written: {what}; the same command resumes from before")
+            reason = self._error or "another rank failed"
+            raise UserError(f"{bundles[0].folder} could not be written: {reason}; the same command resumes from before")
         for bundle in bundles:
             if distributed.is_main():
                 atomic.write_text(bundle.folder / MARKER, "")
             bundle.committed()
         self.written += 1
-        names = " and ".join(str(Path(*bundle.folder.parts[-2:])) for bundle in bundles)
-        return f"{names}: training waited {self._stall:.2f} s, written in {self._seconds:.2f} s"
+        return Written([bundle.folder for bundle in bundles], self._stall, self._seconds)

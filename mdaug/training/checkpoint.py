@@ -1,8 +1,8 @@
 """Checkpoints: a folder per sample count, complete only when its marker is there.
 
-    checkpoints/samples-000012800/engine/…          DeepSpeed's state, one share per rank
-                                  pieces/…           the averages of the weights, one file per rank
-                                  extra.safetensors  what else the task keeps
+    checkpoints/samples-000012800/engine/…          DeepSpeed's state, one shard per rank
+                                  pieces/…           sharded tensors of the task (averages), one file per rank
+                                  extra.safetensors  its replicated tensors (codebook, discriminator)
                                   state.json         counters, best score, number of ranks, ZeRO stage
                                   COMPLETE           written last, when all ranks have written the rest
 """  # fmt: skip
@@ -51,8 +51,8 @@ def collect(
     parent: Path,
     engine: Engine,
     state: TrainingState,
-    extra: dict[str, torch.Tensor],
-    own: dict[str, torch.Tensor],
+    replicated: dict[str, torch.Tensor],
+    sharded: dict[str, torch.Tensor],
     keep: int,
 ) -> Bundle:
     """Copy all that a checkpoint holds to CPU memory; every rank calls it.
@@ -61,18 +61,18 @@ def collect(
         parent: `checkpoints/` of the run.
         engine: its weights and optimizer state.
         state: counters.
-        extra: tensors equal on all ranks; rank 0 writes them.
-        own: this rank's pieces of tensors that are cut over the ranks.
+        replicated: tensors equal on all ranks; rank 0 writes them.
+        sharded: this rank's shards of tensors that are divided over the ranks.
         keep: complete checkpoints that stay when this one is.
     """
     folder = parent / f"samples-{state.samples:012d}"
     prepare(folder)
     files = engine.snapshot(folder)
-    if own:
+    if sharded:
         (folder / PIECES).mkdir(exist_ok=True)
-        files[folder / PIECES / sharded_tensors.file_name()] = partial(save_file, to_host(own))
+        files[folder / PIECES / sharded_tensors.file_name()] = partial(save_file, to_host(sharded))
     if distributed.is_main():
-        whole = {name: tensor.contiguous() for name, tensor in to_host(extra).items()}
+        whole = {name: tensor.contiguous() for name, tensor in to_host(replicated).items()}
         record = {
             **asdict(state),
             "skipped": int(engine.skipped),
@@ -114,7 +114,7 @@ def needs_conversion(path: Path | None, stage: int) -> bool:
 
 
 def load(path: Path, engine: Engine, state: TrainingState) -> dict[str, torch.Tensor]:
-    """Restore engine and state from a complete checkpoint; return the task's extra tensors (on the CPU).
+    """Restore engine and state from a complete checkpoint; return the task's replicated tensors (on the CPU).
 
     Raises UserError where the global batch differs: the samples of a step would no longer be the same.
     """

@@ -17,7 +17,7 @@ MOST_ROWS = 200  # joint values of a class that a pipeline keeps, spread evenly 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the network is told of every image beside its class.
+    """The conditions of every image, beside its class.
 
     Attributes:
         names: the k columns.
@@ -44,8 +44,8 @@ def read(packed: Path, names: list[str]) -> Conditions:
     """Return the columns `names` of the metadata of a packed set.
 
     Raises:
-        UserError: a column that is not there, holds something else than numbers, or is the same for all training
-            images; named together with the columns that there are.
+        UserError: a column that does not exist, holds anything but numbers, or is the same for all training images;
+            named together with the columns that exist.
     """
     train = ShardDataset(packed / "train", fields=("meta",))
     raw = _table(train, names, packed)
@@ -88,10 +88,10 @@ def _table(dataset: ShardDataset, names: list[str], packed: Path | None) -> np.n
                 table[i, column] = number
     for name in names:
         if packed is not None and name not in numeric:
-            there = ", ".join(sorted(column for column, is_numeric in numeric.items() if is_numeric))
+            numeric_columns = ", ".join(sorted(column for column, is_numeric in numeric.items() if is_numeric))
             raise UserError(
                 f"condition_on names '{name}', a column that the metadata of {packed} does not have; "
-                f"its numeric columns are {there or 'none'}"
+                f"its numeric columns are {numeric_columns or 'none'}"
             )
     return table
 
@@ -105,7 +105,7 @@ def _number(value: Any) -> float | None:
 
 
 def _joint(rows: np.ndarray) -> list[list[float | None]]:
-    """Return at most MOST_ROWS rows, spread evenly over those with any value; one row of nothing if there are none."""
+    """Return at most MOST_ROWS rows, spread evenly over those with any value; one row of None if none have."""
     rows = rows[~np.isnan(rows).all(axis=1)]
     if not len(rows):
         return [[None] * rows.shape[1]]

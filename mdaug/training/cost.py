@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate.utils import find_executable_batch_size
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
@@ -18,18 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from mdaug import distributed
 from mdaug.training.deepspeed_json import stage_of
 from mdaug.training.engine import resolve_precision
-from mdaug.training.options import LDMConfig, TrainingConfig, VQVAEConfig
-from shards.validation import height_width
+from mdaug.training.options import TrainingConfig
 
-if TYPE_CHECKING:
-    from mdaug.training.ldm_task import LDMTask
-    from mdaug.training.vqvae_task import VQVAETask
-
-
-MASTER, MOMENTS = 4, 8  # bytes of a fp32 master weight, and of the two moments of AdamW
+MASTER, MOMENTS = 4, 8  # bytes of a fp32 weight, and of the two moments of AdamW
 BUCKET = 50_000_000  # elements: reduce_bucket_size in deepspeed_configs/
 PERSISTENT = 100_000  # elements below which ZeRO-3 leaves a parameter whole: stage3_param_persistence_threshold
 REUSED = 1_000_000_000  # elements up to which ZeRO-3 keeps gathered weights for the backward pass (DeepSpeed's default)
+CPU_BATCH = 16  # --batch_size auto without a GPU: larger ones gain little there
+LARGEST_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -197,27 +192,148 @@ class StepTime:
         return self.computing / self.longest
 
 
-BYTES_WEIGHT, BYTES_GRADIENT, BYTES_ADAM = 4, 4, 8  # fp32: one each, and two moments
-CPU_BATCH = 16  # --batch_size auto without a GPU: larger ones gain little there
-LARGEST_BATCH = 256
+@dataclass(frozen=True)
+class Workload:
+    """One rank's share of a training."""
+
+    parameters: int
+    """Elements that DeepSpeed trains."""
+    persistent: int
+    """Those of them that ZeRO-3 leaves whole."""
+    beside: int
+    """Bytes of what every rank holds whole: LPIPS, discriminator with its optimizer."""
+    activations: int
+    """Bytes that the backward pass of one micro batch needs."""
+    flops_per_sample: float
+    """Forward and backward."""
+    averages: int
+    """Averages of the weights, each cut over the ranks."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Memory:
     """Bytes on one device."""
 
-    model: int
-    """Weights, their average, gradients and optimizer states of all networks."""
+    networks: int
+    """Weights, their averages, gradients and optimizer states of all networks."""
     activations: int
-    """What the backward pass needs of one micro batch, and the gradients in flight."""
+    """What the backward pass of one micro batch needs."""
+    buffers: int
+    """Gradients and weights on their way to and from other ranks."""
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.networks + self.activations + self.buffers
 
     def __str__(self) -> str:
         """Return the line that is printed before the first step."""
-        total = self.model + self.activations
         return (
-            f"memory: about {total / 1e9:.2f} GB per device (networks and optimizers {self.model / 1e9:.2f}, "
-            f"micro batch {self.activations / 1e9:.2f}), beside what the libraries take"
+            f"memory: about {self.total / 1e9:.2f} GB per device (networks and optimizers {self.networks / 1e9:.2f}, "
+            f"micro batch {self.activations / 1e9:.2f}, communication {self.buffers / 1e9:.2f}), beside what the "
+            "libraries take"
         )
+
+
+def memory(load: Workload, how: Sharding) -> Memory:
+    """Return what a training takes on each rank."""
+    networks = network_bytes(load.parameters, how, load.persistent) + load.beside
+    networks += average_bytes(load.parameters, load.averages, how.ranks)
+    return Memory(networks, load.activations, buffer_bytes(load.parameters, how))
+
+
+def sharding(config: TrainingConfig) -> Sharding:
+    """Return how this run's engine divides a network over the ranks."""
+    precision = resolve_precision(config.mixed_precision, distributed.device())
+    return Sharding(stage_of(config), distributed.world_size(), precision=precision)
+
+
+def unet_workload(unet: nn.Module, latent_shape: list[int], batch: int, precision: str, averages: int) -> Workload:
+    """Count what the training of a diffusion U-Net takes on each rank.
+
+    Args:
+        unet: the network; nothing is computed with it.
+        latent_shape: (c, h, w).
+        batch: micro batch.
+        precision: no, bf16 or fp16; the latter is counted as bf16.
+        averages: averages of the weights.
+    """
+
+    def forward(network: Callable, batch: int) -> Any:
+        label = torch.zeros(batch, dtype=torch.long)
+        return network(torch.zeros(batch, *latent_shape), label, label).sample
+
+    kept, flops = _count(unet, forward, precision, batch)
+    sizes = _sizes(unet)
+    return Workload(sum(sizes), _persistent(sizes), 0, kept, 3 * flops, averages)
+
+
+def vqvae_workload(
+    module: nn.Module,
+    image_shape: list[int],
+    batch: int,
+    precision: str,
+    perceptual: nn.Module | None = None,
+    critic: nn.Module | None = None,
+) -> Workload:
+    """Count what the training of a VQ-VAE takes on each rank.
+
+    The engine's graph is there while LPIPS or the discriminator, whichever is larger, has its own.
+
+    Args:
+        module: the network that DeepSpeed trains; nothing is computed with it.
+        image_shape: [H, W, C].
+        batch: micro batch.
+        precision: no, bf16 or fp16; the latter is counted as bf16.
+        perceptual: LPIPS, where it is part of the loss.
+        critic: the discriminator, where there is one.
+    """
+    height, width, channels = image_shape
+
+    def images(batch: int) -> torch.Tensor:
+        return torch.zeros(batch, channels, height, width)
+
+    def single(network: Callable, batch: int) -> Any:
+        return network(images(batch))
+
+    def pair(network: Callable, batch: int) -> Any:
+        return network(images(batch).requires_grad_(torch.is_grad_enabled()), images(batch))
+
+    module.eval()  # else the codebook remembers its vectors
+    kept, flops = _count(module, single, precision, batch)
+    module.train()
+    flops, beside, around = 3 * flops, 0, [0]
+    if perceptual is not None:
+        more, twice = _count(perceptual, pair, "no", batch)
+        around.append(more)
+        beside += MASTER * sum(p.numel() for p in perceptual.parameters())
+        flops += 1.5 * twice  # both images forward, one of them backward
+    if critic is not None:
+        more, once = _count(critic, single, precision, batch)
+        around.append(2 * more)
+        beside += network_bytes(sum(p.numel() for p in critic.parameters()), Sharding(0, 1))
+        flops += (2 + 6) * once  # its judgement of the reconstruction, and its own step on both images
+    sizes = _sizes(module)
+    return Workload(sum(sizes), _persistent(sizes), beside, kept + max(around), flops, 0)
+
+
+def _count(network: nn.Module, forward: Callable, precision: str, batch: int) -> tuple[int, float]:
+    """Return (bytes that autograd keeps of a micro batch and the gradients in flight, FLOPs of one sample) on a GPU.
+
+    Tensors without data give shapes, types and which operators run; no GPU is needed.
+    """
+    with FakeTensorMode(), torch.device("cuda"), _autocast(precision != "no"):
+        tensors = {name: torch.empty(buffer.shape, dtype=buffer.dtype) for name, buffer in network.named_buffers()}
+        for name, value in network.named_parameters():
+            tensors[name] = nn.Parameter(torch.empty(value.shape), requires_grad=value.requires_grad)
+
+        def without_data(*inputs: torch.Tensor) -> Any:
+            return functional_call(network, tensors, inputs)
+
+        kept, largest = saved_bytes(lambda: forward(without_data, batch))
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            forward(without_data, 1)
+    return kept + 2 * largest, counter.get_total_flops()
 
 
 def saved_bytes(forward: Callable[[], Any]) -> tuple[int, int]:
@@ -239,228 +355,6 @@ def saved_bytes(forward: Callable[[], Any]) -> tuple[int, int]:
     return sum(kept.values()), max(kept.values(), default=0)
 
 
-def sharding(config: TrainingConfig) -> Sharding:
-    """Return how this run's engine divides a network over the ranks."""
-    precision = resolve_precision(config.mixed_precision, distributed.device())
-    return Sharding(stage_of(config), distributed.world_size(), precision=precision)
-
-
-def estimate_ldm(task: LDMTask, batch: int) -> Memory:
-    """Return what training the diffusion model with micro batches of `batch` latents takes on this rank's device.
-
-    As `estimate`, with this rank's pieces of the averaged weights.
-    """
-    config, device = task.config, distributed.device()
-    precision = sharding(config).precision
-    module, shape = task.module.to(device), task.geometry["latent_shape"]
-
-    def need(count: int) -> int:
-        latents = torch.zeros(count, *shape, device=device)
-        number = torch.zeros(count, dtype=torch.long, device=device)
-        # Random numbers of dropout are given back: this rank would train with others.
-        with torch.random.fork_rng(), distributed.autocast(precision, device):
-            own, largest = saved_bytes(lambda: module(latents, number, number))
-        return own + 2 * largest + 4 * latents.nbytes  # latents, noise, noisy latents and target
-
-    one, two = need(1), need(2)
-    average = sum(piece.nbytes for piece in task.ema.state().values())
-    parameters, how = sum(p.numel() for p in module.parameters()), sharding(config)
-    activations = one + (batch - 1) * (two - one) + buffer_bytes(parameters, how)
-    return Memory(network_bytes(parameters, how) + average, activations)
-
-
-def estimate(task: VQVAETask, batch: int) -> Memory:
-    """Return what training with micro batches of `batch` images takes on this rank's device.
-
-    Two forward passes, of one and of two images, tell what grows with the batch. The engine's graph is there while
-    LPIPS or the discriminator, whichever is larger, has its own.
-    """
-    config, device = task.config, distributed.device()
-    precision = sharding(config).precision
-    height, width, channels = task.image_shape
-    module = task.module.to(device).eval()
-
-    def need(count: int) -> int:
-        images = torch.zeros(count, channels, height, width, device=device)
-        copy = images.clone().requires_grad_()
-        with distributed.autocast(precision, device):
-            own, largest = saved_bytes(lambda: module(images))
-        around = [saved_bytes(lambda: task.distance(copy, images))[0]]
-        if task.adversary is not None:
-            network = task.adversary.network
-            around.append(saved_bytes(lambda: (network(images), network(copy)))[0])
-        return own + max(around) + 2 * largest + 2 * images.nbytes
-
-    one, two = need(1), need(2)
-    module.train()
-    parameters, how = sum(p.numel() for p in module.parameters()), sharding(config)
-    model = network_bytes(parameters, how)
-    if task.adversary is not None:
-        critic = sum(p.numel() for p in task.adversary.network.parameters())
-        model += (BYTES_WEIGHT + BYTES_GRADIENT + BYTES_ADAM) * critic
-    if task.perceptual is not None:
-        model += BYTES_WEIGHT * sum(p.numel() for p in task.perceptual.parameters())
-    return Memory(model, one + (batch - 1) * (two - one) + buffer_bytes(parameters, how))
-
-
-def candidates(config: VQVAEConfig, num_samples: int, largest: int) -> list[int]:
-    """Return micro batches up to `largest`, falling: divisors of a given global batch, else powers of two."""
-    ranks = distributed.world_size()
-    largest = max(1, min(largest, num_samples // ranks))
-    if config.global_batch_size is not None:
-        share = config.global_batch_size // ranks
-        return [size for size in range(min(share, largest), 0, -1) if share % size == 0] or [1]
-    return [1 << power for power in range(largest.bit_length() - 1, -1, -1)]
-
-
-def choose_batch_size(task: VQVAETask, num_samples: int) -> int:
-    """Return the micro batch of `--batch_size auto`, the same on all ranks.
-
-    On a GPU the largest candidate whose forward and backward pass fits beside the optimizer's states, found by
-    trying; on a CPU the largest up to 16.
-    """
-    if distributed.device().type == "cpu":
-        return candidates(task.config, num_samples, CPU_BATCH)[0]
-    sizes = candidates(task.config, num_samples, LARGEST_BATCH)
-    found = first_that_fits(sizes, lambda size: _try(task, size))
-    return int(distributed.gather_over_ranks(torch.tensor([found], device=distributed.device())).min())
-
-
-def first_that_fits(sizes: list[int], attempt: Callable[[int], None]) -> int:
-    """Return the first of falling sizes that does not run out of memory (accelerate's find_executable_batch_size)."""
-    from accelerate.utils import find_executable_batch_size
-
-    remaining = iter(sizes[1:])
-
-    @find_executable_batch_size(starting_batch_size=sizes[0], reduce_batch_size_fn=lambda: next(remaining, 0))
-    def run(batch_size: int) -> int:
-        attempt(batch_size)
-        return batch_size
-
-    return run()
-
-
-def _try(task: VQVAETask, batch: int) -> None:
-    """Run one forward and backward pass, with room taken for gradients and the optimizer's moments."""
-    device = distributed.device()
-    module = task.module.to(device)
-    room = torch.empty(estimate(task, 1).model, dtype=torch.uint8, device=device)
-    height, width, channels = task.image_shape
-    images = torch.zeros(batch, channels, height, width, device=device)
-    precision = sharding(task.config).precision
-    try:
-        with distributed.autocast(precision, device):
-            reconstruction, _, _, commitment = module.eval()(images)
-        (task.distance(reconstruction, images)[0].mean() + commitment).backward()
-        if task.adversary is not None:
-            (task.adversary.network(images) + task.adversary.network(reconstruction.detach())).mean().backward()
-    finally:
-        del room
-        module.train().zero_grad(set_to_none=True)
-        if task.adversary is not None:
-            task.adversary.network.zero_grad(set_to_none=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class Workload:
-    """One rank's share of a training."""
-
-    parameters: int
-    """Elements that DeepSpeed trains."""
-    persistent: int
-    """Those of them that ZeRO-3 leaves whole."""
-    beside: int
-    """Bytes of what every rank holds whole: LPIPS, discriminator with its optimizer."""
-    activations: int
-    """Bytes that the backward pass of one micro batch needs."""
-    flops_per_sample: float
-    """Forward and backward."""
-    averages: int
-    """Averages of the weights, each cut over the ranks."""
-
-
-def count(config: TrainingConfig, precision: str, channels: int, latent_shape: list[int], classes: int) -> Workload:
-    """Count what the training of a configuration takes on each rank.
-
-    Args:
-        config: of train-vqvae or train-ldm; `batch_size` must be a number.
-        precision: no, bf16 or fp16; the latter is counted as bf16.
-        channels: of the images.
-        latent_shape: (c, h, w), for the diffusion model.
-        classes: number of classes, for the diffusion model.
-    """
-    batch = config.batch_size
-    if isinstance(config, VQVAEConfig):
-        return _vqvae(config, precision, channels, batch)
-    assert isinstance(config, LDMConfig)
-    from mdaug.training.ldm_task import build_unet
-
-    unet = build_unet(config, latent_shape, classes)
-
-    def forward(network: Callable, batch: int) -> Any:
-        label = torch.zeros(batch, dtype=torch.long)
-        return network(torch.zeros(batch, *latent_shape), label, label).sample
-
-    parameters = _numbers(unet)
-    own = _count(unet, forward, precision, batch)
-    return Workload(sum(parameters), _persistent(parameters), 0, own[0], 3 * own[1], 1 + len(config.ema_profiles))
-
-
-def _vqvae(config: VQVAEConfig, precision: str, channels: int, micro_batch: int) -> Workload:
-    from mdaug.models.discriminator import PatchDiscriminator
-    from mdaug.models.perceptual import PerceptualLoss
-    from mdaug.training.vqvae_task import build_module
-
-    size = height_width(config.image_size)
-    shape = (channels, *size)
-    module, _ = build_module(config, channels)
-    parameters = _numbers(module)
-
-    def single(network: Callable, batch: int) -> Any:
-        return network(torch.zeros(batch, *shape))
-
-    saved, flops = _count(module, single, precision, micro_batch)
-    beside, flops, around = 0, 3 * flops, [0]
-
-    def pair(network: Callable, batch: int) -> Any:
-        return network(torch.zeros(batch, *shape, requires_grad=torch.is_grad_enabled()), torch.zeros(batch, *shape))
-
-    if config.use_perceptual:
-        with warnings.catch_warnings():  # lpips calls torchvision in an old way
-            warnings.simplefilter("ignore")
-            lpips = PerceptualLoss(config.perceptual_net, random_backbone=True)
-        more, twice = _count(lpips, pair, "no", micro_batch)
-        around.append(more)
-        beside += 4 * sum(p.numel() for p in lpips.parameters())
-        flops += 1.5 * twice  # both images forward, one of them backward
-    if config.use_discriminator:
-        critic = PatchDiscriminator(channels, size, config.disc_channels)
-        more, once = _count(critic, single, precision, micro_batch)
-        around.append(2 * more)
-        beside += (4 + 4 + 8) * sum(p.numel() for p in critic.parameters())
-        flops += (2 + 6) * once  # its judgement of the reconstruction, and its own step on both images
-    return Workload(sum(parameters), _persistent(parameters), beside, saved + max(around), flops, 0)
-
-
-def _count(network: nn.Module, forward: Callable, precision: str, batch: int) -> tuple[int, float]:
-    """Return (bytes that autograd keeps of a micro batch and the gradients in flight, FLOPs of one sample) on a GPU.
-
-    Tensors without data tell shapes, types and which operators run; no GPU needs to be there.
-    """
-    with FakeTensorMode(), torch.device("cuda"), _autocast(precision != "no"):
-        tensors = {name: torch.empty(buffer.shape, dtype=buffer.dtype) for name, buffer in network.named_buffers()}
-        for name, value in network.named_parameters():
-            tensors[name] = nn.Parameter(torch.empty(value.shape), requires_grad=value.requires_grad)
-
-        def paper(*inputs: torch.Tensor) -> Any:
-            return functional_call(network, tensors, inputs)
-
-        saved, largest = saved_bytes(lambda: forward(paper, batch))
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            forward(paper, 1)
-    return saved + 2 * largest, counter.get_total_flops()
-
-
 @contextlib.contextmanager
 def _autocast(enabled: bool) -> Iterator[None]:
     """Switch autocast to bf16 on; torch.autocast("cuda") would refuse where there is no GPU."""
@@ -475,9 +369,59 @@ def _autocast(enabled: bool) -> Iterator[None]:
         torch.clear_autocast_cache()
 
 
-def _numbers(module: nn.Module) -> list[int]:
+def _sizes(module: nn.Module) -> list[int]:
     return [parameter.numel() for parameter in module.parameters() if parameter.requires_grad]
 
 
-def _persistent(parameters: list[int]) -> int:
-    return sum(number for number in parameters if number < PERSISTENT)
+def _persistent(sizes: list[int]) -> int:
+    return sum(size for size in sizes if size < PERSISTENT)
+
+
+def candidates(config: TrainingConfig, num_samples: int, largest: int) -> list[int]:
+    """Return micro batches up to `largest`, falling: divisors of a given global batch, else powers of two."""
+    ranks = distributed.world_size()
+    largest = max(1, min(largest, num_samples // ranks))
+    if config.global_batch_size is not None:
+        share = config.global_batch_size // ranks
+        return [size for size in range(min(share, largest), 0, -1) if share % size == 0] or [1]
+    return [1 << power for power in range(largest.bit_length() - 1, -1, -1)]
+
+
+def choose_batch_size(config: TrainingConfig, num_samples: int, load: Workload, rehearse: Callable[[int], None]) -> int:
+    """Return the micro batch of `--batch_size auto`, the same on all ranks; every rank calls it.
+
+    On a GPU the largest candidate whose forward and backward pass fits beside weights, gradients and the optimizer's
+    states, found by trying; on a CPU the largest up to 16.
+
+    Args:
+        config: options of the training.
+        num_samples: samples of the training set.
+        load: counted for a micro batch of any size.
+        rehearse: runs a forward and a backward pass of so many samples.
+    """
+    device = distributed.device()
+    if device.type == "cpu":
+        return candidates(config, num_samples, CPU_BATCH)[0]
+    states = memory(load, sharding(config)).networks
+
+    def attempt(size: int) -> None:
+        held = torch.empty(states, dtype=torch.uint8, device=device)
+        try:
+            rehearse(size)
+        finally:
+            del held
+
+    found = first_that_fits(candidates(config, num_samples, LARGEST_BATCH), attempt)
+    return int(distributed.gather_over_ranks(torch.tensor([found], device=device)).min())
+
+
+def first_that_fits(sizes: list[int], attempt: Callable[[int], None]) -> int:
+    """Return the first of falling sizes that does not run out of memory (accelerate's find_executable_batch_size)."""
+    remaining = iter(sizes[1:])
+
+    @find_executable_batch_size(starting_batch_size=sizes[0], reduce_batch_size_fn=lambda: next(remaining, 0))
+    def run(batch_size: int) -> int:
+        attempt(batch_size)
+        return batch_size
+
+    return run()

@@ -1,60 +1,45 @@
 """The DeepSpeed configuration of a run: a JSON of ours or of the user, filled in from the flags and checked with them.
 
-All that stands in a user's JSON takes effect, or is refused with both values named; nothing is passed over in silence.
+A user's JSON may not contradict the flags, nor hold sections that would have no effect. Everything else is DeepSpeed's
+to check.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mdaug import distributed
+from mdaug.training.batches import BatchPlan, accumulation
 from mdaug.training.options import TrainingConfig
-from mdaug.training.run_folder import BatchPlan, accumulation
 from shards.errors import UserError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 CONFIGS = Path(__file__).resolve().parents[2] / "deepspeed_configs"
 ADAM_EPS = 1e-8  # added to the root of the second moment
 PRECISIONS = ("no", "bf16", "fp16")
 SECTIONS = ("zero_optimization", "optimizer", "fp16", "bf16", "torch_autocast")
-PLAIN = {  # what DeepSpeed heeds besides: it reports and logs, or changes nothing of what is computed
+PLAIN = {  # further keys that take effect: reports, logs, and what changes nothing of the result
     "communication_data_type", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "gradient_allreduce_op",
     "gradient_predivide_factor", "steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state",
     "log_level", "flops_profiler", "comms_logger", "tensorboard", "csv_monitor", "wandb", "comet",
 }  # fmt: skip
-INSTEAD = {
-    "activation_checkpointing": "the networks do not call it; a smaller --batch_size with the same "
-    "--global_batch_size saves memory",
-    "checkpoint": "checkpoints are this command's own, for any number of ranks: --save_epochs, --keep_last",
+INSTEAD = {  # the flags that do what a section without effect was meant for
+    "activation_checkpointing": "a smaller --batch_size with the same --global_batch_size saves memory",
+    "checkpoint": "see --save_epochs and --keep_last",
     "compile": "use --compile",
-    "dataloader_drop_last": "no sample is dropped",
-    "elasticity": "the global batch is --global_batch_size on any number of ranks",
-    "scheduler": "the learning rate follows lr={lr} and this command's own schedule",
+    "elasticity": "--global_batch_size is the same on any number of ranks",
+    "scheduler": "the learning rate follows --lr and the command's own schedule",
 }
+# Settings that DeepSpeed accepts and that silently change the result: gradients of another scale; no norm, so that
+# steps whose gradient is not finite are applied; a run resumed from rounded weights.
 FIXED: dict[str, tuple[Any, str]] = {
     "gradient_allreduce_op": ("mean", "gradients are averaged over the ranks"),
-    "gradient_predivide_factor": (1.0, "gradients are averaged over the ranks"),
-    "zero_force_ds_cpu_optimizer": (False, "the optimizer is torch's AdamW"),
-    "fp16.auto_cast": (True, "images arrive in fp32"),
-    "fp16.fp16_master_weights_and_grads": (False, "the averaged weights follow fp32 master weights"),
-    "zero_optimization.compute_grad_norm": (True, "steps whose gradient is not finite are told by the norm"),
-    "zero_optimization.load_from_fp32_weights": (True, "a run goes on from its fp32 master weights"),
-    "zero_optimization.elastic_checkpoint": (False, "checkpoints are read on any number of ranks without it"),
-    "zero_optimization.zero_hpz_partition_size": (1, "parameters are cut over all ranks"),
-    "zero_optimization.zero_quantized_weights": (False, "its ops would be compiled at the start"),
-    "zero_optimization.zero_quantized_nontrainable_weights": (False, "its ops would be compiled at the start"),
-    "zero_optimization.zero_quantized_gradients": (False, "its ops would be compiled at the start"),
-    "zero_optimization.zenflow": (None, "every step updates all weights"),
-    "zero_optimization.offload_optimizer.ratio": (1.0, "the whole optimizer is offloaded, or nothing"),
-    "zero_optimization.offload_optimizer.super_offload": (False, "the optimizer is torch's AdamW"),
-    "optimizer.params.adam_w_mode": (True, "weight decay is decoupled"),
-    "optimizer.params.bias_correction": (True, "the optimizer is torch's AdamW"),
-    "optimizer.params.amsgrad": (False, "the optimizer is torch's AdamW"),
+    "zero_optimization.compute_grad_norm": (True, "the norm shows steps whose gradient is not finite"),
+    "zero_optimization.load_from_fp32_weights": (True, "a run resumes from its fp32 master weights"),
 }
-SAME_ADAMW = {"adam_w_mode", "bias_correction", "amsgrad", "torch_adam", "fused", "foreach"}  # how it is computed
+SAME_ADAMW = {"torch_adam", "fused", "foreach"}  # how torch's AdamW is computed
 
 
 def deepspeed_config(config: TrainingConfig, plan: BatchPlan, precision: str) -> dict[str, Any]:
@@ -68,8 +53,8 @@ def deepspeed_config(config: TrainingConfig, plan: BatchPlan, precision: str) ->
 def check(config: TrainingConfig, ranks: int, precision: str | None = None) -> None:
     """Refuse a DeepSpeed JSON as `deepspeed_config` would, before any data are read.
 
-    A micro batch of "auto" is not compared yet. Without `precision` ("no", "bf16" or "fp16") any that suits
-    mixed_precision will do: where a job is submitted nobody knows its GPUs.
+    A micro batch of "auto" is not compared yet. Without `precision` ("no", "bf16" or "fp16") any one that
+    mixed_precision allows will do: when a job is submitted, its GPUs are not known.
     """
     passes = accumulation(config, ranks)
     micro = None if config.batch_size == "auto" else config.batch_size
@@ -97,8 +82,7 @@ def stage_of(config: TrainingConfig) -> int:
 
 
 def _filled(config: TrainingConfig, precision: str, batch: tuple[int | None, int | None, int]) -> dict[str, Any]:
-    suffix = "fp32" if precision == "no" else precision
-    path = config.deepspeed_config or CONFIGS / f"zero{config.zero_stage}_{suffix}.json"
+    path = config.deepspeed_config or CONFIGS / f"zero{config.zero_stage}.json"
     settings = _read(path, config)
     from_flags = {
         "train_batch_size": ("global batch", batch[0]),
@@ -108,19 +92,19 @@ def _filled(config: TrainingConfig, precision: str, batch: tuple[int | None, int
     }
     for key, (name, value) in from_flags.items():
         if value is not None:
-            _agree(path, key, settings.get(key), name, value)
+            _require_equal(path, key, settings.get(key), name, value)
             settings[key] = value
-    _drop_the_ineffective(path, settings, {*from_flags, *SECTIONS, *PLAIN}, config)
+    _refuse_unused_sections(path, settings, {*from_flags, *SECTIONS, *PLAIN})
     _check_zero(path, settings, config)
     _fill_precision(path, settings, precision)
     for key, (value, why) in FIXED.items():
-        if (there := _at(settings, key)) not in (None, "auto", value):
-            raise UserError(f'{path}: "{key}" is {there}, but here it is {value}: {why}; remove it or agree')
+        if (given := _at(settings, key)) not in (None, "auto", value):
+            raise UserError(f'{path}: "{key}" is {given}, but must be {value} here: {why}; remove it or agree')
     _check_optimizer(path, settings.pop("optimizer", {}), config)  # made here; DeepSpeed would ignore the section
     settings.setdefault("zero_force_ds_cpu_optimizer", False)  # else offload refuses torch's AdamW
     settings = _without_auto(settings)
     if config.deepspeed_config is not None:
-        _let_deepspeed_check(path, settings)
+        _validate_with_deepspeed(path, settings)
     return settings
 
 
@@ -131,9 +115,9 @@ def _read(path: Path, config: TrainingConfig) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"--deepspeed_config {path} is no JSON: {error}") from None
+        raise UserError(f"--deepspeed_config {path} is not JSON: {error}") from None
     if not isinstance(settings, dict):
-        raise UserError(f"--deepspeed_config {path} holds no JSON object {{...}}")
+        raise UserError(f"--deepspeed_config {path} does not hold a JSON object {{...}}")
     for name in SECTIONS:
         if not isinstance(settings.get(name, {}), dict):
             raise UserError(f'{path}: "{name}" is {settings[name]}, but it is a section {{...}}')
@@ -152,17 +136,19 @@ def _at(settings: Any, key: str) -> Any:
     return settings
 
 
-def _agree(path: Path, key: str, there: Any, name: str, value: Any) -> None:
-    if there not in (None, "auto", value):
-        raise UserError(f'{path}: "{key}" is {there}, but {name} is {value}; set it to "auto" or agree')
+def _require_equal(path: Path, key: str, given: Any, name: str, value: Any) -> None:
+    if given not in (None, "auto", value):
+        raise UserError(f'{path}: "{key}" is {given}, but {name} is {value}; set it to "auto" or agree')
 
 
-def _drop_the_ineffective(path: Path, settings: dict[str, Any], known: set[str], config: TrainingConfig) -> None:
-    """Drop sections that are switched off anyway, and refuse the others that would do nothing."""
+def _refuse_unused_sections(path: Path, settings: dict[str, Any], known: set[str]) -> None:
+    """Refuse sections that would have no effect; drop those that are switched off anyway."""
     for name in settings.keys() - known:
         if not _off(settings[name]):
-            why = INSTEAD.get(name, "nothing here heeds it").format(lr=config.lr)
-            raise UserError(f'{path}: "{name}" is {json.dumps(settings[name])}, but {why}; remove it')
+            instead = f" ({INSTEAD[name]})" if name in INSTEAD else ""
+            raise UserError(
+                f'{path}: "{name}" is {json.dumps(settings[name])}, but has no effect here{instead}; remove it'
+            )
         del settings[name]
 
 
@@ -173,16 +159,19 @@ def _off(value: Any) -> bool:
 
 
 def _check_optimizer(path: Path, section: dict[str, Any], config: TrainingConfig) -> None:
-    _agree(path, "optimizer.type", section.get("type"), "the optimizer", "AdamW")
+    _require_equal(path, "optimizer.type", section.get("type"), "the optimizer", "AdamW")
     own: dict[str, tuple[str, Any]] = {
         "lr": ("lr", config.lr),
         "betas": ("adam_betas", list(config.adam_betas)),
         "weight_decay": ("weight_decay", config.weight_decay),
         "eps": ("AdamW's eps", ADAM_EPS),
+        "adam_w_mode": ("that of AdamW", True),
+        "bias_correction": ("that of AdamW", True),
+        "amsgrad": ("that of AdamW", False),
     }
     params = section.get("params", {})
     for key, (name, value) in own.items():
-        _agree(path, f"optimizer.params.{key}", params.get(key), name, value)
+        _require_equal(path, f"optimizer.params.{key}", params.get(key), name, value)
     unknown = {key: section[key] for key in section.keys() - {"type", "params"}}
     unknown |= {f"params.{key}": params[key] for key in params.keys() - own.keys() - SAME_ADAMW}
     for key, value in unknown.items():
@@ -193,7 +182,7 @@ def _check_optimizer(path: Path, section: dict[str, Any], config: TrainingConfig
 def _check_zero(path: Path, settings: dict[str, Any], config: TrainingConfig) -> None:
     stage = zero_stage(settings)
     if config.zero_stage:  # 0, the default, leaves the choice to the JSON
-        _agree(path, "zero_optimization.stage", stage, "zero_stage", config.zero_stage)
+        _require_equal(path, "zero_optimization.stage", stage, "zero_stage", config.zero_stage)
     if stage == 3 and getattr(config, "compile", False):
         raise UserError(f'{path}: "zero_optimization.stage" is 3, but compile is True; use stage 2 or leave it out')
     for name, least in (("offload_optimizer", 1), ("offload_param", 3)):
@@ -215,15 +204,15 @@ def _check_zero(path: Path, settings: dict[str, Any], config: TrainingConfig) ->
 def _fill_precision(path: Path, settings: dict[str, Any], precision: str) -> None:
     """Fill "enabled": "auto", refuse another precision than the flag's, and bring it into the form that works.
 
-    bf16 is autocast over fp32 weights; so is fp16 at stage 0. At stages 1 to 3 DeepSpeed clips the gradients of
-    autocast before they are unscaled; fp16 is its own section there.
+    bf16 is torch_autocast over fp32 weights; so is fp16 at stage 0. At stages 1 to 3 fp16 is DeepSpeed's own section,
+    since DeepSpeed clips the gradients of autocast there before they are unscaled.
     """
-    autocast, stage = settings.setdefault("torch_autocast", {}), zero_stage(settings)
+    stage, autocast = zero_stage(settings), settings.pop("torch_autocast", {})
+    fp16, bf16 = settings.pop("fp16", {}), settings.pop("bf16", {})
     if autocast.get("dtype") == "auto":
         autocast["dtype"] = "float16" if precision == "fp16" else "bfloat16"
     dtype = str(autocast.get("dtype", "bfloat16")).removeprefix("torch.")
     by_autocast = {"float16": "fp16", "bfloat16": "bf16"}.get(dtype, dtype)
-    fp16, bf16 = settings.get("fp16", {}), settings.pop("bf16", {})
     on = set()
     for name, section in (("fp16", fp16), ("bf16", bf16), (by_autocast, autocast)):
         if section.get("enabled") == "auto":
@@ -231,38 +220,33 @@ def _fill_precision(path: Path, settings: dict[str, Any], precision: str) -> Non
         if section.get("enabled"):
             on.add(name)
     if on != {precision} - {"no"}:
-        there = " and ".join(sorted(on)) or "neither bf16 nor fp16"
-        raise UserError(f"{path} switches {there} on, but mixed_precision is {precision}; make them agree")
-    _agree_on_sums(path, settings, precision)
-    if bf16.get("enabled"):
-        for key in bf16.keys() - {"enabled"}:
-            if not _off(bf16[key]):
-                raise UserError(
-                    f'{path}: "bf16.{key}" is {bf16[key]}, but bf16 is torch_autocast over fp32 weights; remove it'
-                )
-        settings["torch_autocast"] = {**autocast, "enabled": True, "dtype": "bfloat16"}
-    wrong = "fp16" if stage == 0 else "torch_autocast"
-    if precision == "fp16" and settings.get(wrong, {}).get("enabled"):
+        enabled = " and ".join(sorted(on)) or "neither bf16 nor fp16"
+        raise UserError(f"{path} switches {enabled} on, but mixed_precision is {precision}; make them agree")
+    sums = settings.get("communication_data_type")
+    if sums not in (None, "auto", "fp32", precision):
         raise UserError(
-            f'{path} switches fp16 on by "{wrong}", but "zero_optimization.stage" is {stage}, where only '
-            f'"{"torch_autocast" if stage == 0 else "fp16"}" works; take that section from '
-            f"deepspeed_configs/zero{stage}_fp16.json"
-        )
-    for name in ("fp16", "torch_autocast"):
-        if not settings.get(name, {}).get("enabled"):
-            settings.pop(name, None)
-    if "fp16" in settings and fp16.get("auto_cast") in (None, "auto"):
-        fp16["auto_cast"] = True
-
-
-def _agree_on_sums(path: Path, settings: dict[str, Any], precision: str) -> None:
-    """Let gradients be summed over the ranks in fp32 or in the run's own precision."""
-    there = settings.get("communication_data_type")
-    if there not in (None, "auto", "fp32", precision):
-        raise UserError(
-            f'{path}: "communication_data_type" is {there}, but mixed_precision is {precision}; '
+            f'{path}: "communication_data_type" is {sums}, but mixed_precision is {precision}; '
             "use fp32, or the same as mixed_precision"
         )
+    if precision == "fp16" and stage > 0:
+        if autocast.get("enabled"):
+            raise UserError(
+                f'{path} switches fp16 on by "torch_autocast", but "zero_optimization.stage" is {stage}, where only '
+                f'the section "fp16" works; take that section from deepspeed_configs/zero{stage}.json'
+            )
+        settings["fp16"] = {**fp16, "auto_cast": True if fp16.get("auto_cast") in (None, "auto") else fp16["auto_cast"]}
+    elif precision != "no":
+        for key, value in {"bf16": bf16, "fp16": fp16}[precision].items():
+            if key not in ("enabled", "auto_cast") and not _off(value):
+                raise UserError(
+                    f'{path}: "{precision}.{key}" is {value}, but {precision} is torch_autocast over fp32 weights; '
+                    "remove it"
+                )
+        settings["torch_autocast"] = {
+            **autocast,
+            "enabled": True,
+            "dtype": "float16" if precision == "fp16" else "bfloat16",
+        }
 
 
 def _without_auto(settings: dict[str, Any]) -> dict[str, Any]:
@@ -273,15 +257,13 @@ def _without_auto(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _let_deepspeed_check(path: Path, settings: dict[str, Any]) -> None:
-    """Refuse what DeepSpeed itself refuses, such as a misspelt key, in a line."""
-    from mdaug.distributed import import_deepspeed
-
-    import_deepspeed()
-    from deepspeed.runtime.config import DeepSpeedConfig
+def _validate_with_deepspeed(path: Path, settings: dict[str, Any]) -> None:
+    """Report what DeepSpeed itself refuses, such as a misspelt key, in one line."""
+    distributed.import_deepspeed()
+    from deepspeed.runtime.config import DeepSpeedConfig  # after the line above, which prepares its environment
 
     try:  # without the global batch: the number of ranks is known to the flags, not yet to DeepSpeed
         DeepSpeedConfig({key: value for key, value in settings.items() if key != "train_batch_size"})
     except Exception as error:
-        said = " ".join(str(error).split()).partition(" [type=")[0]
-        raise UserError(f"{path}: DeepSpeed refuses it: {said}") from None
+        message = " ".join(str(error).split()).partition(" [type=")[0]
+        raise UserError(f"{path}: DeepSpeed refuses it: {message}") from None

@@ -1,6 +1,6 @@
 """Resume on another number of ranks or another ZeRO stage: DeepSpeed's universal checkpoint format.
 
-DeepSpeed's own state is cut to fit one number of ranks. The universal format holds whole tensors per
+DeepSpeed's own state is sharded for one number of ranks. The universal format holds whole tensors per
 parameter, `zero/<name>/{fp32,exp_avg,exp_avg_sq,step}.pt`. DeepSpeed converts ZeRO 1-3 to it, but
 
 - it cannot convert stage 0 (a plain torch optimizer), nor load the format at stage 0: both are done here;
@@ -30,7 +30,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 def convert(checkpoint: Path) -> Path:
     """Write `checkpoint`/universal from `checkpoint`/engine, on rank 0; every rank calls it. Returns its folder.
 
-    The conversion is made anew each time, since a half-written one could not be told from a whole one.
+    The conversion is repeated each time, since a half-written one cannot be distinguished from a complete one.
     """
     target = checkpoint / FOLDER
     if distributed.is_main():
@@ -75,7 +75,7 @@ def _from_stage_0(model_states: dict[str, Any], target: Path) -> list[dict[str, 
 
 
 def _from_sharded(source: Path, target: Path) -> list[dict[str, Any]]:
-    """Let DeepSpeed merge the ranks' shares, add what it leaves out, and return the parameter groups."""
+    """Let DeepSpeed merge the ranks' shards, add what it leaves out, and return the parameter groups."""
     from deepspeed.checkpoint import ds_to_universal
 
     options = types.SimpleNamespace(
@@ -112,7 +112,7 @@ def _write_parameter(target: Path, name: str, weight: torch.Tensor, state: dict[
 
 
 def _write_common(target: Path, groups: list[dict[str, Any]], model_states: dict[str, Any]) -> None:
-    """Write what stages 1 and 2, and stage 3, want to find beside the parameters."""
+    """Write the files that stages 1 and 2, and stage 3, need beside the parameters."""
     import deepspeed
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
 

@@ -38,8 +38,8 @@ def inner_product(time_a: ArrayLike, gamma_a: ArrayLike, time_b: ArrayLike, gamm
 def solve(times: np.ndarray, widths: np.ndarray, time: float, width: float) -> tuple[np.ndarray, float]:
     """Return the weights of stored averages whose sum comes closest to another average, and how far off it is.
 
-    Minimises the integral of the squared difference of the densities (appendix C). Beyond the paper, the weights
-    add up to one, so that weights which never changed come out as they are.
+    Minimises the integral of the squared difference of the densities (appendix C), under the condition that the weights
+    add up to one: weights that never changed come out as they are. The authors' code rescales them afterwards instead.
 
     Args:
         times: (n,) when the averages were stored, in samples.
@@ -71,7 +71,7 @@ class EMA:
 
     Over the first samples the half-life is shortened to `warmup` times the samples seen, so that the
     average forgets the initial weights (Karras et al. 2022, "Elucidating the design space of
-    diffusion-based generative models", training settings). Power functions (see `power`) need no warm-up.
+    diffusion-based generative models", training settings). Power functions (see `decay`) need no warm-up.
 
     A rank holds 4 bytes per parameter and average, divided by the number of ranks. Build it before DeepSpeed takes
     the network; its copy never enters an engine.
@@ -84,7 +84,7 @@ class EMA:
         self._names = [name for name, _ in self._network.named_parameters()]
         self._shapes = [parameter.shape for parameter in self._network.parameters()]
         self.averages = {
-            name: [sharded_tensors.cut(parameter.data).clone() for parameter in self._network.parameters()]
+            name: [sharded_tensors.local_shard(parameter.data).clone() for parameter in self._network.parameters()]
             for name in (HALF_LIFE, *self.profiles)
         }
         self._release()
@@ -97,7 +97,7 @@ class EMA:
     @torch.no_grad()
     def update(self, engine: Engine, samples: int, batch: int) -> None:
         """Follow the engine's fp32 master weights by one optimizer step. Every rank calls it."""
-        targets = list(engine.master_pieces())
+        targets = list(engine.master_shards())
         torch._foreach_lerp_(self.averages[HALF_LIFE], targets, 1 - self.decay(samples, batch))
         for name, width in self.profiles.items():
             torch._foreach_lerp_(self.averages[name], targets, 1 - decay(width, samples, batch))
@@ -110,8 +110,8 @@ class EMA:
         """
         averages = zip(self._network.parameters(), self.averages[HALF_LIFE], self._shapes, strict=True)
         try:
-            for parameter, piece, shape in averages:
-                parameter.data = sharded_tensors.join(piece, shape)
+            for parameter, shard, shape in averages:
+                parameter.data = sharded_tensors.gather(shard, shape)
             yield self._network
         finally:
             self._release()
@@ -121,14 +121,14 @@ class EMA:
             parameter.data = parameter.data.new_empty(0)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return this rank's pieces by "<average>/<parameter>", not copied."""
+        """Return this rank's shards by "<average>/<parameter>", not copied."""
         return {
-            f"{average}/{name}": piece
-            for average, own in self.averages.items()
-            for name, piece in zip(self._names, own, strict=True)
+            f"{average}/{name}": shard
+            for average, shards in self.averages.items()
+            for name, shard in zip(self._names, shards, strict=True)
         }
 
     def load(self, reader: sharded_tensors.Reader) -> None:
-        """Restore the pieces, whatever number of ranks has written them."""
-        for name, piece in self.state().items():
-            piece.copy_(reader.read(name, distributed.rank(), distributed.world_size()))
+        """Restore the shards, whatever number of ranks has written them."""
+        for name, shard in self.state().items():
+            shard.copy_(reader.read(name, distributed.rank(), distributed.world_size()))

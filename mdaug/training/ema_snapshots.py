@@ -5,16 +5,22 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from mdaug.artifacts import find_pipeline
+from mdaug.pipeline.folder import save_pipeline
+from mdaug.pipeline.pipeline import MicroDopplerPipeline
+from mdaug.training import ema as averages
 from mdaug.training import sharded_tensors
-from mdaug.training.background_writer import Bundle, complete, keep_only, prepare
+from mdaug.training.background_writer import Bundle, complete, keep_only, prepare, samples_of
+from mdaug.training.batches import BatchPlan
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.ema import EMA, HALF_LIFE
 from mdaug.training.options import EmaConfig
-from mdaug.training.run_folder import BatchPlan
+from mdaug.training.sharded_tensors import Reader
+from shards import provenance
 from shards.errors import UserError
 from shards.validation import Preflight
 
@@ -22,7 +28,7 @@ FOLDER = "ema_snapshots"
 
 
 def interval(samples: int, planned: int, keep: int) -> int:
-    """Return the distance of the snapshots, in samples, when so many samples of so many are seen."""
+    """Return the distance between snapshots, in samples, once `samples` of `planned` samples are seen."""
     distance = -(-planned // (4 * keep))
     while samples > keep * distance:
         distance *= 2
@@ -31,7 +37,7 @@ def interval(samples: int, planned: int, keep: int) -> int:
 
 def due(samples: int, plan: BatchPlan, keep: int) -> bool:
     """Return whether the step that ended at `samples` was the first to reach a point of the grid."""
-    distance = interval(samples, plan.steps * plan.global_batch, keep)
+    distance = interval(samples, plan.total_samples, keep)
     return samples // distance > (samples - plan.global_batch) // distance
 
 
@@ -40,11 +46,11 @@ def collect(parent: Path, ema: EMA, state: TrainingState, plan: BatchPlan, keep:
     folder = parent / f"samples-{state.samples:012d}"
     prepare(folder)
     copies = {
-        name: piece.to("cpu", torch.float16, copy=True)
-        for name, piece in ema.state().items()
+        name: shard.to("cpu", torch.float16, copy=True)
+        for name, shard in ema.state().items()
         if not name.startswith(f"{HALF_LIFE}/")
     }
-    reached, batch, planned = state.samples, plan.global_batch, plan.steps * plan.global_batch
+    reached, batch, planned = state.samples, plan.global_batch, plan.total_samples
 
     def committed() -> None:
         distance = interval(reached, planned, keep)
@@ -54,22 +60,14 @@ def collect(parent: Path, ema: EMA, state: TrainingState, plan: BatchPlan, keep:
     return Bundle(folder, {folder / sharded_tensors.file_name(): partial(save_file, copies)}, committed)
 
 
-def samples_of(folder: Path) -> int:
-    """Return the samples seen at a snapshot, from its name."""
-    return int(folder.name.removeprefix("samples-"))
-
-
 POOR_FIT = 0.05  # of the norm of the wanted profile
 
 
 def check(options: EmaConfig, where: Preflight) -> None:
     """Raise UserError where output_dir holds something else, or the run has no pipeline or no snapshots."""
-    from shards import provenance
-
-    output = options.output_dir
-    assert output is not None
-    if output.exists() and not (output / provenance.FILE_NAME).is_file():
-        raise UserError(f"{output} exists and is no pipeline of ours; choose another --output_dir")
+    output = options.pipeline_dir
+    if output.exists():
+        provenance.read(output, "pipeline")  # another average, which is replaced; anything else is refused
     if where.inputs_there:
         find_pipeline(options.run_dir)
         _snapshots(options.run_dir)
@@ -77,8 +75,6 @@ def check(options: EmaConfig, where: Preflight) -> None:
 
 def _snapshots(run_dir: Path) -> list[Path]:
     """Return the folders of the complete snapshots of a run; raises UserError where there are none."""
-    from mdaug.training.background_writer import complete
-
     folders = complete(run_dir / FOLDER)
     if not folders:
         raise UserError(f"{run_dir} holds no {FOLDER}; train with --ema_profiles [0.05,0.10]")
@@ -90,14 +86,6 @@ def run(config: EmaConfig) -> Path:
 
     Raises UserError if the run has no pipeline or no snapshots yet.
     """
-    import numpy as np
-    import torch
-
-    from mdaug.pipeline.folder import save_pipeline
-    from mdaug.pipeline.pipeline import MicroDopplerPipeline
-    from mdaug.training import ema
-    from mdaug.training.sharded_tensors import Reader
-
     check(config, Preflight())
     pipeline_folder, origin = find_pipeline(config.run_dir)
     folders = _snapshots(config.run_dir)
@@ -110,7 +98,7 @@ def run(config: EmaConfig) -> Path:
     times = np.array([samples for _, _, samples in stored])
     widths = np.array([float(name) for _, name, _ in stored])
     end = int(times.max())
-    weights, error = ema.solve(times, widths, end, config.reconstruct)
+    weights, error = averages.solve(times, widths, end, config.reconstruct)
     print(
         f"sigma_rel {config.reconstruct:g} at {end:,} samples from {len(folders)} snapshots of "
         f"{', '.join(f'{width:g}' for width in sorted(set(widths)))}: profile met to {100 * error:.2f} %"
@@ -125,8 +113,7 @@ def run(config: EmaConfig) -> Path:
             for weight, (reader, average, _) in zip(weights, stored, strict=True):
                 total.add_(reader.read(f"{average}/{name}"), alpha=float(weight))
             parameter.copy_(total.view_as(parameter))
-    output = config.output_dir
-    assert output is not None
+    output = config.pipeline_dir
     settings = {**origin["config"], "ema_reconstructed": config.reconstruct}
     save_pipeline(pipeline, output, made_from=origin["made_from"], config=settings)
     print(f"wrote {output}")

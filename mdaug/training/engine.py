@@ -68,22 +68,22 @@ class Engine:
             model=module, optimizer=optimizer, config=settings, dist_init_required=False
         )
         if self.stage == 0 and device.type == "cuda":
-            # As cuDNN's fastest convolutions want them. `initialize` cannot broadcast weights that lie so, and stages 1
-            # to 3 lay them out themselves.
+            # The layout of cuDNN's fastest convolutions. `initialize` cannot broadcast weights in it, and stages 1 to 3
+            # choose the layout themselves.
             module.to(memory_format=torch.channels_last)
         self.module = module
         self.device = device
         self.max_grad_norm = config.max_grad_norm
         self.grad_norm: torch.Tensor | None = None
         self.scaler: torch.amp.GradScaler | None = self.deepspeed.torch_autocast_z0_gradscaler  # of fp16 at stage 0
-        if self.stage > 0:  # DeepSpeed would raise where the loss scale cannot fall further; `train` says what to do
+        if self.stage > 0:  # DeepSpeed would raise where the loss scale cannot fall further; `train` has advice
             self.deepspeed.optimizer.loss_scaler.raise_error_at_min_scale = False
-        # AdamW's own kernel clips and leaves steps out (see `step`): DeepSpeed's passes over the gradients are spared.
+        # AdamW's own kernel clips and skips steps (see `step`): DeepSpeed's passes over the gradients are not needed.
         self.fused = self.stage == 0 and self.deepspeed.optimizer is optimizer
         if self.fused:
             self.deepspeed.clip_fp32_gradients = lambda: None
             self.deepspeed.enable_backward_allreduce = distributed.world_size() > 1
-        # Steps left out because their gradient was not finite; on the device, so that no step waits for them.
+        # Steps skipped because their gradient was not finite; on the device, so that no step waits for them.
         self.skipped = torch.zeros((), device=device)
         self.skipped_in_a_row = torch.zeros((), device=device)
 
@@ -98,7 +98,7 @@ class Engine:
     def step(self, lr: float) -> None:
         """Close a micro batch; at the last one of an optimizer step, apply it with learning rate `lr`.
 
-        A step whose gradient is not finite on any rank is left out on all of them, and counted.
+        A step whose gradient is not finite on any rank is skipped on all of them, and counted.
         """
         boundary = self.deepspeed.is_gradient_accumulation_boundary()
         if not boundary:
@@ -109,9 +109,8 @@ class Engine:
             group["lr"] = lr
         if self.stage == 0:
             # DeepSpeed neither reports the norm nor guards the step here. The gradients are reduced already,
-            # so all ranks see the same. A fused optimizer divides them by grad_scale, and leaves the step out by itself
-            # where found_inf is 1. The scaler of fp16 keeps our grad_scale, multiplies it by its own where it has not
-            # divided the gradients yet, and says found_inf itself.
+            # so all ranks see the same. A fused optimizer divides them by grad_scale, and skips the step by itself
+            # where found_inf is 1. With fp16 the GradScaler sets found_inf and multiplies our grad_scale by its own.
             self.grad_norm = self._norm_of_gradients()
             skipped = (~self.grad_norm.isfinite()).float()
             if self.fused and self.scaler is None:
@@ -147,18 +146,20 @@ class Engine:
         for name, parameter in self.module.named_parameters():
             yield name, self._whole(parameter)
 
-    def master_pieces(self) -> Iterator[torch.Tensor]:
-        """Yield this rank's piece (see `pieces`) of every parameter's fp32 master weights."""
+    def master_shards(self) -> Iterator[torch.Tensor]:
+        """Yield this rank's shard (see `sharded_tensors`) of every parameter's fp32 master weights."""
         from deepspeed.utils import safe_get_local_fp32_param
 
         parameter: Any  # DeepSpeed adds attributes
         for parameter in self.module.parameters():
-            if self.stage == 3:  # cut in the same way, but padded
-                start, stop = sharded_tensors.bounds(parameter.ds_numel, distributed.rank(), distributed.world_size())
+            if self.stage == 3:  # divided in the same way, but padded
+                start, stop = sharded_tensors.shard_bounds(
+                    parameter.ds_numel, distributed.rank(), distributed.world_size()
+                )
                 # Under offload the masters lie in CPU memory.
                 yield safe_get_local_fp32_param(parameter)[: stop - start].to(self.device, non_blocking=True)
             else:
-                yield sharded_tensors.cut(self._whole(parameter))
+                yield sharded_tensors.local_shard(self._whole(parameter))
 
     def _whole(self, parameter: nn.Parameter) -> torch.Tensor:
         from deepspeed.utils import safe_get_full_fp32_param
@@ -174,7 +175,7 @@ class Engine:
         return state
 
     def snapshot(self, folder: Path) -> dict[Path, Callable[[Path], object]]:
-        """Copy this rank's share of weights and optimizer state to CPU memory; every rank calls it.
+        """Copy this rank's shard of weights and optimizer state to CPU memory; every rank calls it.
 
         Returns the files below `folder`/engine and what writes each, on any thread.
         """
@@ -183,7 +184,7 @@ class Engine:
         def take(state_dict: Any, path: str) -> None:
             taken[Path(path)] = partial(torch.save, to_host(state_dict))
 
-        # DeepSpeed hands every file to its checkpoint engine. Its own engine for writing in the background wants a
+        # DeepSpeed hands every file to its checkpoint engine. Its own engine for writing in the background needs a
         # compiled op (libaio) and CUDA; here the state is only kept.
         self.deepspeed.checkpoint_engine.save = take
         self.deepspeed.save_checkpoint(str(folder), tag="engine", save_latest=False)

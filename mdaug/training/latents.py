@@ -1,4 +1,4 @@
-"""Encoded images with what the network is told of them."""
+"""Encoded images with their labels and conditions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class LatentSet(Dataset):
         return len(self.shards)
 
     def __getitem__(self, j: int) -> dict[str, Any]:
-        """Return {"array", "label"} and, where there are any, "augment" (numbers,) and "conditions" (k,)."""
+        """Return {"array", "label"} and, if the set has them, "augment" (numbers,) and "conditions" (k,)."""
         sample = self.shards[j]
         if self.copies:
             sample["augment"] = np.asarray(sample["meta"]["augment"], dtype=np.float32)

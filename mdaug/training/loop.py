@@ -1,4 +1,4 @@
-"""Validation over all ranks: the same number of forward passes on each, every sample counted once."""
+"""The training loop, and what a task must provide to it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mdaug import distributed
 from mdaug.training import checkpoint, sharded_tensors
-from mdaug.training.background_writer import Background, Bundle
+from mdaug.training.background_writer import BackgroundWriter, Bundle, samples_of
+from mdaug.training.batches import BatchPlan
 from mdaug.training.checkpoint import TrainingState
+from mdaug.training.cost import Workload
 from mdaug.training.deepspeed_json import deepspeed_config, zero_stage
 from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.metrics import Metrics
 from mdaug.training.options import TrainingConfig
 from mdaug.training.preemption import StopFlag, ignore_in_worker
-from mdaug.training.run_folder import BatchPlan, finish_run
+from mdaug.training.run_folder import finish_run
+from mdaug.training.schedule import learning_rate
 from shards.errors import UserError
 from shards.order import PositionSampler
+from shards.output_folder import OutputFolder
 
 
 def validation_batches(
@@ -65,10 +69,6 @@ class Task(ABC):
     def loss(self, engine: Engine, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the mean loss of a micro batch and the figures to log."""
 
-    @abstractmethod
-    def learning_rate(self, step: int, plan: BatchPlan) -> float:
-        """Return the learning rate of optimizer step `step` (from 0)."""
-
     def prepare(self, engine: Engine) -> None:  # noqa: B027 - not every task has something to prepare
         """Run once before the first step of a new run (not when resuming)."""
 
@@ -89,22 +89,29 @@ class Task(ABC):
         """Write the model as a diffusers folder with provenance; every rank calls it."""
 
     @abstractmethod
-    def extra_state(self) -> dict[str, torch.Tensor]:
-        """Return the tensors a checkpoint keeps beside DeepSpeed's state (rank 0 writes them)."""
+    def workload(self, batch: int) -> Workload:
+        """Count what micro batches of `batch` samples take."""
 
     @abstractmethod
-    def load_extra_state(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Restore them on every rank."""
+    def rehearse(self, batch: int) -> None:
+        """Run a forward and a backward pass of `batch` samples without data, which leave no trace."""
 
-    def own_state(self) -> dict[str, torch.Tensor]:
-        """Return this rank's pieces of the tensors that a checkpoint keeps cut over the ranks."""
+    def replicated_state(self) -> dict[str, torch.Tensor]:
+        """Return the tensors, equal on all ranks, that a checkpoint keeps beside DeepSpeed's state."""
         return {}
 
-    def load_own_state(self, reader: sharded_tensors.Reader) -> None:  # noqa: B027 - not every task has such tensors
+    def load_replicated_state(self, tensors: dict[str, torch.Tensor]) -> None:  # noqa: B027 - not every task has any
+        """Restore them on every rank."""
+
+    def sharded_state(self) -> dict[str, torch.Tensor]:
+        """Return this rank's shards of the tensors that a checkpoint keeps divided over the ranks."""
+        return {}
+
+    def load_sharded_state(self, reader: sharded_tensors.Reader) -> None:  # noqa: B027 - not every task has any
         """Restore them, whatever number of ranks has written them."""
 
     def snapshots(self, state: TrainingState, plan: BatchPlan, last: bool) -> list[Callable[[], Bundle]]:
-        """Return what copies a state to be kept beside the checkpoints, where one is due after this step."""
+        """Return functions that copy a state to be kept beside the checkpoints, where one is due after this step."""
         return []
 
     def image_step(self, step: int, plan: BatchPlan) -> bool:
@@ -112,52 +119,59 @@ class Task(ABC):
         return False
 
 
-def train(task: Task, config: TrainingConfig, plan: BatchPlan) -> None:
+def train(task: Task, config: TrainingConfig, plan: BatchPlan, output: OutputFolder) -> None:
     """Train until the epochs are done, validation stops improving, or a signal asks to stop.
 
     Raises UserError when gradients stay not finite; the last good checkpoint is named and stays.
     """
+    # Build the engine, in the form that can read the last checkpoint.
     device = distributed.device()
     precision = resolve_precision(config.mixed_precision, device)
     settings = deepspeed_config(config, plan, precision)
     state = TrainingState(global_batch=plan.global_batch)
-    folder = config.output_dir / "checkpoints"
-    resume_from = checkpoint.latest(folder)
+    checkpoints = output.path / "checkpoints"
+    resume_from = checkpoint.latest(checkpoints)
     elastic = checkpoint.needs_conversion(resume_from, zero_stage(settings))
     engine = Engine(task.module, config, settings, universal=elastic)
     distributed.barrier()
-    checkpoint.prune(folder, config.keep_last)
+    checkpoint.prune(checkpoints, config.keep_last)
+
+    # Resume from the last checkpoint, or prepare the network for its first step.
     if resume_from is not None:
-        task.load_extra_state(checkpoint.load(resume_from, engine, state))
+        task.load_replicated_state(checkpoint.load(resume_from, engine, state))
         if (resume_from / checkpoint.PIECES).is_dir():
-            task.load_own_state(sharded_tensors.Reader(resume_from / checkpoint.PIECES))
+            task.load_sharded_state(sharded_tensors.Reader(resume_from / checkpoint.PIECES))
     else:
         task.prepare(engine)
+
+    # Report what is trained.
     metrics = Metrics(config, plan, task.flops_per_sample, state.samples)
     if resume_from is not None:
-        metrics.say(f"resumed from {resume_from.name}")
+        metrics.log(f"resumed from {resume_from.name}")
     parameters = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in task.module.parameters())
     flops = f"{task.flops_per_sample / 1e9:.3g} GFLOP per trained sample, " if task.flops_per_sample else ""
-    metrics.say(
+    metrics.log(
         f"{parameters / 1e6:.1f} M parameters, {flops}{plan.num_samples} samples, {plan.steps} steps of "
         f"{plan.global_batch} ({plan.micro_batch} x {plan.ranks} rank(s) x {plan.accumulation} accumulation) "
         f"on {device.type}, {precision}"
     )
 
+    # Start the data loaders, the clock and the signal handlers.
     batches = iter(_loader(task.dataset, config, plan, state.step))
+    progress = _Progress(output, checkpoints, plan)
+    progress.write(state)
     metrics.resume(state.step)
-    stop = StopFlag()
-    stopping = False
-    background = Background()
+    stop, stopping = StopFlag(), False
+    background = BackgroundWriter()
     begun = time.perf_counter()
 
     while state.step < plan.steps and not _stale(state, config):
         # One optimizer step: accumulate the gradients of the micro batches, then apply them.
-        lr = task.learning_rate(state.step, plan)
+        lr = learning_rate(config, state.step, plan.steps)
         for _ in range(plan.accumulation):
             waiting = time.perf_counter()
             batch = _to_device(next(batches), device)
-            metrics.waited(time.perf_counter() - waiting)
+            metrics.add_data_wait(time.perf_counter() - waiting)
             loss, figures = task.loss(engine, batch)
             engine.backward(loss)
             engine.step(lr)
@@ -167,65 +181,104 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan) -> None:
         task.after_step(engine, state)
         metrics.step_done()
 
-        # What is due now? Everything below is a collective: all ranks come to the same answers.
+        # Decide what is due. Everything below is a collective: all ranks come to the same answers.
         last = state.step == plan.steps
         stopping = stop.agreed(state.step, device)
         validate = last or plan.due(plan.val_every, state.step)
         save = last or stopping or plan.due(plan.save_every, state.step)
-        metrics.say(background.poll(state.step, device))
+
+        # Mark the last checkpoint complete once its files are written.
+        if written := background.poll(state.step, device):
+            metrics.log(str(written))
+            progress.write(state)
+
+        # Report the steps since the last report; stop if their gradients stay not finite.
         if validate or save or state.step % config.logging_steps == 0:
-            metrics.report(state.step, lr, engine.grad_norm, float(engine.skipped))
+            progress.record = metrics.report(state.step, lr, engine.grad_norm, float(engine.skipped))
+            progress.write(state)
             if int(engine.skipped_in_a_row) >= config.max_skipped_steps:
                 raise UserError(
                     f"the gradient was not finite in the last {int(engine.skipped_in_a_row)} steps (now at step "
-                    f"{state.step}); the last good checkpoint is {checkpoint.latest(folder) or 'none'}; "
+                    f"{state.step}); the last good checkpoint is {checkpoint.latest(checkpoints) or 'none'}; "
                     "try a lower --lr or --mixed_precision no"
                 )
+
+        # Validate, and keep the weights if they are the best so far.
         pausing = time.perf_counter()
         if validate and not stopping:
             _validate(task, engine, state, config, metrics)
+
+        # Write pictures.
         if config.save_images and not stopping and (validate or task.image_step(state.step, plan)):
-            about = task.save_images(engine, state)
-            if about:
-                metrics.write({"samples": state.samples, **{f"images/{name}": value for name, value in about.items()}})
-                metrics.say("pictures: " + " | ".join(f"{name} {value:.4g}" for name, value in about.items()))
+            shown = task.save_images(engine, state)
+            if shown:
+                metrics.write({"samples": state.samples, **{f"images/{name}": value for name, value in shown.items()}})
+                metrics.log("pictures: " + " | ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+
+        # Copy the state of a checkpoint, which is written behind the next steps.
         last = last or _stale(state, config)
-        due = task.snapshots(state, plan, last)
+        bundles = task.snapshots(state, plan, last)
         if save or last:
-            due.append(partial(_checkpoint, folder, task, engine, state, config))
-        if due:
-            metrics.say(background.write(due))
-        metrics.paused(time.perf_counter() - pausing)
+            bundles.append(partial(_checkpoint, checkpoints, task, engine, state, config))
+        if bundles and (written := background.write(bundles)):
+            metrics.log(str(written))
+            progress.write(state)
+        metrics.add_pause(time.perf_counter() - pausing)
         if stopping:
             break
 
+    # Export the last weights while the last checkpoint is written.
     trained = time.perf_counter() - begun
-    waited = background.stalled
+    stalled = background.stalled
     if not stopping:
-        task.export(engine, config.output_dir / task.last_folder)
-    metrics.say(background.finish())
+        task.export(engine, output.path / task.last_folder)
+    if written := background.finish():
+        metrics.log(str(written))
+        progress.write(state)
     if background.written:
-        metrics.say(
-            f"checkpoints: {background.written} written; training waited {waited:.2f} s of {trained:.1f} s for them "
-            f"({100 * waited / trained:.2f} %), the end another {background.stalled - waited:.2f} s"
+        metrics.log(
+            f"checkpoints: {background.written} written; training waited {stalled:.2f} s of {trained:.1f} s for them "
+            f"({100 * stalled / trained:.2f} %), the end another {background.stalled - stalled:.2f} s"
         )
+
+    # Log why the run ends; mark it finished if it is.
     if stopping:
-        metrics.say(f"told to stop: saved at {state.samples} samples; the same command resumes")
+        metrics.log(f"asked to stop: saved at {state.samples} samples; the same command resumes")
     else:
         reason = "trained to the end"
         if _stale(state, config):
             reason = f"no improvement over {state.stale_validations} validations"
-        message = f"{reason} after {state.samples} samples; best {task.score} {state.best_score:.5g}"
-        metrics.say(f"{message} at {state.best_samples} samples")
-        finish_run(config, message)
+        reason = f"{reason} after {state.samples} samples; best {task.score} {state.best_score:.5g}"
+        reason = f"{reason} at {state.best_samples} samples"
+        metrics.log(reason)
+        finish_run(output, config, task.last_folder, reason)
     metrics.close()
     stop.close()
     if stopping:
         raise SystemExit(128 + stop.number)  # as a shell reports it: the step after this one must not start
 
 
+class _Progress:
+    """Writes `progress.json` of a training, on rank 0."""
+
+    def __init__(self, output: OutputFolder, checkpoints: Path, plan: BatchPlan):
+        self.output, self.checkpoints, self.plan = output, checkpoints, plan
+        self.record: dict[str, Any] = {}
+        """The last report of the metrics."""
+
+    def write(self, state: TrainingState) -> None:
+        """Write how far the training is, and how far its last complete checkpoint was."""
+        if not distributed.is_main():
+            return
+        latest = checkpoint.latest(self.checkpoints)
+        note = "epoch {epoch:.2f}, loss {loss:.3f}, {img_s:.1f} img/s".format(**self.record) if self.record else ""
+        saved = samples_of(latest) if latest is not None else 0
+        self.output.progress(state.samples, self.plan.total_samples, "sample", saved=saved, note=note)
+
+
 def _checkpoint(folder: Path, task: Task, engine: Engine, state: TrainingState, config: TrainingConfig) -> Bundle:
-    return checkpoint.collect(folder, engine, state, task.extra_state(), task.own_state(), config.keep_last)
+    replicated, sharded = task.replicated_state(), task.sharded_state()
+    return checkpoint.collect(folder, engine, state, replicated, sharded, config.keep_last)
 
 
 def _stale(state: TrainingState, config: TrainingConfig) -> bool:
@@ -248,7 +301,7 @@ def _validate(task: Task, engine: Engine, state: TrainingState, config: Training
     elif fallen:
         note = f"lowest so far: {', '.join(fallen)}"
     shown = " | ".join(f"{name} {value:.4g}" for name, value in figures.items())
-    metrics.say(f"validation at {state.samples:,} samples: {shown} ({note})")
+    metrics.log(f"validation at {state.samples:,} samples: {shown} ({note})")
 
 
 def _loader(dataset: Dataset, config: TrainingConfig, plan: BatchPlan, first_step: int) -> DataLoader:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import secrets
 import sys
 import time
@@ -12,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from mdaug import distributed
+from mdaug.training.batches import BatchPlan
 from mdaug.training.cost import GPUS
 from mdaug.training.options import TrainingConfig
-from mdaug.training.run_folder import BatchPlan
 from shards import atomic
 from shards.writer import disk_full_as_user_error
 
@@ -25,7 +27,7 @@ class Metrics:
     """Collects what happens between two reports and writes it on rank 0.
 
     Losses stay on the device until a report, so that no step waits for the device. Records of `metrics.jsonl` that
-    lie beyond `samples`, where a killed run goes on, are taken back: their steps come again.
+    lie beyond `samples`, where a killed run resumes, are deleted: their steps come again.
     """
 
     def __init__(self, config: TrainingConfig, plan: BatchPlan, flops_per_sample: float | None, samples: int = 0):
@@ -39,12 +41,10 @@ class Metrics:
         self._rate = 0.0  # smoothed samples/s
         self._file = self._wandb = self._bar = None
         if distributed.is_main():
-            _take_back(config.output_dir / "metrics.jsonl", samples)
+            _drop_records_beyond(config.output_dir / "metrics.jsonl", samples)
             self._file = open(config.output_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - until close()
             self._wandb = _start_wandb(config) if config.use_wandb else None
             if sys.stderr.isatty():
-                from tqdm import tqdm
-
                 self._bar = tqdm(total=plan.steps, unit="step", dynamic_ncols=True, smoothing=0.05)
 
     def resume(self, step: int) -> None:
@@ -53,12 +53,12 @@ class Metrics:
         if self._bar is not None:
             self._bar.update(step)
 
-    def waited(self, seconds: float) -> None:
+    def add_data_wait(self, seconds: float) -> None:
         """Count time spent waiting for data."""
         self._data_wait += seconds
 
-    def paused(self, seconds: float) -> None:
-        """Count time spent on validation, pictures and checkpoints: it is no training time."""
+    def add_pause(self, seconds: float) -> None:
+        """Count time spent on validation, pictures and checkpoints, which is not training time."""
         self._paused += seconds
 
     def add(self, values: dict[str, torch.Tensor]) -> None:
@@ -75,8 +75,8 @@ class Metrics:
         if self._bar is not None:
             self._bar.update()
 
-    def report(self, step: int, lr: float, grad_norm: torch.Tensor | None, skipped: float) -> None:
-        """Write the line of the steps since the last report; every rank calls it."""
+    def report(self, step: int, lr: float, grad_norm: torch.Tensor | None, skipped: float) -> dict[str, Any]:
+        """Write and return the record of the steps since the last report; every rank calls it."""
         names = sorted(self._sums)
         sums = distributed.sum_over_ranks(torch.stack([self._sums[name] for name in names]))
         losses = dict(zip(names, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
@@ -103,10 +103,11 @@ class Metrics:
         }
         self.write(record)
         if distributed.is_main():
-            self.say(_line(record, losses))
+            self.log(_line(record, losses))
         self._sums, self._steps = {}, 0
         self._data_wait = self._paused = 0.0
         self._start = time.perf_counter()
+        return record
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record to metrics.jsonl (and wandb) on rank 0."""
@@ -116,7 +117,7 @@ class Metrics:
                 self._file.flush()
         self._on_wandb("log", {name: value for name, value in record.items() if value is not None})
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a line on rank 0 without tearing the progress bar, and append it to log.txt; nothing for no text."""
         if not text or not distributed.is_main():
             return
@@ -137,14 +138,14 @@ class Metrics:
         self._on_wandb("finish")
 
     def _on_wandb(self, method: str, *arguments: Any) -> None:
-        """Call wandb where it is on; a failure switches it off and is no reason to stop."""
+        """Call wandb where it is on; a failure switches it off and does not stop the training."""
         if self._wandb is None:
             return
         try:
             getattr(self._wandb, method)(*arguments)
         except Exception as error:
             self._wandb = None
-            self.say(f"wandb is off from here on: {error}")
+            self.log(f"wandb is off from here on: {error}")
 
     def _mfu(self, rate: float) -> float | None:
         if self.flops_per_sample is None or self.device.type != "cuda":
@@ -154,8 +155,8 @@ class Metrics:
         return None if peak is None else rate / self.plan.ranks * self.flops_per_sample / peak
 
 
-def _take_back(path: Path, samples: int) -> None:
-    """Keep the records up to a number of samples; a line that a kill has cut short goes too."""
+def _drop_records_beyond(path: Path, samples: int) -> None:
+    """Keep the records up to a number of samples; a line cut short by a kill is dropped, too."""
     if not path.is_file():
         return
     kept = []
@@ -170,8 +171,6 @@ def peak_memory_gb(device: torch.device) -> float:
     """Return the peak memory of this process in 10^9 bytes: the device's on a GPU, resident memory on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    import resource
-
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 

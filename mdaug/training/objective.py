@@ -6,7 +6,7 @@ Every objective is linear in latent and noise. At timestep k of T
 
 with coefficients that depend on k alone:
 
-    prediction type   a, s                               p, q     told to the network   source
+    prediction type   a, s                               p, q     time input            source
     epsilon           a^2 = alpha_bar_k, s^2 = 1 - a^2   0, 1     k                     Ho et al. 2020, eq. 4 and 14
     v_prediction      the same                           -s, a    k                     Salimans and Ho 2022, app. D
     sample            the same                           1, 0     k                     the same, section 4
@@ -62,9 +62,9 @@ class Noised(NamedTuple):
     sample: torch.Tensor
     """Noisy latents (B, C, h, w)."""
     time: torch.Tensor
-    """What the network is told of the noise, (B,): the timestep of the samplers."""
+    """The network's time input, (B,): the timestep of the samplers."""
     target: torch.Tensor
-    """What it is to predict, (B, C, h, w)."""
+    """The prediction it should make, (B, C, h, w)."""
 
 
 class Objective:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from mdaug import augment
 from mdaug.pipeline import schedulers
-from shards.validation import height_width, one_of, operational, written
+from shards.validation import at_least, height_width, identity_of, one_of, operational, within, written
 
 GPUS = ("H200", "H100", "A100", "L40", "A10", "V100", "T4")  # whose figures mdaug/training/cost.py has
-WIDEST = 0.28  # sigma_rel of an average; that of gamma = 0, the plain mean, is 12^-1/2 = 0.289
+WIDTHS = "(0, 0.28]"  # sigma_rel of an average; that of gamma = 0, the plain mean, is 12^-1/2 = 0.289
+# Files in deepspeed_configs/ of earlier versions, which had one for each precision.
+OLD_JSON = re.compile(r"(zero[0-3](?:_offload)?)_(fp32|bf16|fp16)\.json")
 
 
 @dataclass
@@ -31,8 +34,8 @@ class TrainingConfig:
     where the map is known."""
     colormap: str = "auto"
     """Colour map of that image folder; see `mdaug pack --help`."""
-    batch_size: int = operational(16)
-    """Micro batch: samples that one device holds at once."""
+    batch_size: int | Literal["auto"] = operational(16)
+    """Micro batch: samples that one device holds at once; auto: what fits into the GPU, 16 without one."""
     gradient_accumulation_steps: int = operational(1)
     """Micro batches per rank and optimizer step; ignored when --global_batch_size is given."""
     global_batch_size: int | None = operational(None)
@@ -50,11 +53,11 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     """Gradient norm above which gradients are scaled down; 0 switches clipping off."""
     max_skipped_steps: int = operational(20)
-    """Steps in a row whose gradient is not finite (they are left out and counted) after which the run stops."""
+    """Steps in a row whose gradient is not finite (they are skipped and counted) after which the run stops."""
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = operational("auto")
     """auto: bf16 on GPUs that have it, fp16 on older ones, no (fp32) on CPU."""
     zero_stage: Literal[0, 1, 2, 3] = operational(0)
-    """DeepSpeed ZeRO stage; picks deepspeed_configs/zero<stage>_<precision>.json. 0 leaves it to --deepspeed_config."""
+    """DeepSpeed ZeRO stage; picks deepspeed_configs/zero<stage>.json. 0 leaves it to --deepspeed_config."""
     deepspeed_config: Path | None = operational(None)
     """A DeepSpeed JSON of your own instead; "auto" values are filled in from this configuration."""
     val_epochs: int = 1
@@ -64,7 +67,7 @@ class TrainingConfig:
     early_stop_patience: int = 3
     """Stop after this many validations without improvement; 0 never stops early."""
     save_epochs: int = operational(5)
-    """Write a checkpoint every N epochs (one is always written at the end and when told to stop)."""
+    """Write a checkpoint every N epochs (one is always written at the end and when asked to stop)."""
     save_samples: int | None = operational(None)
     """Write a checkpoint every N samples instead."""
     keep_last: int = operational(1)
@@ -78,7 +81,7 @@ class TrainingConfig:
     seed: int = 0
     """Seed of initial weights, sample order and noise."""
     use_wandb: bool = operational(False)
-    """Also log to Weights & Biases (offline where there is no network)."""
+    """Also log to Weights & Biases (offline without a network)."""
     wandb_project: str = operational("mdaug")
     """Project name at Weights & Biases."""
 
@@ -86,23 +89,22 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work; raises ValueError naming field, value and what is accepted."""
-        for name in (
-            "batch_size", "gradient_accumulation_steps", "epochs", "lr", "val_epochs", "save_epochs",
-            "keep_last", "logging_steps", "max_skipped_steps",
-        ):  # fmt: skip
-            if getattr(self, name) != "auto" and getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
         self.image_size = written(*height_width(self.image_size))
-        for name in ("weight_decay", "max_grad_norm", "early_stop_patience", "num_workers", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be 0 or greater")
-        for name in ("global_batch_size", "train_samples", "val_samples", "save_samples"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
-        if self.lr > 1:
-            raise ValueError(f"lr={self.lr} must be at most 1")
-        if not all(0 <= beta < 1 for beta in self.adam_betas):
-            raise ValueError(f"adam_betas={self.adam_betas} must be 0 or greater and less than 1")
+        at_least(
+            self, 1, "batch_size", "gradient_accumulation_steps", "global_batch_size", "epochs", "train_samples",
+            "val_epochs", "val_samples", "save_epochs", "save_samples", "keep_last", "logging_steps",
+            "max_skipped_steps",
+        )  # fmt: skip
+        at_least(self, 0, "weight_decay", "max_grad_norm", "early_stop_patience", "num_workers", "seed")
+        within(self, "(0, 1]", "lr")
+        within(self, "[0, 1)", "adam_betas")
+        path = self.deepspeed_config
+        if path is not None and not path.exists() and (old := OLD_JSON.fullmatch(path.name)):
+            precision = "no" if old[2] == "fp32" else old[2]
+            raise ValueError(
+                f"deepspeed_config={path} does not exist: one file serves every precision now; "
+                f"use {path.with_name(old[1] + '.json')} with --mixed_precision {precision}"
+            )
         if self.global_batch_size is not None and self.gradient_accumulation_steps != 1:
             raise ValueError(
                 f"global_batch_size={self.global_batch_size} and "
@@ -115,8 +117,6 @@ class TrainingConfig:
 class VQVAEConfig(TrainingConfig):
     """Train the VQ-VAE that turns spectrograms into latents and back."""
 
-    batch_size: int | Literal["auto"] = operational(16)  # type: ignore[assignment]
-    """Micro batch: images that one device holds at once; auto: what fits into the GPU, 16 without one."""
     latent_channels: int = 4
     """Channels of a latent."""
     vq_embed_dim: int = 4
@@ -171,21 +171,16 @@ class VQVAEConfig(TrainingConfig):
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
         super().__post_init__()
-        for name in ("latent_channels", "vq_num_embed", "n_layers", "base_channels"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
-        for name in ("lambda_perceptual", "lambda_edge", "lambda_spectrogram", "lambda_doppler", "disc_start",
-                     "lambda_adversarial", "gradient_penalty"):  # fmt: skip
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be 0 or greater")
-        if self.commitment < 0:
-            raise ValueError(f"commitment={self.commitment} must be 0 or greater")
-        if not 0 < self.codebook_decay < 1:
-            raise ValueError(f"codebook_decay={self.codebook_decay} must be greater than 0 and less than 1")
-        if self.disc_lr is not None and self.disc_lr <= 0:
-            raise ValueError(f"disc_lr={self.disc_lr} must be greater than 0")
-        if self.disc_channels <= 0 or self.disc_channels % 8:
-            raise ValueError(f"disc_channels={self.disc_channels} must be a multiple of 8 (normalisation groups)")
+        at_least(self, 1, "latent_channels", "vq_num_embed", "n_layers", "base_channels", "disc_channels")
+        at_least(
+            self, 0, "lambda_perceptual", "lambda_edge", "lambda_spectrogram", "lambda_doppler", "disc_start",
+            "lambda_adversarial", "gradient_penalty", "commitment",
+        )  # fmt: skip
+        within(self, "(0, 1)", "codebook_decay")
+        within(self, "(0, inf)", "disc_lr")
+        for name in ("base_channels", "disc_channels"):
+            if getattr(self, name) % 8:
+                raise ValueError(f"{name}={getattr(self, name)} must be a multiple of 8 (normalisation groups)")
         if self.use_discriminator and min(height_width(self.image_size)) < 16:
             raise ValueError(f"image_size={self.image_size} must be 16 or more for --use_discriminator")
         if self.compile and self.zero_stage == 3:
@@ -199,25 +194,23 @@ class VQVAEConfig(TrainingConfig):
             raise ValueError(
                 f"image_size={self.image_size} must be a multiple of {2**self.n_layers} for n_layers={self.n_layers}"
             )
-        if self.base_channels % 8:
-            raise ValueError(f"base_channels={self.base_channels} must be a multiple of 8 (normalisation groups)")
 
 
 @dataclass
 class EncodeConfig:
     """Encode packed images to latent shards: the latents before quantization, decoding quantizes."""
 
-    data_dir: Path
+    data_dir: Path = operational()
     """Packed shards, or an image folder (packed into a cache, with the options that train-vqvae was given)."""
-    vqvae_path: Path
+    vqvae_path: Path = operational()
     """VQ-VAE: the run folder of train-vqvae (its best/) or a diffusers folder."""
-    output_dir: Path
+    output_dir: Path = operational()
     """Folder of the latent shards. The same command again continues or says that it is finished."""
-    batch_size: int = 64
+    batch_size: int = operational(64)
     """Images that one device encodes at once."""
-    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "no"
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = operational("no")
     """Precision of the encoder; the statistics are always fp64."""
-    num_workers: int = 2
+    num_workers: int = operational(2)
     """Image decoding processes per rank."""
     augment_copies: int = 0
     """Augmented copies of each training image that are encoded beside it; validation images never have any."""
@@ -233,27 +226,23 @@ class EncodeConfig:
         if isinstance(self.augment_with, str):
             self.augment_with = [name.strip() for name in self.augment_with.split(",")]
         augment.check_names(self.augment_with)
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size} must be greater than 0")
-        for name in ("num_workers", "augment_copies", "augment_seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be 0 or greater")
+        at_least(self, 1, "batch_size")
+        at_least(self, 0, "num_workers", "augment_copies", "augment_seed")
 
     @property
-    def augmentation(self) -> dict[str, Any]:
-        """The options of the copies; none where there are no copies."""
-        names = ("augment_copies", "augment_with", "augment_seed") if self.augment_copies else ()
-        return {name: getattr(self, name) for name in names}
+    def identity(self) -> dict[str, Any]:
+        """What decides the latents beside their inputs; without copies, the transforms decide nothing."""
+        return identity_of(self) if self.augment_copies else {"augment_copies": 0}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class LDMConfig(TrainingConfig):
     """Train the class-conditional latent diffusion model on the latents of a VQ-VAE."""
 
-    vqvae_path: Path | None = operational(None)
-    """VQ-VAE: the run folder of train-vqvae (its best/) or a diffusers folder. Required."""
+    vqvae_path: Path = operational()
+    """VQ-VAE: the run folder of train-vqvae (its best/) or a diffusers folder."""
     latents_dir: Path | None = operational(None)
-    """Latent shards of `mdaug encode`; default <output_dir>/latents. Made now if they are not there."""
+    """Latent shards of `mdaug encode`; default <output_dir>/latents. Made now if they do not exist."""
     latent_channels: int = 4
     """Channels of a latent; must be those of the VQ-VAE."""
     block_out_channels: tuple[int, ...] = (256, 512, 768, 1024)
@@ -292,11 +281,11 @@ class LDMConfig(TrainingConfig):
     label_dropout: float = 0.1
     """Share of samples that are shown without their class, for classifier-free guidance."""
     condition_on: str | list[str] = field(default_factory=list)
-    """Numeric columns of the metadata that the network is told beside the class, such as speed,aspect."""
+    """Numeric columns of the metadata that condition the network beside the class, such as speed,aspect."""
     condition_dropout: float = 0.1
     """Share of samples shown without any condition, and share shown without each alone; without class never any."""
     augment_probability: float = 0.5
-    """Share of samples shown as one of their augmented copies, where the latents hold any (encode --augment_copies)."""
+    """Share of samples shown as one of their augmented copies, if the latents have any (encode --augment_copies)."""
     ema_half_life: float = 100_000
     """Half-life of the averaged weights in samples, shortened to 5 % of the samples seen at the start."""
     ema_profiles: tuple[float, ...] = (0.05, 0.10)
@@ -329,40 +318,32 @@ class LDMConfig(TrainingConfig):
                 f"attention={self.attention} must be one of hybrid, full, none, window, axial, or one of the last four "
                 f"for each of the {levels} levels of block_out_channels, fine to coarse, with commas between"
             )
-        if self.vqvae_path is None:
-            raise ValueError("vqvae_path is missing: give the folder of the trained VQ-VAE with --vqvae_path")
         if self.beta_schedule == "cosine" or (self.beta_schedule is None and self.prediction_type != schedulers.FLOW):
             self.beta_schedule = "squaredcos_cap_v2"
-        self.scheduler_type = self.scheduler_type or schedulers.default_scheduler(self.prediction_type)
-        for name in ("eval_steps", "num_inference_steps", "ema_half_life", "num_train_timesteps"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
-        for width in self.ema_profiles:
-            if not 0 < width <= WIDEST:
-                raise ValueError(f"ema_profiles={list(self.ema_profiles)}: {width} is not above 0 and at most {WIDEST}")
-        if self.ema_snapshots < 4:
-            raise ValueError(f"ema_snapshots={self.ema_snapshots} must be 4 or greater")
+        self.scheduler_type = self.sampler
         if isinstance(self.condition_on, str):
             self.condition_on = [name.strip() for name in self.condition_on.split(",")]
-        if not 0 <= self.augment_probability <= 1:
-            raise ValueError(f"augment_probability={self.augment_probability} must be between 0 and 1")
-        for name in ("label_dropout", "condition_dropout", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
-        if self.fd_samples <= 1:
-            raise ValueError(f"fd_samples={self.fd_samples} must be 2 or greater")
+        at_least(self, 1, "eval_steps", "num_inference_steps", "num_train_timesteps")
+        within(self, "(0, inf)", "ema_half_life", "min_snr_gamma", "logit_std")
+        within(self, WIDTHS, "ema_profiles")
+        at_least(self, 4, "ema_snapshots")
+        at_least(self, 2, "fd_samples")
+        at_least(self, 0, "warmup_steps")
+        within(self, "[0, 1]", "augment_probability")
+        within(self, "[0, 1)", "label_dropout", "condition_dropout", "dropout")
         if self.compile and self.zero_stage == 3:
             raise ValueError("compile=True and zero_stage=3 exclude each other; use --zero_stage 2 or less")
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps={self.warmup_steps} must be 0 or greater")
-        self._check_objective(self.scheduler_type)
+        self._check_objective()
 
-    def _check_objective(self, sampler: str) -> None:
-        schedulers.validate(sampler, self.beta_schedule, self.prediction_type, self.rescale_betas_zero_snr)
-        schedulers.validate_steps(sampler, self.num_inference_steps, self.num_train_timesteps)
+    @property
+    def sampler(self) -> Any:
+        """`scheduler_type`, or its default for the prediction type."""
+        return self.scheduler_type or schedulers.default_scheduler(self.prediction_type)
+
+    def _check_objective(self) -> None:
+        schedulers.validate(self.sampler, self.beta_schedule, self.prediction_type, self.rescale_betas_zero_snr)
+        schedulers.validate_steps(self.sampler, self.num_inference_steps, self.num_train_timesteps)
         if self.min_snr_gamma is not None:
-            if self.min_snr_gamma <= 0:
-                raise ValueError(f"min_snr_gamma={self.min_snr_gamma} must be greater than 0")
             for name, given in (
                 ("rescale_betas_zero_snr", self.rescale_betas_zero_snr),
                 ("prediction_type=flow_matching", self.prediction_type == schedulers.FLOW),
@@ -372,8 +353,6 @@ class LDMConfig(TrainingConfig):
                         f"min_snr_gamma={self.min_snr_gamma} contradicts {name}: the last timestep is pure noise, of "
                         "weight min(0, gamma) = 0, so the first step of sampling would not be trained; leave one out"
                     )
-        if self.logit_std <= 0:
-            raise ValueError(f"logit_std={self.logit_std} must be greater than 0")
         if self.timestep_sampling == "uniform" and (self.logit_mean, self.logit_std) != (0, 1):
             raise ValueError(
                 f"logit_mean={self.logit_mean}, logit_std={self.logit_std} contradict timestep_sampling=uniform; "
@@ -394,18 +373,25 @@ class EmaConfig:
 
     def __post_init__(self) -> None:
         """Refuse a width that no power function has."""
-        if not 0 < self.reconstruct <= WIDEST:
-            raise ValueError(f"reconstruct={self.reconstruct} must be above 0 and at most {WIDEST}")
-        if self.output_dir is None:
-            self.output_dir = self.run_dir / f"pipeline-ema-{self.reconstruct:g}"
+        within(self, WIDTHS, "reconstruct")
+        self.output_dir = self.pipeline_dir
+
+    @property
+    def pipeline_dir(self) -> Path:
+        """The pipeline folder to write."""
+        return self.output_dir or self.run_dir / f"pipeline-ema-{self.reconstruct:g}"
 
 
 @dataclass
 class EstimateConfig:
     """Memory, step time, hours and GPU-hours of a training run, estimated; nothing is started."""
 
-    training: Path
-    """--config: train-vqvae.yaml or train-ldm.yaml of a preset, or config.yaml of a run."""
+    command: Literal["train-ldm", "train-vqvae"]
+    """Training command; also as the first argument."""
+    training: Path | None = None
+    """--config: a preset, or config.yaml of a run; default: the defaults of the command."""
+    flags: str = ""
+    """Further flags of the training command in one text, such as --flags="--batch_size 16 --zero_stage 2"; they win."""
     nodes: int = 1
     """Number of machines."""
     gpus_per_node: int = 8
@@ -417,19 +403,18 @@ class EstimateConfig:
     network_gbit_s: float = 400.0
     """What all network adapters of a machine send together, Gbit/s."""
     samples: int = 10_000
-    """Images of the training set, where the configuration does not name packed shards that are there."""
+    """Images of the training set, if the configuration names no packed shards that exist."""
     channels: int = 3
     """Channels of the images, likewise."""
     classes: int = 10
     """Number of classes, likewise."""
 
     ALIASES: ClassVar[dict[str, str]] = {"config": "training"}
+    POSITIONAL: ClassVar[str] = "command"
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be; raises ValueError naming field and value."""
         one_of(self, GPUS, "gpu")
-        if not 0 < self.mfu <= 1:
-            raise ValueError(f"mfu={self.mfu} must be above 0 and at most 1")
-        for name in ("nodes", "gpus_per_node", "network_gbit_s", "samples", "channels", "classes"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
+        within(self, "(0, 1]", "mfu")
+        within(self, "(0, inf)", "network_gbit_s")
+        at_least(self, 1, "nodes", "gpus_per_node", "samples", "channels", "classes")

@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
 class StopFlag:
-    """Remembers that this process was told to stop. A second Ctrl-C interrupts at once."""
+    """Remembers that this process was asked to stop. A second Ctrl-C interrupts at once."""
 
     def __init__(self) -> None:
         self.raised = False
@@ -27,7 +27,7 @@ class StopFlag:
         self.raised, self.number = True, number
 
     def agreed(self, step: int, device: torch.device) -> bool:
-        """Return whether any rank was told to stop, the same answer on all ranks; every rank calls it each step.
+        """Return whether any rank was asked to stop, the same answer on all ranks; every rank calls it each step.
 
         On several GPUs the ranks ask each other only every 10th step, since the answer waits for the device.
         """
@@ -38,7 +38,7 @@ class StopFlag:
         return distributed.any_rank(self.raised, device)
 
     def close(self) -> None:
-        """Give the signals back to their former handlers."""
+        """Restore the former signal handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

@@ -1,16 +1,24 @@
-"""`mdaug train-ldm`: options and assembly of the run."""
+"""`mdaug train-ldm`: assembly of the run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from mdaug import distributed
 from mdaug.artifacts import find_vqvae, load_geometry
-from mdaug.training import run_folder
-from mdaug.training.encode import refuse_other_latents
-from mdaug.training.options import LDMConfig
-from mdaug.training.run_folder import images_hash
+from mdaug.training import encode, run_folder
+from mdaug.training.batches import plan_batches
+from mdaug.training.cost import choose_batch_size, memory, sharding
+from mdaug.training.engine import check_before_data
+from mdaug.training.ldm_task import LDMTask
+from mdaug.training.loop import train
+from mdaug.training.options import EncodeConfig, LDMConfig
+from mdaug.training.run_folder import images_hash, open_run, packing
 from shards import provenance
-from shards.validation import Preflight
+from shards.errors import UserError
+from shards.output_folder import refuse_other
+from shards.packed import open_packed
+from shards.validation import Preflight, written
 
 
 def check(options: LDMConfig, where: Preflight) -> None:
@@ -20,59 +28,47 @@ def check(options: LDMConfig, where: Preflight) -> None:
         made_from = {**images_hash(options), "vqvae": provenance.read(_fitting_vqvae(options), "vqvae")["hash"]}
     run_folder.check(options, where, made_from)
     if options.latents_dir is not None and where.inputs_there:
-        refuse_other_latents(options.latents_dir, made_from)
+        augmentation = encode.augmentation_of(options.latents_dir)
+        refuse_other(options.latents_dir, "encode", augmentation, made_from)
 
 
-def _fitting_vqvae(config: LDMConfig) -> Path:
+def _fitting_vqvae(options: LDMConfig) -> Path:
     """Return the folder of the VQ-VAE; raises UserError where its images or latents are of another size."""
-    from shards.errors import UserError
-    from shards.validation import written
-
-    assert config.vqvae_path is not None
-    vqvae = find_vqvae(config.vqvae_path)
+    vqvae = find_vqvae(options.vqvae_path)
     geometry = load_geometry(vqvae)
     trained = written(*geometry["image_shape"][:2])
-    if trained != config.image_size:
-        raise UserError(f"image_size={config.image_size}, but {vqvae} was trained at {trained} pixels")
-    if geometry["latent_shape"][0] != config.latent_channels:
+    if trained != options.image_size:
+        raise UserError(f"image_size={options.image_size}, but {vqvae} was trained at {trained} pixels")
+    if geometry["latent_shape"][0] != options.latent_channels:
         raise UserError(
-            f"latent_channels={config.latent_channels}, but the latents of {vqvae} have {geometry['latent_shape'][0]} "
+            f"latent_channels={options.latent_channels}, but the latents of {vqvae} have {geometry['latent_shape'][0]} "
             "channels; the diffusion model works on them, so the two must agree"
         )
     return vqvae
 
 
-def run(config: LDMConfig) -> None:
+def run(options: LDMConfig) -> None:
     """Train the diffusion model; the same command again resumes. Latents are made first where they are missing."""
-    from mdaug import distributed
-
     distributed.init()
-
-    from mdaug.training.cost import estimate_ldm
-    from mdaug.training.encode import augmentation_of, encode_packed
-    from mdaug.training.engine import check_before_data
-    from mdaug.training.ldm_task import LDMTask
-    from mdaug.training.loop import train
-    from mdaug.training.options import EncodeConfig
-    from mdaug.training.run_folder import open_run, packing, plan_batches
-    from shards import provenance
-    from shards.packed import open_packed
-
-    check_before_data(config)
-    vqvae = _fitting_vqvae(config)
-    packed = open_packed(config.data_dir, config.image_size, **packing(config))
+    check_before_data(options)
+    vqvae = _fitting_vqvae(options)
+    packed = open_packed(options.data_dir, options.image_size, **packing(options))
     made_from = {
         "images": provenance.read(packed, "images")["hash"],
         "vqvae": provenance.read(vqvae, "vqvae")["hash"],
     }
-    if not open_run(config, **made_from):
+    output = open_run(options, made_from)
+    if output is None:
         return
-    latents = config.latents_dir or config.output_dir / "latents"
-    encoding = EncodeConfig(packed, vqvae, latents, num_workers=config.num_workers, **augmentation_of(latents))
-    encode_packed(packed, vqvae, latents, encoding)
-    task = LDMTask(config, packed, vqvae, latents, made_from)
+    latents = options.latents_dir or options.output_dir / "latents"
+    augmentation = encode.augmentation_of(latents)
+    encode.encode(EncodeConfig(packed, vqvae, latents, num_workers=options.num_workers, **augmentation))
+    task = LDMTask(options, packed, vqvae, latents, made_from)
+    num_images = task.train_set.num_images
+    if options.batch_size == "auto":
+        options.batch_size = choose_batch_size(options, num_images, task.workload(1), task.rehearse)
     if distributed.is_main():
-        print(estimate_ldm(task, config.batch_size), flush=True)
-    if config.compile:
+        print(memory(task.workload(int(options.batch_size)), sharding(options)), flush=True)
+    if options.compile:
         task.compile()
-    train(task, config, plan_batches(config, task.train_set.num_images))
+    train(task, options, plan_batches(options, num_images), output)

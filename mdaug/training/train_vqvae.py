@@ -1,11 +1,19 @@
-"""`mdaug train-vqvae`: options and assembly of the run."""
+"""`mdaug train-vqvae`: assembly of the run."""
 
 from __future__ import annotations
 
+from mdaug import distributed
 from mdaug.models.perceptual import find_weights
 from mdaug.training import run_folder
+from mdaug.training.batches import plan_batches
+from mdaug.training.cost import choose_batch_size, memory, sharding
+from mdaug.training.engine import check_before_data
+from mdaug.training.loop import train
 from mdaug.training.options import VQVAEConfig
-from mdaug.training.run_folder import images_hash
+from mdaug.training.run_folder import images_hash, open_run, packing
+from mdaug.training.vqvae_task import VQVAETask
+from shards import provenance
+from shards.packed import open_packed
 from shards.validation import Preflight
 
 
@@ -16,30 +24,21 @@ def check(options: VQVAEConfig, where: Preflight) -> None:
         find_weights(options.perceptual_net, options.perceptual_weights)
 
 
-def run(config: VQVAEConfig) -> None:
+def run(options: VQVAEConfig) -> None:
     """Train the VQ-VAE; the same command again resumes."""
-    from mdaug import distributed
-
     distributed.init()
-
-    from mdaug.training.cost import choose_batch_size, estimate
-    from mdaug.training.engine import check_before_data
-    from mdaug.training.loop import train
-    from mdaug.training.run_folder import open_run, packing, plan_batches
-    from mdaug.training.vqvae_task import VQVAETask
-    from shards import provenance
-    from shards.packed import open_packed
-
-    check_before_data(config)
-    packed = open_packed(config.data_dir, config.image_size, **packing(config))
-    images_hash = provenance.read(packed, "images")["hash"]
-    if not open_run(config, images=images_hash):
+    check_before_data(options)
+    packed = open_packed(options.data_dir, options.image_size, **packing(options))
+    images = provenance.read(packed, "images")["hash"]
+    output = open_run(options, {"images": images})
+    if output is None:
         return
-    task = VQVAETask(config, packed, images_hash)
-    if config.batch_size == "auto":
-        config.batch_size = choose_batch_size(task, len(task.train_set))
+    task = VQVAETask(options, packed, images)
+    num_images = len(task.train_set)
+    if options.batch_size == "auto":
+        options.batch_size = choose_batch_size(options, num_images, task.workload(1), task.rehearse)
     if distributed.is_main():
-        print(estimate(task, config.batch_size), flush=True)
-    if config.compile:
+        print(memory(task.workload(int(options.batch_size)), sharding(options)), flush=True)
+    if options.compile:
         task.compile()
-    train(task, config, plan_batches(config, len(task.train_set)))
+    train(task, options, plan_batches(options, num_images), output)

@@ -1,29 +1,27 @@
-"""What is particular to training the VQ-VAE."""
+"""The VQ-VAE as the loop trains it."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 from mdaug import config as configuration
 from mdaug import distributed
-from mdaug.images import grid, to_tensor, to_uint8
+from mdaug.images import to_tensor
 from mdaug.models.perceptual import PerceptualLoss
 from mdaug.models.quantizer import Codebook, code_usage
 from mdaug.models.vqvae import TrainableVQVAE, build_vqvae, save_vqvae, stock_model
 from mdaug.training import losses
 from mdaug.training.adversary import Adversary
 from mdaug.training.checkpoint import TrainingState
+from mdaug.training.cost import Workload, vqvae_workload
 from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.loop import Task, validation_batches
 from mdaug.training.options import VQVAEConfig
-from mdaug.training.run_folder import BatchPlan
-from shards.colormap import floor_of, paint
+from mdaug.training.task_pictures import save_reconstructions
+from shards.colormap import floor_of
 from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.order import EpochOrder, PositionDataset
@@ -53,7 +51,7 @@ def build_module(config: VQVAEConfig, image_channels: int) -> tuple[TrainableVQV
 
 
 def remedies(codebook: Codebook, counts: torch.Tensor, steps: int) -> list[str]:
-    """Return what may mend that few codes are used, the likeliest first.
+    """Return what may help where few codes are used, the most promising first.
 
     Args:
         codebook: the K codes and how it restarts them.
@@ -86,37 +84,56 @@ class VQVAETask(Task):
     def __init__(self, config: VQVAEConfig, packed: Path, images_hash: str):
         self.config, self.images_hash = config, images_hash
         self.steps = 0
+
+        # The images, and what they look like where nothing echoes.
         self.train_set, self.val_set = ShardDataset(packed / "train"), ShardDataset(packed / "val")
         if len(self.val_set) == 0:
             raise UserError(f"{packed} has no validation images; pack it again with a larger --val_fraction")
         self.image_shape: list[int] = self.train_set.index["image_shape"]
         self.colormap: str | None = self.train_set.index.get("colormap")
+        self.floor = floor_of(self.train_set)
+        self.floor_in_range = losses.floor_in_range(self.floor, distributed.device())
+        self.dataset = PositionDataset(self.train_set, EpochOrder(len(self.train_set), config.seed), _transform)
+
+        # The network, and the networks that judge its reconstructions.
         torch.manual_seed(config.seed)
         self.module, self.model_config = build_module(config, self.image_shape[2])
         self.codebook = self.module.codebook
-        self.dataset = PositionDataset(self.train_set, EpochOrder(len(self.train_set), config.seed), _transform)
         self.perceptual = (
-            PerceptualLoss(config.perceptual_net, config.perceptual_weights) if config.use_perceptual else None
+            PerceptualLoss(config.perceptual_net, config.perceptual_weights).to(distributed.device())
+            if config.use_perceptual
+            else None
         )
-        if self.perceptual is not None:
-            self.perceptual.to(distributed.device())
-        self.floor = floor_of(self.train_set)
-        self.floor_in_range = losses.floor_in_range(self.floor, distributed.device())
-        self.adversary: Adversary | None = None
-        if config.use_discriminator:
-            precision = resolve_precision(config.mixed_precision, distributed.device())
-            self.adversary = Adversary(config, self.image_shape, precision)
+        self.precision = resolve_precision(config.mixed_precision, distributed.device())
+        self.adversary = Adversary(config, self.image_shape, self.precision) if config.use_discriminator else None
+
+    def workload(self, batch: int) -> Workload:
+        """Count what micro batches of `batch` images take."""
+        critic = self.adversary.network if self.adversary is not None else None
+        return vqvae_workload(self.module, self.image_shape, batch, self.precision, self.perceptual, critic)
+
+    def rehearse(self, batch: int) -> None:
+        """Run a forward and a backward pass of `batch` images without data, which leave no trace."""
+        device = distributed.device()
+        module = self.module.to(device).eval()  # else the codebook remembers its vectors
+        height, width, channels = self.image_shape
+        images = torch.zeros(batch, channels, height, width, device=device)
+        try:
+            with distributed.autocast(self.precision, device):
+                reconstruction, _, _, commitment = module(images)
+            (self.distance(reconstruction, images)[0].mean() + commitment).backward()
+            if self.adversary is not None:
+                network = self.adversary.network
+                (network(images) + network(reconstruction.detach())).mean().backward()
+        finally:
+            module.train().zero_grad(set_to_none=True)
+            if self.adversary is not None:
+                self.adversary.network.zero_grad(set_to_none=True)
 
     def compile(self) -> None:
         """Compile encoder and decoder, once for each shape they meet; names and values of the weights stay."""
         for part in ("encoder", "decoder"):
             self.module.get_submodule(part).compile(dynamic=False)
-
-    def learning_rate(self, step: int, plan: BatchPlan) -> float:
-        """Return the constant rate of the original scheme, or half a cosine from it to 0."""
-        if self.config.lr_schedule == "constant":
-            return self.config.lr
-        return self.config.lr * 0.5 * (1 + math.cos(math.pi * step / plan.steps))
 
     def prepare(self, engine: Engine) -> None:
         """Place the first codes by k-means over the untrained encoder's outputs, the same images on all ranks."""
@@ -205,16 +222,8 @@ class VQVAETask(Task):
         reconstruction = engine(images)[0]
         self.module.train()
         if distributed.is_main():
-            psnr = 10 * torch.log10(4 / (reconstruction.float() - images).square().mean((1, 2, 3)))
-            original, copy = to_uint8(images), to_uint8(reconstruction)
-            difference = (128 + (copy.astype(np.int16) - original) // 2).astype(np.uint8)
-            painted = [[paint(image, self.colormap) for image in row] for row in (original, copy)]
-            captions = [[], [], [f"{value:.1f} dB" for value in psnr.tolist()]]
-            names = ["original", "reconstruction", "difference"]
-            picture = grid([*painted, list(difference)], names, captions=captions)
-            folder = self.config.output_dir / "images"
-            folder.mkdir(exist_ok=True)
-            Image.fromarray(picture).save(folder / f"samples-{state.samples:012d}.png")
+            path = self.config.output_dir / "images" / f"samples-{state.samples:012d}.png"
+            save_reconstructions(path, images, reconstruction, self.colormap)
         return {}
 
     def export(self, engine: Engine, folder: Path) -> None:
@@ -232,20 +241,20 @@ class VQVAETask(Task):
             )
         distributed.barrier()
 
-    def extra_state(self) -> dict[str, torch.Tensor]:
+    def replicated_state(self) -> dict[str, torch.Tensor]:
         """Return the codebook's buffers (DeepSpeed's universal format would lose them) and the discriminator."""
         tensors = {name: buffer.cpu() for name, buffer in self.codebook.named_buffers()}
         if self.adversary is not None:
             tensors |= {f"adversary.{name}": value for name, value in self.adversary.state().items()}
         return tensors
 
-    def load_extra_state(self, tensors: dict[str, torch.Tensor]) -> None:
+    def load_replicated_state(self, tensors: dict[str, torch.Tensor]) -> None:
         """Restore them."""
         self.codebook.load_state_dict({name: tensors[name] for name, _ in self.codebook.named_buffers()})
         if self.adversary is not None:
             prefix = "adversary."
-            own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            self.adversary.load_state(own)
+            state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            self.adversary.load_state(state)
 
 
 def _transform(sample: dict[str, Any], position: int) -> dict[str, Any]:

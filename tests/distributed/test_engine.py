@@ -26,10 +26,10 @@ def _batches(steps: int, ranks: int) -> torch.Tensor:
 
 def _engine_weights(clip: float, steps: int) -> list[list[float]]:
     from mdaug import distributed
+    from mdaug.training.batches import BatchPlan
     from mdaug.training.deepspeed_json import deepspeed_config
     from mdaug.training.engine import Engine
     from mdaug.training.options import TrainingConfig
-    from mdaug.training.run_folder import BatchPlan
 
     distributed.init()
     ranks = distributed.world_size()

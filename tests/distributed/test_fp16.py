@@ -26,12 +26,12 @@ def overflowing(device: str, stage: int, offload: bool, root: str) -> dict:
     assert where.type == device
     allow_fp16()
     from mdaug.training import checkpoint
+    from mdaug.training.batches import BatchPlan
     from mdaug.training.deepspeed_json import CONFIGS, deepspeed_config
     from mdaug.training.engine import Engine
-    from mdaug.training.run_folder import BatchPlan
     from tests.toy_latents import toy_task
 
-    json = CONFIGS / "zero3_offload_fp16.json" if offload else None
+    json = CONFIGS / "zero3_offload.json" if offload else None
     how = {"zero_stage": 0 if offload else stage, "deepspeed_config": json, "mixed_precision": "fp16"}
     plan = BatchPlan(BATCH, BATCH, 1, 1, steps=STEPS, num_samples=8, val_every=8, save_every=8)
 
@@ -56,7 +56,7 @@ def overflowing(device: str, stage: int, offload: bool, root: str) -> dict:
 
     (task, engine), state = begin(), checkpoint.TrainingState(global_batch=BATCH)
     steps = [step(task, engine, state, number in OVERFLOWS) for number in range(STEPS)]
-    bundle = checkpoint.collect(Path(root) / "checkpoints", engine, state, {}, task.own_state(), keep=1)
+    bundle = checkpoint.collect(Path(root) / "checkpoints", engine, state, {}, task.sharded_state(), keep=1)
     for path, write in bundle.files.items():
         write(path)
     on = step(task, engine, state, False)
@@ -95,18 +95,19 @@ def without_end(device: str, root: str) -> str:
 
     distributed.init()
     allow_fp16()
+    from mdaug.training.batches import plan_batches
     from mdaug.training.loop import train
-    from mdaug.training.run_folder import plan_batches
     from shards.errors import UserError
+    from shards.output_folder import claim
     from tests.toy_latents import toy_task
 
     options = {"zero_stage": 1, "mixed_precision": "fp16", "batch_size": 4, "num_workers": 0, "logging_steps": 24}
     task = toy_task(Path(root), train_samples=96, val_samples=10_000, ema_profiles=(), **options)
     loss = task.loss
     task.loss = lambda engine, batch: (loss(engine, batch)[0] * float("inf"), {})
-    (Path(root) / "run").mkdir()
+    output = claim(Path(root) / "run", "train-ldm", {})
     try:
-        train(task, task.config, plan_batches(task.config, 8))
+        train(task, task.config, plan_batches(task.config, 8), output)
     except UserError as error:
         return str(error)
     return ""
@@ -130,9 +131,9 @@ def scaler_after(device: str, precision: str, stage: int, root: str) -> tuple[bo
     where = distributed.init()
     allow_fp16()
     from mdaug.training import checkpoint
+    from mdaug.training.batches import BatchPlan
     from mdaug.training.deepspeed_json import deepspeed_config
     from mdaug.training.engine import Engine
-    from mdaug.training.run_folder import BatchPlan
     from tests.toy_latents import toy_task
 
     plan, state = BatchPlan(4, 4, 1, 1, 9, 8, 8, 8), checkpoint.TrainingState(global_batch=4)
@@ -149,7 +150,7 @@ def scaler_after(device: str, precision: str, stage: int, root: str) -> tuple[bo
         engine.step(1e-3)
         state.step, state.samples = state.step + 1, state.samples + 4
         if folder is None:
-            bundle = checkpoint.collect(Path(root) / "checkpoints", engine, state, {}, task.own_state(), keep=1)
+            bundle = checkpoint.collect(Path(root) / "checkpoints", engine, state, {}, task.sharded_state(), keep=1)
             for path, write in bundle.files.items():
                 write(path)
             folder = bundle.folder

@@ -14,10 +14,9 @@ import torch
 
 from mdaug.training.deepspeed_json import CONFIGS
 from tests.devices import DEVICES, choose
-from tests.distributed.test_ldm_training import losses, train_with
-from tests.distributed.test_vqvae_training import train as train_vqvae
 from tests.ranks import run_ranks
 from tests.toy import toy_packed
+from tests.trainings import losses, train_ldm_with, train_vqvae
 
 PRESETS = Path(__file__).parents[2] / "configs"
 STEPS_APART = 5e-3  # relative, of the losses of a toy run
@@ -35,7 +34,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def one_rank(folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ZeRO 0 in fp32 on one GPU."""
     output = tmp_path_factory.mktemp("one") / "run"
-    run_ranks(1, train_with, folders, output, {"mixed_precision": "no"})
+    run_ranks(1, train_ldm_with, folders, output, {"mixed_precision": "no"})
     return output
 
 
@@ -45,9 +44,9 @@ def one_rank(folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_zero_stage_follows_stage_0_over_nccl(folders, one_rank, tmp_path, ranks, stage):
     if ranks > torch.cuda.device_count():
         pytest.skip(f"{torch.cuda.device_count()} GPU(s) here, {ranks} wanted")
-    offload = {"deepspeed_config": CONFIGS / "zero3_offload_fp32.json"}
+    offload = {"deepspeed_config": CONFIGS / "zero3_offload.json"}
     changes = offload if stage == "offload" else {"zero_stage": stage}
-    run_ranks(ranks, train_with, folders, tmp_path / "run", {**changes, "mixed_precision": "no"})
+    run_ranks(ranks, train_ldm_with, folders, tmp_path / "run", {**changes, "mixed_precision": "no"})
     assert losses(tmp_path / "run") == pytest.approx(losses(one_rank), rel=STEPS_APART)
 
 
@@ -56,10 +55,10 @@ def test_every_zero_stage_follows_stage_0_over_nccl(folders, one_rank, tmp_path,
 @pytest.mark.parametrize("stage", [0, 2])
 def test_low_precision_stays_near_fp32_and_resumes(folders, one_rank, tmp_path, precision, stage):
     changes = {"zero_stage": stage, "mixed_precision": precision}
-    run_ranks(1, train_with, folders, tmp_path / "whole", changes)
+    run_ranks(1, train_ldm_with, folders, tmp_path / "whole", changes)
     assert losses(tmp_path / "whole") == pytest.approx(losses(one_rank), rel=2e-2)
-    run_ranks(1, train_with, folders, tmp_path / "run", {**changes, "stop_after": 7})
-    run_ranks(1, train_with, folders, tmp_path / "run", changes)
+    run_ranks(1, train_ldm_with, folders, tmp_path / "run", {**changes, "stop_after": 7})
+    run_ranks(1, train_ldm_with, folders, tmp_path / "run", changes)
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), rel=STEPS_APART)
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if "loss" in record] == list(range(1, 17))
@@ -74,9 +73,9 @@ def losses_through_stages(device: str, stages: tuple[int, ...], root: str) -> li
 
     where = distributed.init()
     from mdaug.training import checkpoint
+    from mdaug.training.batches import BatchPlan
     from mdaug.training.deepspeed_json import deepspeed_config
     from mdaug.training.engine import Engine
-    from mdaug.training.run_folder import BatchPlan
     from tests.toy_latents import toy_task
 
     plan = BatchPlan(8, 8, 1, 1, steps=9, num_samples=8, val_every=8, save_every=8)
@@ -100,7 +99,7 @@ def losses_through_stages(device: str, stages: tuple[int, ...], root: str) -> li
         engine.step(1e-2)
         found.append(float(loss.detach()))
         state.step, state.samples, before = state.step + 1, state.samples + 8, stage
-        bundle = checkpoint.collect(Path(root) / "checkpoints", engine, state, {}, task.own_state(), keep=1)
+        bundle = checkpoint.collect(Path(root) / "checkpoints", engine, state, {}, task.sharded_state(), keep=1)
         for path, write in bundle.files.items():
             write(path)
         folder = bundle.folder
@@ -120,9 +119,10 @@ def test_the_layout_of_the_weights_changes_no_loss_and_passes_through_checkpoint
 @pytest.mark.parametrize("command", ["train-vqvae", "train-ldm"])
 @pytest.mark.parametrize("preset", ["gpu-6gb", "gpu-16gb"])
 def test_presets_take_the_memory_that_is_foretold(preset, command, tmp_path):
-    """What `launch plan` and docs/scaling.md count against the peak of a few steps at ZeRO 0."""
+    """What `mdaug estimate` and docs/scaling.md count against the peak of a few steps at ZeRO 0."""
     from mdaug import config as configuration
-    from mdaug.training.cost import MASTER, Sharding, count, network_bytes
+    from mdaug.training.cost import Sharding, memory
+    from mdaug.training.estimate import ldm_workload, vqvae_workload
     from mdaug.training.ldm_task import build_unet
     from mdaug.training.options import LDMConfig, TrainingConfig, VQVAEConfig
     from mdaug.training.vqvae_task import build_module
@@ -132,9 +132,11 @@ def test_presets_take_the_memory_that_is_foretold(preset, command, tmp_path):
     flags += ["--vqvae_path=v"] if kind is LDMConfig else ["--use_perceptual=false"]
     config = configuration.parse(kind, flags, command)
     shape = [4, 16, 16] if preset == "gpu-16gb" else [4, 32, 32]
-    work = count(config, "fp16", 3, shape, 10)
-    averages = MASTER * work.averages * work.parameters
-    expected = network_bytes(work.parameters, Sharding(0, 1, precision="fp16")) + averages + work.activations
+    if isinstance(config, VQVAEConfig):
+        work = vqvae_workload(config, "fp16", 3)
+    else:
+        work = ldm_workload(config, "fp16", shape, 10)
+    expected = memory(work, Sharding(0, 1, precision="fp16")).total
 
     batch, size = config.batch_size, int(config.image_size)
     latents = torch.zeros(batch, *shape, device="cuda")

@@ -6,18 +6,18 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from mdaug.models.vqvae import build_vqvae, save_vqvae
 from shards import provenance
 from tests.ranks import start_ranks
 from tests.toy import toy_packed
+from tests.trainings import tensors_in, untimed_records
 
 KILLS, RANKS, BATCH, STEPS = 20, 2, 8, 100
 PACE = 0.02  # seconds that a step takes at least; also how long after a step or the start of a save a kill may come
@@ -91,32 +91,6 @@ def kill_one(argv: list[str], output: Path, number: int, rng: np.random.Generato
     return error
 
 
-def flat(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (path, tensor) of the tensors in nested containers."""
-    if isinstance(value, torch.Tensor):
-        yield name, value
-    elif isinstance(value, dict | list | tuple):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in items:
-            yield from flat(item, f"{name}/{key}")
-
-
-def tensors_in(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (path, tensor) of everything below a folder: models, snapshots, checkpoints with optimizer states."""
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in (".safetensors", ".pt"):
-            read = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=False)
-            for name, tensor in flat(read):
-                yield f"{path.relative_to(folder)}{name}", tensor
-
-
-def figures(output: Path) -> list[dict]:
-    """The records of metrics.jsonl without what depends on the clock."""
-    timed = {"img_s", "img_s_device", "data_wait", "paused_s", "memory_gb", "eta_s"}
-    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in record.items() if name not in timed} for record in records]
-
-
 def test_run_killed_twenty_times_ends_with_the_same_bytes(tmp_path):
     packed = toy_packed(tmp_path / "packed")
     save_vqvae(
@@ -144,7 +118,7 @@ def test_run_killed_twenty_times_ends_with_the_same_bytes(tmp_path):
         assert rank.exitcode == 0, (tmp_path / "last/rank-00000.log").read_text()
 
     assert not unfinished(output)
-    assert figures(output) == figures(undisturbed)
+    assert untimed_records(output) == untimed_records(undisturbed)
     expected, found = dict(tensors_in(undisturbed)), dict(tensors_in(output))
     assert found.keys() == expected.keys()
     assert len(found) > 500

@@ -16,9 +16,8 @@ from shards.dataset import ShardDataset
 from shards.index import content_hash, write_index
 from shards.writer import write_shard
 from tests.devices import DEVICES, choose
-from tests.distributed.test_ldm_training import losses, train
-from tests.distributed.test_vqvae_training import train as train_vqvae
 from tests.ranks import run_ranks
+from tests.trainings import losses, train_ldm, train_vqvae
 
 COPIES = 3
 
@@ -44,9 +43,10 @@ def ridge_packed(folder: Path) -> Path:
 
 
 def encode(packed: Path, vqvae: Path, output: Path, copies: int) -> None:
-    from mdaug.training import encode
+    from mdaug.training.encode import run
+    from mdaug.training.options import EncodeConfig
 
-    encode.encode(encode.EncodeConfig(packed, vqvae, output, num_workers=0, batch_size=16, augment_copies=copies))
+    run(EncodeConfig(packed, vqvae, output, num_workers=0, batch_size=16, augment_copies=copies))
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +99,12 @@ def refused(root: Path, copies: int) -> str:
 
 def test_a_folder_with_other_copies_is_refused(root):
     (message,) = run_ranks(1, refused, root, 2)
-    assert "'augment_copies': 3" in message
-    assert "choose another folder" in message
+    assert "augment_copies: 3 there, 2 now" in message
 
 
 def train_ridge(root: Path, output: Path, changes: dict) -> None:
     settings = {"condition_on": "speed", "latents_dir": root / "latents", "epochs": 1, **changes}
-    train((root / "packed", root / "vqvae"), output, **settings)
+    train_ldm((root / "packed", root / "vqvae"), output, **settings)
 
 
 @pytest.fixture(scope="module")

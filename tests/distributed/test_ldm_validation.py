@@ -31,7 +31,7 @@ def figures(root: Path) -> tuple[dict[str, float], float]:
     assert (task.score, task.watched) == ("fd", tuple(f"loss_t{i}" for i in range(5)))
     # A fresh network predicts 0 whatever the class; every rank takes its piece of the same whole weights.
     weight = torch.randn(task.module.conv_out.weight.shape, generator=torch.Generator().manual_seed(0))
-    task.ema.state()["half-life/conv_out.weight"].copy_(sharded_tensors.cut(weight))
+    task.ema.state()["half-life/conv_out.weight"].copy_(sharded_tensors.local_shard(weight))
     found = task.validate(SimpleNamespace(device=device))
     again = task.validate(SimpleNamespace(device=device))
     assert again == found

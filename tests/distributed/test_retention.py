@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from tests.distributed.test_vqvae_training import train
 from tests.ranks import run_ranks
 from tests.toy import toy_packed
+from tests.trainings import train_vqvae
 
 
 def train_ever_worse(packed: Path, output: Path) -> None:
@@ -23,7 +23,7 @@ def train_ever_worse(packed: Path, output: Path) -> None:
         return {**validate(task, engine), "loss": float(next(scores))}
 
     VQVAETask.validate = rising  # this process ends with the test's rank
-    train(packed, output, epochs=5, save_epochs=1, keep_last=2)
+    train_vqvae(packed, output, epochs=5, save_epochs=1, keep_last=2)
 
 
 def test_old_checkpoints_go_and_the_newest_and_the_best_stay(tmp_path):

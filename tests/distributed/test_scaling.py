@@ -31,8 +31,8 @@ def _measure(stage: int, passes: int, precision: str, deepspeed_config: Path | N
     from mdaug import distributed
     from mdaug.models.hybrid_unet import HybridUNet2DModel
     from mdaug.training import deepspeed_json, engine, sharded_tensors
+    from mdaug.training.batches import BatchPlan
     from mdaug.training.options import TrainingConfig
-    from mdaug.training.run_folder import BatchPlan
 
     ranks = distributed.world_size()
     config = TrainingConfig(
@@ -62,9 +62,10 @@ def _measure(stage: int, passes: int, precision: str, deepspeed_config: Path | N
             counted.bytes.clear()  # in the first steps ZeRO-3 learns in which order the network is used
     averaging = Counting()
     with averaging:
-        own = [piece.numel() for piece in trained.master_pieces()]
+        own = [piece.numel() for piece in trained.master_shards()]
     assert own == [
-        stop - start for start, stop in (sharded_tensors.bounds(size, distributed.rank(), ranks) for size in sizes)
+        stop - start
+        for start, stop in (sharded_tensors.shard_bounds(size, distributed.rank(), ranks) for size in sizes)
     ]
     return {
         "parameters": sum(sizes),
@@ -154,7 +155,7 @@ def test_four_ranks_send_and_hold_what_the_formula_says(tmp_path):
 
 
 def test_weights_that_may_not_stay_are_gathered_twice(tmp_path, monkeypatch):
-    settings = json.loads((Path(__file__).parents[2] / "deepspeed_configs/zero3_fp32.json").read_text())
+    settings = json.loads((Path(__file__).parents[2] / "deepspeed_configs/zero3.json").read_text())
     settings["zero_optimization"].update(stage3_max_live_parameters=0, stage3_max_reuse_distance=0)
     settings["zero_optimization"]["stage3_prefetch_bucket_size"] = 0
     (tmp_path / "short.json").write_text(json.dumps(settings))

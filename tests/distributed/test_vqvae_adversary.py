@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from tests.distributed.test_vqvae_training import losses, train, weights
 from tests.ranks import run_ranks
 from tests.toy import toy_packed
+from tests.trainings import losses, train_vqvae, weights
 
 SETTINGS = {
     "epochs": 1, "use_discriminator": True, "disc_start": 16, "disc_channels": 8, "gradient_penalty": 0.1,
@@ -87,7 +87,7 @@ class _Alone:
 
 def train_stages(packed: Path, output: Path, stages: tuple[int, ...]) -> None:
     for stage in stages:
-        train(packed, output / str(stage), zero_stage=stage, **SETTINGS)
+        train_vqvae(packed, output / str(stage), zero_stage=stage, **SETTINGS)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -106,7 +106,7 @@ def test_every_zero_stage_follows_plain_torch(packed, tmp_path, ranks):
 
 
 def train_adversary(packed: Path, output: Path, stop_after: int | None = None) -> None:
-    train(packed, output, stop_after=stop_after, **SETTINGS)
+    train_vqvae(packed, output, stop_after=stop_after, **SETTINGS)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

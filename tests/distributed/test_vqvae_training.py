@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import load_file
 
+from shards import provenance
+from shards.output_folder import is_finished
 from tests.ranks import run_ranks
 from tests.toy import CLASSES, toy_image, toy_packed
+from tests.trainings import losses, train_vqvae, weights
 
 STEPS_PER_EPOCH = 8  # 64 images, global batch 8
 
@@ -24,38 +24,6 @@ STEPS_PER_EPOCH = 8  # 64 images, global batch 8
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toy_packed(tmp_path_factory.mktemp("toy") / "packed")
-
-
-def train(packed: Path, output: Path, stop_after: int | None = None, **changes) -> None:
-    """Train a tiny VQ-VAE; with `stop_after`, SIGTERM arrives during that optimizer step."""
-    from mdaug.training.options import VQVAEConfig
-    from mdaug.training.train_vqvae import run as train_vqvae
-    from mdaug.training.vqvae_task import VQVAETask
-
-    if stop_after is not None:
-        after_step = VQVAETask.after_step
-
-        def stopping(task, engine, state):
-            after_step(task, engine, state)
-            if state.step == stop_after:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        VQVAETask.after_step = stopping  # this process ends with the test's rank
-    settings = {
-        "image_size": 16, "n_layers": 1, "base_channels": 8, "vq_num_embed": 16, "global_batch_size": 8,
-        "batch_size": 2, "epochs": 3, "lr": 2e-3, "logging_steps": 1, "num_workers": 0, "early_stop_patience": 0,
-    }  # fmt: skip
-    with pytest.raises(SystemExit, match="143") if stop_after is not None else contextlib.nullcontext():
-        train_vqvae(VQVAEConfig(data_dir=packed, output_dir=output, **{**settings, **changes}))
-
-
-def losses(output: Path) -> list[float]:
-    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [record["loss"] for record in records if "loss" in record]
-
-
-def weights(output: Path) -> dict:
-    return load_file(output / "last" / "diffusion_pytorch_model.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -86,18 +54,18 @@ def test_loss_curve_is_the_same_for_any_ranks_and_zero_stage(undisturbed, one_ra
 
 
 def train_stage(packed: Path, output: Path, stage: int) -> None:
-    train(packed, output, zero_stage=stage)
+    train_vqvae(packed, output, zero_stage=stage)
 
 
 def train_stage_until(packed: Path, output: Path, stage: int, step: int) -> None:
-    train(packed, output, stop_after=step, zero_stage=stage)
+    train_vqvae(packed, output, stop_after=step, zero_stage=stage)
 
 
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 0), (2, 2), (2, 3)])
 def test_interrupted_run_ends_with_the_same_bytes(packed, undisturbed, tmp_path, ranks, stage):
     output = tmp_path / "run"
     run_ranks(ranks, train_stage_until, packed, output, stage, 5)
-    assert not (output / "FINISHED").exists()
+    assert not is_finished(output)
     assert (output / "latest").read_text() == "samples-000000000040\n"
     run_ranks(ranks, train_stage, packed, output, stage)
     assert losses(output) == losses(undisturbed(ranks, stage))
@@ -140,7 +108,7 @@ def train_with_bad_steps(
 
     VQVAETask.loss = spoiled
     try:
-        train(packed, output, stop_after=stop_after, zero_stage=stage, max_skipped_steps=4)
+        train_vqvae(packed, output, stop_after=stop_after, zero_stage=stage, max_skipped_steps=4)
     except UserError as error:
         return str(error)
     return ""
@@ -167,21 +135,21 @@ def test_skipped_steps_are_remembered_when_resuming(packed, tmp_path):
 def test_run_that_stays_not_finite_stops_and_names_the_last_good_checkpoint(packed, tmp_path):
     errors = run_ranks(2, train_with_bad_steps, packed, tmp_path / "run", 0, tuple(range(10, 24)))
     assert all("not finite in the last 4 steps" in error and "checkpoint" in error for error in errors)
-    assert not (tmp_path / "run" / "FINISHED").exists()
+    assert not is_finished(tmp_path / "run")
 
 
 def train_without_progress(packed: Path, output: Path) -> None:
-    train(packed, output, lr=1e-12, codebook_decay=0.999999, val_samples=8, early_stop_patience=2)
+    train_vqvae(packed, output, lr=1e-12, codebook_decay=0.999999, val_samples=8, early_stop_patience=2)
 
 
 def test_run_killed_after_it_stopped_early_does_not_train_on(packed, tmp_path):
     run_ranks(1, train_without_progress, packed, tmp_path / "run")
-    finished, curve = tmp_path / "run" / "FINISHED", losses(tmp_path / "run")
-    assert "no improvement" in finished.read_text()
+    finished, curve = tmp_path / "run" / provenance.FILE_NAME, losses(tmp_path / "run")
+    assert "no improvement" in json.loads(finished.read_text())["note"]
     assert len(curve) < 3 * STEPS_PER_EPOCH
     finished.unlink()  # as if killed while the last weights were exported
     run_ranks(1, train_without_progress, packed, tmp_path / "run")
-    assert "no improvement" in finished.read_text()
+    assert "no improvement" in json.loads(finished.read_text())["note"]
     assert losses(tmp_path / "run") == curve
 
 
@@ -191,20 +159,20 @@ def test_checkpoint_without_marker_is_never_chosen(packed, one_rank, tmp_path):
     broken = output / "checkpoints" / "samples-000000000048"
     (broken / "engine").mkdir(parents=True)
     (broken / "state.json").write_text("{}")
-    run_ranks(1, train, packed, output)
+    run_ranks(1, train_vqvae, packed, output)
     assert not broken.exists()
     assert losses(output) == losses(one_rank)
 
 
 def test_finished_run_says_so_and_changes_nothing(packed, one_rank):
     before = {path: path.stat().st_mtime_ns for path in one_rank.rglob("*")}
-    run_ranks(1, train, packed, one_rank)
+    run_ranks(1, train_vqvae, packed, one_rank)
     assert before == {path: path.stat().st_mtime_ns for path in one_rank.rglob("*")}
 
 
 def train_folder(images: Path, output: Path, log: Path) -> None:
     with log.open("a") as file, contextlib.redirect_stdout(file):
-        train(images, output, epochs=1, n_layers=2, vq_num_embed=512, group_by=r"_g(\d+)")
+        train_vqvae(images, output, epochs=1, n_layers=2, vq_num_embed=512, group_by=r"_g(\d+)")
 
 
 def test_image_folder_is_packed_once_and_idle_codes_are_reported(tmp_path):

@@ -99,19 +99,21 @@ def test_colours_stay_on_their_map(tmp_path):
     assert {tuple(colour) for colour in colours.tolist()} == {tuple(colour) for colour in palette.tolist()}
 
     images = ShardDataset(toy_packed(tmp_path / "packed", train=8, val=4) / "train")
-    assert "noise" in Views(images, config(), 2, None).names
+    assert "noise" in Views(images, 2, augment.SAFE, 0, None).names
     images.index["image_shape"] = [16, 16, 3]
-    assert not {"gain", "noise"} & set(Views(images, config(), 2, None).names)
+    assert not {"gain", "noise"} & set(Views(images, 2, augment.SAFE, 0, None).names)
 
 
 def test_the_views_of_an_image_are_itself_and_its_copies(tmp_path):
     images = ShardDataset(toy_packed(tmp_path / "packed", train=8, val=4) / "train")
-    views = Views(images, config(), 3, [0])
+    views = Views(images, 3, augment.SAFE, 0, [0])
     assert len(views) == 32
     assert [views.key(j) for j in range(4, 8)] == [images.keys[1], *(f"{images.keys[1]}_a{c}" for c in (1, 2, 3))]
-    assert torch.equal(views[4], Views(images, config(), 0, [0])[1])
+    assert torch.equal(views[4], Views(images, 0, augment.SAFE, 0, [0])[1])
     assert not views.row(4).any()
-    assert torch.equal(views[6], Views(images, config(), 2, [0])[5])  # copy 2 of image 1, however many copies there are
+    assert torch.equal(
+        views[6], Views(images, 2, augment.SAFE, 0, [0])[5]
+    )  # copy 2 of image 1, however many copies there are
     images.keys[1] = "k" * 80
     names = {views.key(j) for j in range(4, 8)}
     assert len(names) == 4

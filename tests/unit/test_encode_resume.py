@@ -10,10 +10,11 @@ import torch
 
 from mdaug.models.latent_statistics import LatentStatistics
 from mdaug.models.vqvae import build_vqvae, save_vqvae
-from mdaug.training.encode import encode_packed
+from mdaug.training.encode import encode as encode_images
 from mdaug.training.options import EncodeConfig
 from shards import provenance
 from shards.errors import UserError
+from shards.output_folder import FORMAT, RUN_FILE
 from tests.toy import toy_packed
 
 
@@ -36,7 +37,7 @@ def test_a_second_run_ends_with_the_bytes_of_an_undisturbed_one(copies, tmp_path
 
     def encode(output: Path) -> None:
         config = EncodeConfig(packed, vqvae, output, batch_size=5, num_workers=0, augment_copies=copies)
-        encode_packed(packed, vqvae, output, config)
+        encode_images(config)
 
     encode(tmp_path / "whole")
     add, left = LatentStatistics.add, [20]  # the second shard of 16 images
@@ -64,17 +65,18 @@ def test_a_second_run_ends_with_the_bytes_of_an_undisturbed_one(copies, tmp_path
     assert "is finished" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("plan", [None, {"options": {}}], ids=["without", "with"])
-def test_a_folder_of_something_else_is_left_alone(plan, tmp_path):
-    """Packed images above all, whose shards have the same names; with the plan of their own that pack writes."""
+@pytest.mark.parametrize("claimed", [False, True])
+def test_a_folder_of_something_else_is_left_alone(claimed, tmp_path):
+    """Packed images above all, whose shards have the same names; with the run.json of their own that pack writes."""
     packed, vqvae = inputs(tmp_path)
-    if plan is not None:
-        (packed / "plan.json").write_text(json.dumps(plan))
+    if claimed:
+        record = {"format": FORMAT, "command": "pack", "made_from": {}, "identity": {"augment_copies": 0}}
+        (packed / RUN_FILE).write_text(json.dumps(record))
     (tmp_path / "file").touch()
     before = contents(tmp_path)
     for output in (packed, vqvae, tmp_path / "file"):
-        with pytest.raises(UserError, match="holds something else than latents; choose another folder"):
-            encode_packed(packed, vqvae, output, EncodeConfig(packed, vqvae, output, num_workers=0))
+        with pytest.raises(UserError, match="--output_dir"):
+            encode_images(EncodeConfig(packed, vqvae, output, num_workers=0))
     assert contents(tmp_path) == before
 
 

@@ -21,7 +21,7 @@ def test_channels_last_changes_neither_loss_nor_gradients_nor_the_order_of_the_a
         loss, _ = task.loss(task.module, {**batch, "latent": batch["latent"].contiguous(memory_format=layout)})
         loss.backward()
         gradient = torch.cat([parameter.grad.flatten() for parameter in task.module.parameters()])
-        weights = torch.cat([sharded_tensors.cut(parameter.detach()) for parameter in task.module.parameters()])
+        weights = torch.cat([sharded_tensors.local_shard(parameter.detach()) for parameter in task.module.parameters()])
         found.append((loss.detach(), gradient, weights))
         task.module.zero_grad()
     for plain, last in zip(*found, strict=True):

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from mdaug import config as configuration
-from mdaug.training.ldm_task import LDMTask
 from mdaug.training.options import LDMConfig
-from mdaug.training.run_folder import BatchPlan
+from mdaug.training.schedule import learning_rate
 from shards.errors import UserError
-
-PLAN = BatchPlan(
-    global_batch=8, micro_batch=8, ranks=1, accumulation=1, steps=100_000, num_samples=80, val_every=80, save_every=80
-)
 
 
 def parse(flags: str) -> LDMConfig:
@@ -43,6 +36,13 @@ def test_flags_of_the_original_scheme():
     assert parse("--vqvae_path v --fp16").mixed_precision == "fp16"
 
 
+def test_the_vqvae_is_required_by_name():
+    with pytest.raises(UserError, match="vqvae_path"):
+        parse("")
+    with pytest.raises(TypeError, match="vqvae_path"):
+        LDMConfig(Path("d"), Path("o"))
+
+
 @pytest.mark.parametrize("name", ["mixed_precision", "beta_schedule", "scheduler_type"])
 def test_unknown_names_are_refused(name):
     with pytest.raises(UserError, match=name):
@@ -59,10 +59,10 @@ def test_compiling_and_zero_3_exclude_each_other():
     [(100_000, 2000), (1000, 100), (8, 0)],  # at most a tenth of the run
 )
 def test_learning_rate_rises_and_falls_along_half_a_cosine(steps, warmup):
-    task, plan = SimpleNamespace(config=parse("--vqvae_path v --lr 0.5")), dataclasses.replace(PLAN, steps=steps)
+    config = parse("--vqvae_path v --lr 0.5")
 
     def rate(step: int) -> float:
-        return LDMTask.learning_rate(task, step, plan)
+        return learning_rate(config, step, steps)
 
     if warmup:
         assert rate(0) == pytest.approx(0.5 / warmup)

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from mdaug.training import ema_snapshots
-from mdaug.training.background_writer import Background, Bundle, complete, prepare
+from mdaug.training.background_writer import BackgroundWriter, Bundle, complete, prepare, samples_of
+from mdaug.training.batches import BatchPlan
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.ema import EMA
-from mdaug.training.metrics import Metrics, _take_back
+from mdaug.training.metrics import Metrics, _drop_records_beyond
 from mdaug.training.options import VQVAEConfig
-from mdaug.training.run_folder import BatchPlan
 from shards.errors import UserError
 
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ def bundle(folder: Path, write) -> Bundle:
 
 
 def test_training_goes_on_while_a_folder_is_written_and_the_marker_comes_last(tmp_path):
-    gate, background = threading.Event(), Background()
+    gate, background = threading.Event(), BackgroundWriter()
 
     def slow(path: Path) -> None:
         gate.wait()
@@ -39,17 +39,20 @@ def test_training_goes_on_while_a_folder_is_written_and_the_marker_comes_last(tm
 
     begun = time.monotonic()
     background.write([lambda: bundle(tmp_path / "samples-1", slow)])
-    assert background.poll(1, CPU) == ""
+    assert background.poll(1, CPU) is None
     assert complete(tmp_path) == []
     gate.set()
-    assert "samples-1" in background.finish()
+    written = background.finish()
+    assert written.folders == [tmp_path / "samples-1"]
+    assert written.stalled > 0
+    assert written.seconds > 0
     assert complete(tmp_path) == [tmp_path / "samples-1"]
     assert background.stalled <= time.monotonic() - begun
-    assert background.poll(2, CPU) == background.finish() == ""
+    assert background.poll(2, CPU) is background.finish() is None
 
 
 def test_the_next_folder_waits_for_the_one_before(tmp_path):
-    background, order = Background(), []
+    background, order = BackgroundWriter(), []
 
     def write(name: str):
         def slow(path: Path) -> None:
@@ -59,8 +62,8 @@ def test_the_next_folder_waits_for_the_one_before(tmp_path):
 
         return lambda: bundle(tmp_path / f"samples-{name}", slow)
 
-    assert background.write([write("1")]) == ""
-    assert "samples-1" in background.write([write("2")])
+    assert background.write([write("1")]) is None
+    assert "samples-1" in str(background.write([write("2")]))
     background.finish()
     assert order == ["1", "2"]
     assert len(complete(tmp_path)) == background.written == 2
@@ -70,7 +73,7 @@ def test_a_folder_that_cannot_be_written_stops_the_run_and_gets_no_marker(tmp_pa
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    background = Background()
+    background = BackgroundWriter()
     background.write([lambda: bundle(tmp_path / "samples-1", full)])
     with pytest.raises(UserError, match=r"samples-1 could not be written: .*No space left"):
         background.finish()
@@ -81,14 +84,14 @@ def test_snapshots_lie_evenly_and_never_exceed_their_number(tmp_path):
     plan = BatchPlan(
         global_batch=10, micro_batch=10, ranks=1, accumulation=1, steps=1000, num_samples=100, val_every=1, save_every=1
     )
-    ema, keep, background = EMA(torch.nn.Linear(2, 2), 100, profiles=[0.05]), 8, Background()
+    ema, keep, background = EMA(torch.nn.Linear(2, 2), 100, profiles=[0.05]), 8, BackgroundWriter()
     for samples in range(10, 10_001, 10):
         if ema_snapshots.due(samples, plan, keep) or samples == 10_000:  # the end of the run
             state = TrainingState(samples=samples, global_batch=10)
             background.write([lambda state=state: ema_snapshots.collect(tmp_path, ema, state, plan, keep)])
             background.finish()
             assert len(complete(tmp_path)) <= keep + 1
-    left = [ema_snapshots.samples_of(path) for path in complete(tmp_path)]
+    left = [samples_of(path) for path in complete(tmp_path)]
     assert len(left) > keep // 2
     assert left.pop() == 10_000
     gaps = {after - before for before, after in itertools.pairwise(left)}
@@ -99,9 +102,9 @@ def test_records_beyond_the_checkpoint_and_a_torn_line_are_taken_back(tmp_path):
     path = tmp_path / "metrics.jsonl"
     whole = [json.dumps({"samples": samples, "loss": 1.0}) for samples in (8, 16, 24)]
     path.write_text("\n".join(whole) + '\n{"samples": 16, "lo')
-    _take_back(path, 16)
+    _drop_records_beyond(path, 16)
     assert path.read_text().splitlines() == whole[:2]
-    _take_back(tmp_path / "not-there", 16)
+    _drop_records_beyond(tmp_path / "not-there", 16)
 
 
 class Wandb(types.ModuleType):

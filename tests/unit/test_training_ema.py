@@ -19,8 +19,8 @@ class FakeEngine:
     def __init__(self, module: nn.Module):
         self.module = module
 
-    def master_pieces(self):
-        return (sharded_tensors.cut(parameter.detach()) for parameter in self.module.parameters())
+    def master_shards(self):
+        return (sharded_tensors.local_shard(parameter.detach()) for parameter in self.module.parameters())
 
 
 def averaged(ema: EMA) -> dict[str, torch.Tensor]:
@@ -81,7 +81,7 @@ def test_pieces_of_any_number_of_ranks_come_back_whole_or_cut_otherwise(tmp_path
     for rank in range(writers):
         monkeypatch.setenv("RANK", str(rank))
         save_file(
-            {name: sharded_tensors.cut(tensor).clone() for name, tensor in tensors.items()},
+            {name: sharded_tensors.local_shard(tensor).clone() for name, tensor in tensors.items()},
             tmp_path / sharded_tensors.file_name(),
         )
     reader = sharded_tensors.Reader(tmp_path)

@@ -125,7 +125,7 @@ def test_timesteps_stay_in_range_at_the_ends():
         ({"logit_mean": 0.5}, ("logit_mean=0.5", "timestep_sampling=uniform")),
         ({"min_snr_gamma": 0}, ("min_snr_gamma=0", "greater than 0")),
         ({"logit_std": 0, "timestep_sampling": "logit_normal"}, ("logit_std=0", "greater than 0")),
-        ({"num_inference_steps": 50, "num_train_timesteps": 50}, ("num_inference_steps is 50", "50 training")),
+        ({"num_inference_steps": 50, "num_train_timesteps": 50}, ("num_inference_steps=50", "50 training")),
     ],
 )
 def test_choices_that_contradict_are_errors_that_name_both(changes, named):

@@ -10,12 +10,16 @@ import torch
 
 from mdaug import config as configuration
 from mdaug.training import loop
+from mdaug.training.batches import BatchPlan, plan_batches
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.engine import resolve_precision
 from mdaug.training.metrics import Metrics
 from mdaug.training.options import VQVAEConfig
-from mdaug.training.run_folder import FINISHED_FILE, BatchPlan, open_run, plan_batches
+from mdaug.training.run_folder import check, open_run
+from shards import provenance
 from shards.errors import UserError
+from shards.output_folder import read_run
+from shards.validation import Preflight
 
 
 def options(**changes) -> VQVAEConfig:
@@ -50,12 +54,15 @@ def test_saved_configuration_reads_back(tmp_path):
         ({"image_size": 100}, "image_size=100 must be a multiple of 8"),
         ({"image_size": "256x100"}, "image_size=256x100 must be a multiple of 8"),
         ({"image_size": "8x64", "use_discriminator": True}, "image_size=8x64 must be 16 or more"),
-        ({"image_size": "64x"}, "image_size is 64x; a number of pixels such as 256, or height x width such as 128x256"),
+        (
+            {"image_size": "64x"},
+            "image_size=64x must be a number of pixels such as 256, or height x width",
+        ),
         ({"compile": True, "zero_stage": 3}, "compile=True and zero_stage=3 exclude each other"),
-        ({"lr": 0}, "lr=0 must be greater than 0"),
-        ({"lr": 1e30}, "must be at most 1"),
-        ({"adam_betas": (2.0, 0.9)}, "must be 0 or greater and less than 1"),
-        ({"commitment": -1.0}, "commitment=-1.0 must be 0 or greater"),
+        ({"lr": 0}, "lr=0 must be greater than 0 and at most 1"),
+        ({"lr": 1e30}, "lr=1e.30 must be greater than 0 and at most 1"),
+        ({"adam_betas": (2.0, 0.9)}, "adam_betas=2.0 must be at least 0 and less than 1"),
+        ({"commitment": -1.0}, "commitment=-1.0 must be at least 0"),
         ({"codebook_decay": 1.0}, "codebook_decay=1.0 must be greater than 0 and less than 1"),
         ({"codebook_decay": 0.0}, "codebook_decay=0.0 must be greater than 0 and less than 1"),
         ({"global_batch_size": 8, "gradient_accumulation_steps": 2}, "exclude each other"),
@@ -83,9 +90,9 @@ def test_global_batch_divides_or_the_numbers_are_printed(monkeypatch):
 
 def test_global_batch_goes_with_a_micro_batch_still_to_be_found():
     config = options(batch_size="auto", global_batch_size=12)
-    config.check_ranks(4)
+    check(config, Preflight(ranks=4), {})
     with pytest.raises(UserError, match=r"does not divide into 5 rank\(s\) x batch_size=auto .* multiple of 5"):
-        config.check_ranks(5)
+        check(config, Preflight(ranks=5), {})
 
 
 def test_lengths_and_intervals_in_samples_or_epochs():
@@ -108,28 +115,43 @@ def test_fp16_is_refused_on_cpu():
     assert resolve_precision("auto", torch.device("cpu")) == "no"
 
 
+IMAGES = {"images": "abc"}
+
+
 def test_run_folder_of_another_run_is_refused_by_name(tmp_path):
     config = options(output_dir=tmp_path / "run")
-    assert open_run(config, images="abc")
-    assert open_run(options(output_dir=tmp_path / "run", logging_steps=7), images="abc")
+    output = open_run(config, IMAGES)
+    assert output is not None
+    assert open_run(options(output_dir=tmp_path / "run", logging_steps=7), IMAGES)
     with pytest.raises(UserError, match=r"lr: 5e-05 there, 0.1 now"):
-        open_run(options(output_dir=tmp_path / "run", lr=0.1), images="abc")
+        open_run(options(output_dir=tmp_path / "run", lr=0.1), IMAGES)
     with pytest.raises(UserError, match="made from images: abc there, another now"):
-        open_run(config, images="another")
-    (tmp_path / "run" / FINISHED_FILE).write_text("trained to the end\n")
-    assert not open_run(config, images="abc")
+        open_run(config, {"images": "another"})
+    output.finish("vqvae-run", "hash", {}, note="trained to the end")
+    assert open_run(config, IMAGES) is None
+    assert provenance.read(output.path, "vqvae-run")["made_from"] == IMAGES
+
+
+def test_the_folder_of_a_run_holds_its_options_as_they_are_read_back(tmp_path):
+    config = options(output_dir=tmp_path / "run", lr=1e-3, batch_size="auto")
+    assert open_run(config, IMAGES)
+    saved = ["--config", str(tmp_path / "run" / "config.yaml")]
+    assert configuration.parse(VQVAEConfig, saved, "mdaug train-vqvae") == config
+    assert read_run(tmp_path / "run")["command"] == "train-vqvae"
 
 
 def test_the_global_batch_may_be_written_in_another_way_when_resuming(tmp_path):
     """What the message about another global batch asks for; the checkpoint itself compares the products."""
-    assert open_run(options(output_dir=tmp_path / "run", gradient_accumulation_steps=2), images="abc")
-    assert open_run(options(output_dir=tmp_path / "run", global_batch_size=64), images="abc")
+    assert open_run(options(output_dir=tmp_path / "run", gradient_accumulation_steps=2), IMAGES)
+    assert open_run(options(output_dir=tmp_path / "run", global_batch_size=64), IMAGES)
 
 
-def test_folder_with_foreign_files_is_refused(tmp_path):
-    (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(UserError, match="not empty"):
-        open_run(options(output_dir=tmp_path), images="abc")
+@pytest.mark.parametrize("name", ["thesis.tex", "config.yaml"])
+def test_a_folder_of_other_files_or_of_an_earlier_version_is_refused(tmp_path, name):
+    (tmp_path / name).write_text("command: VQVAEConfig")
+    with pytest.raises(UserError, match=f"holds other files \\('{name}'\\)"):
+        open_run(options(output_dir=tmp_path), IMAGES)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_training_goes_on_while_any_watched_figure_falls(tmp_path):
@@ -168,15 +190,15 @@ def test_training_goes_on_while_any_watched_figure_falls(tmp_path):
 def test_run_killed_while_its_folder_was_made_is_no_foreign_folder(tmp_path):
     (tmp_path / "logs").mkdir()
     (tmp_path / ".config.yaml.4711.tmp").write_text("lr: 5")  # of a configuration that was never renamed
-    assert open_run(options(output_dir=tmp_path), images="abc")
+    assert open_run(options(output_dir=tmp_path), IMAGES)
     assert (tmp_path / "config.yaml").is_file()
 
 
-def test_what_a_training_says_is_in_its_log(tmp_path, capsys):
-    """Over a restart, too; nothing for no text."""
-    for text in ("first", "", "second"):
+def test_the_log_keeps_what_is_printed(tmp_path, capsys):
+    """Over a restart, too."""
+    for text in ("first", "second"):
         metrics = Metrics(options(output_dir=tmp_path), PLAN, None)
-        metrics.say(text)
+        metrics.log(text)
         metrics.close()
     assert [line.split(" ", 2)[2] for line in (tmp_path / "log.txt").read_text().splitlines()] == ["first", "second"]
     assert capsys.readouterr().out == "first\nsecond\n"

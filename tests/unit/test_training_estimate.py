@@ -1,4 +1,4 @@
-"""`python -m launch plan`: an estimate that follows from a configuration alone."""
+"""`mdaug estimate`: an estimate that follows from a configuration alone."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import pytest
 import torch
 from torch import nn
 
-from launch.__main__ import main
+from mdaug import cli, config
+from mdaug.cli import main
 from mdaug.training.cost import (
     Sharding,
     StepTime,
     average_bytes,
-    count,
     network_bytes,
     ring_bandwidth,
     saved_bytes,
     traffic,
 )
 from mdaug.training.ema import EMA
+from mdaug.training.estimate import ldm_workload
 from mdaug.training.ldm_task import build_unet
 from mdaug.training.options import LDMConfig
 
-DEMO = Path(__file__).parents[2] / "configs/demo"
 DEEPSPEED = Path(__file__).parents[2] / "deepspeed_configs"
 
 
@@ -69,50 +69,80 @@ def test_the_narrowest_link_is_the_rings():
 
 
 def test_what_is_counted_without_data_is_what_autograd_keeps():
-    config = LDMConfig(
+    options = LDMConfig(
         Path("d"), Path("o"), vqvae_path=Path("v"), block_out_channels=(32, 64), num_heads=4, norm_num_groups=8,
         batch_size=3, attention="none",
     )  # fmt: skip
-    unet = build_unet(config, [4, 16, 16], 5)
+    unet = build_unet(options, [4, 16, 16], 5)
     label = torch.zeros(3, dtype=torch.long)
     saved, largest = saved_bytes(lambda: unet(torch.zeros(3, 4, 16, 16), label, label).sample)
-    load = count(config, "no", 3, [4, 16, 16], 5)
+    load = ldm_workload(options, "no", [4, 16, 16], 5)
     assert load.parameters == sum(parameter.numel() for parameter in unet.parameters())
     assert (load.beside, load.averages) == (0, 3)  # of a half-life, and of two profiles
     assert load.activations == pytest.approx(saved + 2 * largest, rel=0.02)
 
 
-def test_plan_of_a_preset_prints_memory_hours_and_assumptions(capsys):
-    argv = ["plan", "--config", str(DEMO / "train-ldm.yaml"), "--gpu", "T4", "--gpus_per_node", "2"]
-    assert main([*argv, "--nodes", "1", "--", "--num_workers", "0"]) == 0
-    one = capsys.readouterr().out
-    assert main([*argv, "--nodes", "4", "--mfu", "0.15"]) == 0
-    four = capsys.readouterr().out
-    assert main([*argv, "--nodes", "4", "--", "--deepspeed_config", str(DEEPSPEED / "zero2_fp16.json")]) == 0
-    own = capsys.readouterr().out
-    assert main([*argv, "--nodes", "4", "--", "--zero_stage", "2"]) == 0
-    assert own == capsys.readouterr().out
-    assert "ZeRO 2, fp16" in own
+PRESET = """
+common:
+  image_size: 64
+train-vqvae:
+  n_layers: 2
+train-ldm:
+  block_out_channels: [32, 64, 128]
+  num_heads: 4
+  norm_num_groups: 16
+  train_samples: 15300
+"""
+
+
+@pytest.fixture
+def preset(tmp_path: Path) -> Path:
+    (tmp_path / "preset.yaml").write_text(PRESET)
+    return tmp_path / "preset.yaml"
+
+
+def test_estimate_of_a_preset_prints_memory_hours_and_assumptions(preset, capsys):
+    argv = ["estimate", "train-ldm", "--config", str(preset), "--gpu", "T4", "--gpus_per_node", "2"]
+
+    def shown(*flags: str) -> str:
+        assert main([*argv, *flags]) == 0
+        return capsys.readouterr().out
+
+    one, four = shown("--flags=--num_workers=0"), shown("--nodes", "4", "--mfu", "0.15")
     assert "479 steps of 32 samples" in one  # the preset is 15,300 samples long
     assert "120 steps of 128 samples" in four
-    computing = [float(re.search(r"ms: ([\d.]+) ms computing", shown)[1]) for shown in (one, four)]
+    computing = [float(re.search(r"ms: ([\d.]+) ms computing", text)[1]) for text in (one, four)]
     assert computing[1] == pytest.approx(2 * computing[0], rel=0.1)
     for word in ("GB per GPU", "GPU-hours", "65 TFLOP/s peak", "0.3 MFU", "400 Gbit/s", "nothing was measured"):
         assert word in one
+    own = shown("--nodes", "4", "--flags", f"--zero_stage 0 --deepspeed_config {DEEPSPEED / 'zero2.json'}")
+    assert own == shown("--nodes", "4", "--flags", "--zero_stage 2 --seed 1")
+    assert "ZeRO 2, fp16" in own
+
+
+def test_a_preset_and_the_configuration_of_a_run_give_the_same_estimate(preset, tmp_path, capsys):
+    flags = ["--config", str(preset), "--data_dir=d", "--output_dir=o", "--vqvae_path", str(tmp_path)]
+    config.save(cli.parse("train-ldm", flags), tmp_path / "run" / "config.yaml")
+    (tmp_path / "geometry.json").write_text('{"latent_shape": [4, 16, 16]}')
+    found = []
+    for path in (preset, tmp_path / "run" / "config.yaml"):
+        assert main(["estimate", "train-ldm", "--config", str(path)]) == 0
+        found.append(capsys.readouterr().out)
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--config", "absent.yaml"], "absent.yaml does not exist"),
-        (["--config", str(DEMO / "pack.yaml")], "train-vqvae.yaml or train-ldm.yaml"),
-        (["--config", str(DEMO / "train-ldm.yaml"), "--gpu", "GT710"], "choose one of H200, H100, A100"),
-        (["--config", str(DEMO / "train-ldm.yaml"), "--", "--global_batch_size", "20"], "does not divide"),
-        (["--config", str(DEMO / "train-vqvae.yaml"), "--", "--batch_size", "auto"], "give a number"),
+        (["--gpu", "GT710"], "must be one of H200, H100, A100"),
+        (["--flags", "--global_batch_size 20 --batch_size 16"], "does not divide"),
+        (["--flags", "--batch_size auto"], "give a number"),
+        (["--flags=--no_such_flag=1"], "no_such_flag"),
     ],
 )
-def test_what_cannot_be_planned_is_one_line(capsys, flags, said):
-    assert main(["plan", *flags]) == 2
+def test_what_cannot_be_estimated_is_one_line(capsys, flags, message):
+    assert main(["estimate", "train-ldm", *flags]) == 2
     shown = capsys.readouterr().err
-    assert said in shown
+    assert message in shown
     assert len(shown.splitlines()) == 1
