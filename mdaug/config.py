@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
@@ -22,7 +22,7 @@ Config = TypeVar("Config")
 
 
 def parse(
-    config_class: type[Config], argv: list[str], prog: str, section: str = "", sections: Collection[str] = ()
+    config_class: type[Config], argv: list[str], prog: str, section: str = "", sections: Mapping[str, Any] | None = None
 ) -> Config:
     """Build `config_class` from `--config FILE.yaml` and `--field value` flags; later ones win.
 
@@ -38,7 +38,7 @@ def parse(
         argv: the flags.
         prog: what errors begin with, such as "mdaug pack".
         section: name of the command in a preset.
-        sections: names of all commands.
+        sections: name -> all commands (`cli.Command`), for the sections of a preset.
 
     Raises:
         UserError: an unknown key or section, a value of the wrong type, or what `__post_init__` refuses.
@@ -50,7 +50,7 @@ def parse(
     parser.add_class_arguments(config_class)
     try:
         flags = _plain_flags(config_class, argv)
-        namespace = parser.parse_args(_take_sections(config_class, flags, prog, section, sections))
+        namespace = parser.parse_args(_take_sections(config_class, flags, prog, section, sections or {}))
     except (ArgumentError, UnicodeDecodeError) as error:
         raise UserError(f"{prog}: {_first_sentence(error)} ('{prog} --help' lists every flag)") from None
     values = vars(namespace)
@@ -113,7 +113,7 @@ def _plain_flags(config_class: type, argv: list[str]) -> list[str]:
 
 
 def _take_sections(
-    config_class: type, flags: list[str], prog: str, section: str, sections: Collection[str]
+    config_class: type, flags: list[str], prog: str, section: str, sections: Mapping[str, Any]
 ) -> list[str]:
     """Replace `--config PRESET` by `--config=<text of the one section>`; other files stay as they are."""
     taken, files = [], iter(flags)
@@ -127,23 +127,33 @@ def _take_sections(
     return taken
 
 
-def _section_of(config_class: type, path: Path, prog: str, section: str, sections: Collection[str]) -> str:
+def _section_of(config_class: type, path: Path, prog: str, section: str, sections: Mapping[str, Any]) -> str:
     """Return the YAML text of one section of a preset, or the path of a file that holds fields themselves."""
     if not path.is_file():
-        raise UserError(f"{prog}: --config {path} does not exist")
+        preset = Path(f"{path.parent}.yaml")  # presets were folders once, with a file for each command
+        hint = f": a preset is one file now; use --config {preset}" if preset.is_file() else ""
+        raise UserError(f"{prog}: --config {path} does not exist{hint}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError:
         return str(path)  # the parser says where
-    names = {field.name for field in dataclasses.fields(config_class)}
+    names = _fields(config_class)
     if not isinstance(values, dict) or names & values.keys():
         return str(path)
     if not all(value is None or isinstance(value, dict) for value in values.values()):
         return str(path)
     if unknown := [name for name in values if name != COMMON and name not in sections]:
         raise UserError(f"{prog}: {path} has a section '{unknown[0]}'; sections are {COMMON}, {', '.join(sections)}")
-    common = {name: value for name, value in (values.get(COMMON) or {}).items() if name in names}
+    common = values.get(COMMON) or {}
+    for name in common.keys() - names:
+        if not any(name in _fields(command.load_options()) for command in sections.values()):
+            raise UserError(f"{prog}: {path} has '{name}' under {COMMON}, which no command has")
+    common = {name: value for name, value in common.items() if name in names}
     return yaml.safe_dump(common | (values.get(section) or {}), allow_unicode=True)
+
+
+def _fields(config_class: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(config_class)}
 
 
 def _first_sentence(error: Exception) -> str:
