@@ -90,13 +90,13 @@ def main(argv: list[str]) -> int:
             if len(argv) != 2 or argv[1].startswith("-"):
                 raise UserError(f"usage: python -m launch {argv[0]} RUN_DIR")
             return ON_JOBS[argv[0]](Path(argv[1]))
-        return launch(argv[0], *split(argv[1:]))
+        return launch(argv[0], *_split(argv[1:]))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def split(argv: list[str]) -> tuple[list[str], list[str]]:
+def _split(argv: list[str]) -> tuple[list[str], list[str]]:
     """Divide the arguments at the first `--` into those of the launcher and those of the command."""
     if "--" not in argv:
         return argv, []

@@ -16,13 +16,11 @@ import torch
 from PIL import Image
 
 from launch import rank
-from launch.demo import stage_flags
-from mdaug import cli, config
+from mdaug import cli
 from shards import atomic
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "diffusers", "deepspeed", "wandb", "matplotlib", "lpips", "accelerate")
-PRESETS = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "launch")
 
 
 def python(code: str) -> str:
@@ -67,13 +65,6 @@ def test_unknown_command_and_unknown_flag_are_one_line(capsys):
     assert len(errors) == 2
     assert "train-vqvae" in errors[0]
     assert "no_such_flag" in errors[1]
-
-
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_presets_parse(preset):
-    config_class, _ = cli.load(preset.stem)
-    folders = stage_flags(Path("out"), Path("images"))[preset.stem]
-    config.parse(config_class, ["--config", str(preset), *folders], prog=preset.stem)
 
 
 def test_version_is_that_of_the_package():

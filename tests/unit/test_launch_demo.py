@@ -28,8 +28,8 @@ def _keep_signal_handlers():
 @pytest.fixture
 def preset(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("configs/demo").mkdir(parents=True)
-    Path("configs/demo/pack.yaml").write_text("image_size: 64\n")
+    Path("configs").mkdir()
+    Path("configs/demo.yaml").write_text("common:\n  image_size: 64\n")
 
 
 def stages(monkeypatch, **code: str) -> None:
@@ -42,14 +42,14 @@ def test_stages_are_the_commands_a_user_would_type(tmp_path):
     commands = demo.stage_commands(demo.DemoConfig(out=Path("out")))
     assert list(commands) == ["simulate", "pack", "train-vqvae", "encode", "train-ldm", "generate", "evaluate"]
     assert commands["pack"][1:] == [
-        "-m", "launch", "pack", "--gpus_per_node", "1", "--cluster", "inline", "--",
-        "--config", "configs/demo/pack.yaml", "--data_dir", "out/images", "--output_dir", "out/packed",
+        "-m", "launch", "pack", "--out", "out", "--preset", "demo", "--gpus_per_node", "1", "--cluster", "inline", "--",
     ]  # fmt: skip
 
     (tmp_path / "mine").mkdir()
     own = demo.stage_commands(demo.DemoConfig(data=Path("mine"), group_by="rec([0-9]+)"))
     assert "simulate" not in own
-    assert own["pack"][-6:] == ["--data_dir", "mine", "--output_dir", "runs/demo/packed", "--group_by", "rec([0-9]+)"]
+    assert own["pack"][-3:] == ["--", "--group_by", "rec([0-9]+)"]
+    assert all(line[line.index("--data") + 1] == "mine" for line in own.values())
 
 
 @pytest.mark.usefixtures("preset")

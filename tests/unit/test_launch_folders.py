@@ -11,7 +11,7 @@ import pytest
 
 from launch import preflight, slurm, slurm_query
 from launch.__main__ import main
-from mdaug import cli, config, distributed
+from mdaug import cli, distributed
 from mdaug.generation.make_plan import wanted_plan
 from mdaug.generation.plan import claim_folder
 from mdaug.training.run_folder import open_run
@@ -54,11 +54,11 @@ def made(tmp_path_factory, ldm) -> dict[str, Path]:
 
 def config_of(command: str, folders: dict[str, Path], output_dir: Path):
     flags = FLAGS[command].format(**folders).split()
-    return config.parse(cli.load(command)[0], [*flags, "--output_dir", str(output_dir)], prog=command)
+    return cli.parse(command, [*flags, "--output_dir", str(output_dir)])
 
 
 def run(command: str, settings) -> None:
-    cli.load(command)[1](settings)
+    cli.find(command).load().run(settings)
 
 
 def refusal(function, *arguments) -> str:
@@ -127,7 +127,7 @@ def test_a_folder_of_another_command_is_no_run(made):
 def test_a_refused_folder_is_never_submitted(made, monkeypatch, capsys):
     monkeypatch.setattr(slurm_query, "available", lambda: True)
     monkeypatch.setattr(slurm_query, "nodes_of", lambda partition: {0: 2})
-    monkeypatch.setattr(slurm_query, "tells_gpus", lambda: True)
+    monkeypatch.setattr(slurm_query, "reports_gpus", lambda: True)
     monkeypatch.setattr(slurm, "submit", lambda *_, **__: pytest.fail("it was submitted"))
     flags = [*FLAGS["train-vqvae"].format(**made).split(), "--output_dir", str(made["train-vqvae"]), "--lr", "0.5"]
     assert main(["train-vqvae", "--cluster", "slurm", "--", *flags]) == 2
