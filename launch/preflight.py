@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import psutil
 
@@ -57,10 +57,14 @@ def check(command: str, options: Any, ranks: int, *, gpus: bool | None = None, i
             raise UserError(f"{name}={path} does not exist; make it first, or correct --{name}")
         if name == "data_dir" and entry.images:
             require_images(path)
-    device: Literal["cpu", "cuda"] | None = None if gpus is None else "cuda" if gpus else "cpu"
     module = entry.load()
     if hasattr(module, "check"):
-        module.check(options, Preflight(ranks, device, not inputs_later))
+        module.check(options, Preflight(ranks, "cuda" if gpus else None, not inputs_later))
+        if gpus is False:  # asked apart, to know what only the lack of GPUs forbids
+            try:
+                module.check(options, Preflight(ranks, "cpu", not inputs_later))
+            except UserError as error:
+                raise UserError(f"{error} (the nodes of this partition have no GPUs)") from None
     require_writable(options.output_dir)
 
 

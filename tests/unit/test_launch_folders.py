@@ -14,8 +14,10 @@ from launch.__main__ import main
 from mdaug import cli, distributed
 from mdaug.generation.make_plan import wanted_plan
 from mdaug.generation.plan import claim_folder
-from mdaug.training.run_folder import open_run
+from shards import provenance
 from shards.errors import UserError
+from shards.output_folder import claim
+from shards.validation import identity_of
 from tests.toy_latents import toy_latents
 
 FLAGS = {
@@ -26,13 +28,14 @@ FLAGS = {
     "train-ldm": "--data_dir {packed} --image_size 16 --vqvae_path {vqvae} --latent_channels 2",
     "generate": "--ldm_path {ldm} --num_samples 3 --num_inference_steps 2",
 }
+ROLES = {"images": "packed", "vqvae": "vqvae"}
 OTHER = {
-    "simulate": ("seed", 1, "holds another run of simulate: seed is 0 there and 1 here"),
-    "pack": ("seed", 1, "holds another packing: seed is 0 there and 1 here"),
-    "train-vqvae": ("lr", 0.5, "holds another run (lr: 5e-05 there, 0.5 now)"),
-    "encode": ("augment_copies", 1, "holds latents with no augmented copies"),
-    "train-ldm": ("dropout", 0.5, "holds another run (dropout"),
-    "generate": ("seed", 1, "holds samples of another plan (seed 42 -> 1)"),
+    "simulate": ("seed", 1, "seed: 0 there, 1 now"),
+    "pack": ("seed", 1, "seed: 0 there, 1 now"),
+    "train-vqvae": ("lr", 0.5, "lr: 5e-05 there, 0.5 now"),
+    "encode": ("augment_copies", 1, "augment_copies"),
+    "train-ldm": ("dropout", 0.5, "dropout: 0.0 there, 0.5 now"),
+    "generate": ("seed", 1, "seed: 42 there, 1 now"),
 }
 
 
@@ -45,9 +48,11 @@ def made(tmp_path_factory, ldm) -> dict[str, Path]:
     for command in ("simulate", "pack"):
         run(command, config_of(command, folders, folders[command]))
     claim_folder(folders["generate"], wanted_plan(config_of("generate", folders, folders["generate"]), "cpu"))
+    made_from = {role: provenance.read(folders[key], role)["hash"] for role, key in ROLES.items()}
     for command in ("train-vqvae", "train-ldm"):
-        wanted = config_of(command, folders, folders[command])
-        assert open_run(wanted, **wanted.made_from())
+        settings = config_of(command, folders, folders[command])
+        roles = ROLES if command == "train-ldm" else ("images",)
+        claim(folders[command], command, identity_of(settings), {role: made_from[role] for role in roles})
     shutil.copytree(folders["latents"], folders["encode"])
     return folders
 
@@ -88,7 +93,9 @@ def test_other_settings_are_refused_in_the_words_of_the_command_and_the_same_go_
     for inputs_later in (False, True):
         preflight.check(command, same, 1, inputs_later=inputs_later)
     name, value, words = OTHER[command]
-    assert words in refused_alike(command, dataclasses.replace(same, **{name: value}), monkeypatch)
+    assert f"belongs to another run of mdaug {command} ({words}" in refused_alike(
+        command, dataclasses.replace(same, **{name: value}), monkeypatch
+    )
 
 
 @pytest.mark.parametrize("command", sorted(OTHER.keys() - {"encode"}))
@@ -121,7 +128,7 @@ def test_inputs_that_do_not_fit_are_refused(made, tmp_path, monkeypatch):
 
 def test_a_folder_of_another_command_is_no_run(made):
     settings = config_of("train-vqvae", made, made["images"])
-    assert "holds another run (" in refusal(preflight.check, "train-vqvae", settings, 1)
+    assert "holds the output of mdaug simulate" in refusal(preflight.check, "train-vqvae", settings, 1)
 
 
 def test_a_refused_folder_is_never_submitted(made, monkeypatch, capsys):
@@ -131,4 +138,4 @@ def test_a_refused_folder_is_never_submitted(made, monkeypatch, capsys):
     monkeypatch.setattr(slurm, "submit", lambda *_, **__: pytest.fail("it was submitted"))
     flags = [*FLAGS["train-vqvae"].format(**made).split(), "--output_dir", str(made["train-vqvae"]), "--lr", "0.5"]
     assert main(["train-vqvae", "--cluster", "slurm", "--", *flags]) == 2
-    assert "holds another run (lr: 5e-05 there, 0.5 now); choose another --output_dir" in capsys.readouterr().err
+    assert "(lr: 5e-05 there, 0.5 now); choose another --output_dir" in capsys.readouterr().err

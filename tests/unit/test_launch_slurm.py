@@ -277,7 +277,7 @@ def test_a_training_is_no_array_and_without_slurm_the_ranks_do_it_all(tmp_path, 
     monkeypatch.setattr(slurm_query, "available", lambda: False)
     flags = ["--", "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
     assert main(["train-vqvae", "--cluster", "slurm", "--workers", "2", *flags]) == 2
-    assert "only evaluate and generate run as a job array" in capsys.readouterr().err
+    assert "only generate and evaluate run as a job array" in capsys.readouterr().err
     local = ["generate", "--workers", "64", "--gpus_per_node", "2", "--dry_run"]
     assert main([*local, "--", "--ldm_path", "x", "--output_dir", "y"]) == 0
     shown = capsys.readouterr().out
