@@ -49,11 +49,11 @@ def made(tmp_path_factory, ldm) -> dict[str, Path]:
         run(command, config_of(command, folders, folders[command]))
     claim_folder(folders["generate"], wanted_plan(config_of("generate", folders, folders["generate"]), "cpu"))
     made_from = {role: provenance.read(folders[key], role)["hash"] for role, key in ROLES.items()}
-    for command in ("train-vqvae", "train-ldm"):
+    for command in ("train-vqvae", "encode", "train-ldm"):
         settings = config_of(command, folders, folders[command])
-        roles = ROLES if command == "train-ldm" else ("images",)
-        claim(folders[command], command, identity_of(settings), {role: made_from[role] for role in roles})
-    shutil.copytree(folders["latents"], folders["encode"])
+        identity = settings.identity if command == "encode" else identity_of(settings)
+        roles = ("images",) if command == "train-vqvae" else ROLES
+        claim(folders[command], command, identity, {role: made_from[role] for role in roles})
     return folders
 
 
@@ -93,9 +93,8 @@ def test_other_settings_are_refused_in_the_words_of_the_command_and_the_same_go_
     for inputs_later in (False, True):
         preflight.check(command, same, 1, inputs_later=inputs_later)
     name, value, words = OTHER[command]
-    assert f"belongs to another run of mdaug {command} ({words}" in refused_alike(
-        command, dataclasses.replace(same, **{name: value}), monkeypatch
-    )
+    error = refused_alike(command, dataclasses.replace(same, **{name: value}), monkeypatch)
+    assert f"belongs to another run of mdaug {command} ({words}" in error
 
 
 @pytest.mark.parametrize("command", sorted(OTHER.keys() - {"encode"}))
