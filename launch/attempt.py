@@ -70,7 +70,7 @@ def end(folder: Path, status: int) -> int:
     # one that never began may have been stopped before it could listen.
     stopped = any(report.status in STOPPED for report in reports) or (status in STOPPED and bool(missing))
     if stopped and not any(jobs.started_path(reports_dir, rank).is_file() for rank in missing):
-        return _finish(folder, jobs.REQUEUE, "told to stop; to be continued")
+        return _finish(folder, jobs.REQUEUE, "asked to stop; to be continued")
     if missing:
         text = f"rank {names} of {job.ranks} was killed from outside, ran out of memory, or crashed in native code"
         return _finish(folder, status or 1, text)

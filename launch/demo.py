@@ -89,7 +89,7 @@ class _Runner:
                 self.child.wait(POLL_S)
         self.peak = max(self.peak, peak)
         status = self.child.returncode
-        if self.signal:  # a stage that saved and ended well when told to is no reason to start the next
+        if self.signal:  # a stage that saved and ended well when asked to stop is no reason to start the next
             return 128 + self.signal, peak
         return (status if status >= 0 else 128 - status), peak
 

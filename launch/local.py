@@ -119,7 +119,7 @@ class _Watch:
             print("launch: " + "\n".join(lines[:1] + lines[1 + streamed :]), file=sys.stderr, flush=True)
         text = "\n".join(lines)
         if self.signals.count:
-            return jobs.Outcome(128 + self.signals.number, text or "told to stop")
+            return jobs.Outcome(128 + self.signals.number, text or "asked to stop")
         worst = max((report.status for report in self.reports.values()), default=1)
         status = worst if len(self.reports) == self.ranks else max(worst, 1)
         return jobs.Outcome(status, text or ("done" if status == 0 else f"ended with status {status}"))

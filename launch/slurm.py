@@ -7,7 +7,7 @@ arrays, too: an array is one more line of the batch script. attempt.py, rank.py 
 
 What the job needs lies in one folder on the shared file system: the resolved options, a copy of the packages, the batch
 script, and the reports of the ranks. The batch script counts the attempt, starts one task per rank with srun, lets
-`launch.attempt` judge how they ended, and requeues the job where it was only told to stop.
+`launch.attempt` judge how they ended, and requeues the job where it was only asked to stop.
 """
 
 from __future__ import annotations

@@ -107,8 +107,8 @@ def test_preempted_by_a_higher_priority_and_requeued_the_run_ends_with_the_same_
     log = (run / "logs/rank-00000.log").read_text()
     assert "resumed from samples-" in log
     if partition == "patient":
-        assert "told to stop: saved at" in log
-        assert "launch: told to stop; to be continued" in batch_log(run)  # the batch script lived to requeue the job
+        assert "asked to stop: saved at" in log
+        assert "launch: asked to stop; to be continued" in batch_log(run)  # the batch script lived to requeue the job
     assert_same_weights(run, undisturbed)
 
 
@@ -123,7 +123,7 @@ def test_at_its_time_limit_the_run_saves_goes_on_and_ends_with_the_same_weights(
     for pid in rank_pids(run):  # the run is short; halted here, it is at work when the limit comes near: Slurm sends
         os.kill(pid, signal.SIGSTOP)  # SIGCONT with its signal
     assert wait_for_end(run) == "COMPLETED", batch_log(run)
-    stopped = re.search(r"told to stop: saved at (\d+) samples", log.read_text())
+    stopped = re.search(r"asked to stop: saved at (\d+) samples", log.read_text())
     assert stopped
     assert f"resumed from samples-{int(stopped[1]):012d}" in log.read_text()
     assert len(job.read_attempts(run / "logs/slurm")) >= 2
@@ -140,7 +140,7 @@ def test_told_to_stop_the_run_saves_goes_on_and_ends_with_the_same_weights(undis
     shell("scancel", "--signal=USR2", job_id(run))  # what Slurm sends signal_delay_seconds before the limit
     assert wait_for_end(run) == "COMPLETED", batch_log(run)
     log = (run / "logs/rank-00000.log").read_text()
-    stopped = re.search(r"told to stop: saved at (\d+) samples", log)
+    stopped = re.search(r"asked to stop: saved at (\d+) samples", log)
     assert stopped
     assert f"resumed from samples-{int(stopped[1]):012d}" in log
     assert_same_weights(run, undisturbed)
@@ -152,7 +152,7 @@ def test_cancelled_the_run_saves_stays_cancelled_and_goes_on_with_one_node(undis
     wait_for_checkpoint(run)
     assert "is cancelled" in launch("cancel", run).stdout
     assert wait_for_end(run) == "CANCELLED"
-    assert "told to stop: saved at" in (run / "logs/rank-00000.log").read_text()
+    assert "asked to stop: saved at" in (run / "logs/rank-00000.log").read_text()
     assert "state     cancelled" in launch("status", run).stdout
     # On one rank with the same global batch; sums of two halves differ from one sum in their last bits.
     done = train(packed, run, nodes=1, wait=True)
