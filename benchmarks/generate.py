@@ -7,7 +7,7 @@ medians count. Lists of values make a sweep.
 
     python benchmarks/generate.py --pipeline runs/demo/ldm/best
     python benchmarks/generate.py --pipeline runs/demo/ldm/best --steps 10,20 --batch_size 8,32
-    python benchmarks/generate.py --config configs/gpu-80gb.yaml --mixed_precision bf16  # untrained
+    python benchmarks/generate.py --config gpu-80gb --mixed_precision bf16  # untrained
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mdaug import cli
+from mdaug.artifacts import find_pipeline
+from mdaug.distributed import DTYPES, autocast
 from mdaug.generation.counts import even
-from mdaug.generation.plan import Plan
-from mdaug.generation.worker import PRECISIONS, Done, work
+from mdaug.generation.plan import Plan, claim_folder
+from mdaug.generation.worker import Done, make_shards
 from mdaug.models.vqvae import build_vqvae
-from mdaug.pipeline.folder import find_pipeline, save_pipeline
+from mdaug.pipeline.folder import save_pipeline
 from mdaug.pipeline.pipeline import MicroDopplerPipeline
 from mdaug.pipeline.schedulers import build_scheduler, scheduler_like
 from mdaug.training.cost import GPUS
@@ -47,9 +49,9 @@ PLAIN_BATCH = 4
 SETTINGS = ("scheduler_type", "num_inference_steps", "mixed_precision", "batch_size")
 
 
-def untrained(preset: Path, folder: Path) -> Path:
+def untrained(preset: str, folder: Path) -> Path:
     """Write the untrained pipeline of a preset: sampling is the same work."""
-    flags = ["--config", str(preset), "--data_dir=d", "--output_dir=o"]
+    flags = ["--config", preset, "--data_dir=d", "--output_dir=o"]
     vq, config = cli.parse("train-vqvae", flags), cli.parse("train-ldm", [*flags, "--vqvae_path=v"])
     height, width = height_width(vq.image_size)
     shape = [vq.latent_channels, height >> vq.n_layers, width >> vq.n_layers]
@@ -72,18 +74,17 @@ def load(folder: Path, plan: Plan) -> Any:
     pipeline.scheduler = scheduler_like(pipeline.scheduler, plan.scheduler_type)
     pipeline.set_progress_bar_config(disable=True)
     if plan.mixed_precision != "no":
-        pipeline.unet.to(PRECISIONS[plan.mixed_precision])
+        pipeline.unet.to(DTYPES[plan.mixed_precision])
     return pipeline.to(plan.device)
 
 
 def plain(pipeline: Any, plan: Plan, folder: Path) -> None:
     """Sample as the diffusers examples do."""
-    precision = PRECISIONS[plan.mixed_precision]
     classes = list(plan.counts)
     for start in range(0, plan.total, PLAIN_BATCH):
         count = min(PLAIN_BATCH, plan.total - start)
         labels = [classes[(start + i) % len(classes)] for i in range(count)]
-        with torch.autocast(plan.device, precision, enabled=precision is not torch.float32):
+        with autocast(plan.mixed_precision, plan.device):
             images = pipeline(
                 labels, guidance_scale=plan.guidance_scale, num_inference_steps=plan.num_inference_steps
             ).images
@@ -99,7 +100,7 @@ def serve(connection: Connection, source: Path, worker: int, workers: int) -> No
         name = f"{plan.scheduler_type} {plan.mixed_precision}"
         if name not in loaded:
             loaded = {name: load(source, plan)}
-        connection.send(work(plan, loaded[name], folder, worker, workers))
+        connection.send(make_shards(plan, loaded[name], claim_folder(folder, plan), worker, workers))
 
 
 class Workers:
@@ -125,7 +126,7 @@ class Workers:
             process.join()
 
     def run(self, plan: Plan, folder: Path) -> list[Done]:
-        """Have a plan made by all workers; return what each says of it."""
+        """Have a plan made by all workers; return what each of them did."""
         for end in self.ends:
             end.send((plan, folder))
         return [end.recv() for end in self.ends]
@@ -207,7 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--pipeline", type=Path, help="pipeline folder or run of train-ldm")
-    model.add_argument("--config", type=Path, help="a preset instead, untrained")
+    model.add_argument("--config", help="a preset instead, untrained")
     parser.add_argument("--images", type=int, default=128, help="images of a turn, divided among the workers")
     parser.add_argument("--steps", default="20", help="one or several, 10,20")
     parser.add_argument("--batch_size", default="32", help="of ours; one or several")

@@ -40,8 +40,8 @@ TOY = {  # what a rehearsal adds to a step: the last of two equal flags counts
     "train_ldm": "--steps=1 --turns=1 --batch_size=2 --mixed_precision=no",
     "train_ldm-zero1": "--steps=1 --turns=1 --batch_size=2 --mixed_precision=no",
     "train_ldm-full-attention": "--steps=1 --turns=1 --batch_size=2 --mixed_precision=no",
-    "memory-gpu-16gb": "--steps=1 --turns=1 --batch_size=2 --mixed_precision=no --config=configs/demo.yaml",
-    "memory-gpu-6gb": "--steps=1 --turns=1 --batch_size=2 --mixed_precision=no --config=configs/demo.yaml",
+    "memory-gpu-16gb": "--steps=1 --turns=1 --batch_size=2 --mixed_precision=no --config=demo",
+    "memory-gpu-6gb": "--steps=1 --turns=1 --batch_size=2 --mixed_precision=no --config=demo",
     "train_vqvae": "--steps=1 --turns=1 --batch_size=2 --mixed_precision=no --image_size=32",
     "generate-50": "--steps=2 --images=4 --workers=1 --batch_size=2 --mixed_precision=no",
     "generate-few": "--steps=2 --images=4 --workers=1 --batch_size=2 --mixed_precision=no",
@@ -153,7 +153,7 @@ class Proof:
     def bench(self) -> None:
         """Run the benchmarks with the networks of the card's preset."""
         low = f"--mixed_precision={self.card['low']}"
-        config, often = f"--config={self.preset_file}", ["--steps=20", "--turns=3"]
+        config, often = f"--config={self.preset}", ["--steps=20", "--turns=3"]
         ldm = ["benchmarks/train_ldm.py", config, low, *often]
         vqvae = ["benchmarks/train_vqvae.py", config, low, *often]
         together = "--batch_size=64,256" if self.preset == "gpu-80gb" else "--batch_size=32"
@@ -165,8 +165,8 @@ class Proof:
             "train_ldm-zero1": [*ldm, "--zero_stage=1", "--only", "latents"],
             "generate-few": [*sampling, "--steps=8,20", "--scheduler_type=ddim,ddpm"],
             "train_vqvae": [*vqvae, "--compile"],
-            "memory-gpu-16gb": [*small, "--config=configs/gpu-16gb.yaml"],
-            "memory-gpu-6gb": [*small, "--config=configs/gpu-6gb.yaml"],
+            "memory-gpu-16gb": [*small, "--config=gpu-16gb"],
+            "memory-gpu-6gb": [*small, "--config=gpu-6gb"],
             "train_ldm-full-attention": [*ldm, "--compile", "--attention=full", "--only"],
         }
         for done, (name, command) in enumerate(steps.items()):
@@ -198,7 +198,7 @@ class Proof:
 
     def stage(self, command: str, *flags: str, share: float = 1.0, name: str | None = None) -> None:
         """Run a command of mdaug with the preset; raises NotWell."""
-        preset = [] if command == "simulate" else [f"--config={self.preset_file}"]
+        preset = [] if command == "simulate" else [f"--config={self.preset}"]
         if self.run(name or command, ["-m", "mdaug", command, *preset, *flags], share) is None:
             raise NotWell
 
@@ -222,15 +222,9 @@ class Proof:
                 "memory_gb": max(memory, default=None),
             }
 
-    @property
-    def preset_file(self) -> Path:
-        """The YAML file of the card's preset."""
-        return ROOT / "configs" / f"{self.preset}.yaml"
-
     def setting(self, command: str, name: str) -> Any:
         """Return the value of an option under the preset."""
-        flags = ["--config", str(self.preset_file), *stages.flags(command, self.out)]
-        return getattr(cli.parse(command, flags), name)
+        return getattr(cli.parse(command, stages.flags(command, self.out, preset=self.preset)), name)
 
 
 class NotWell(Exception):

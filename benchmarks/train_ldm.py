@@ -9,8 +9,8 @@
 The three take turns in one process; the table shows medians. Networks are untrained: the work is the same.
 
     python benchmarks/train_ldm.py                          # the demo's U-Net at 64 pixels
-    python benchmarks/train_ldm.py --config configs/gpu-80gb.yaml --compile
-    python benchmarks/train_ldm.py --config configs/gpu-6gb.yaml --mixed_precision fp16 --only    # ours alone
+    python benchmarks/train_ldm.py --config gpu-80gb --compile
+    python benchmarks/train_ldm.py --config gpu-6gb --mixed_precision fp16 --only    # ours alone
 """
 
 from __future__ import annotations
@@ -189,8 +189,8 @@ def measure(step: Callable[[], float], steps: int, batch: int) -> tuple[float, f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("configs/demo.yaml"))
-    parser.add_argument("--vqvae_config", type=Path, help="default: that of --config")
+    parser.add_argument("--config", default="demo")
+    parser.add_argument("--vqvae_config", help="default: that of --config")
     parser.add_argument("--batch_size", type=int)
     parser.add_argument("--mixed_precision", default="auto")
     parser.add_argument("--zero_stage", type=int, default=0)
@@ -205,8 +205,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         common = ["--data_dir", str(root / "packed"), "--output_dir", str(root / "run")]
-        vq = cli.parse("train-vqvae", ["--config", str(options.vqvae_config or options.config), *common])
-        flags = ["--config", str(options.config), *common, "--vqvae_path", str(root / "vqvae")]
+        vq = cli.parse("train-vqvae", ["--config", options.vqvae_config or options.config, *common])
+        flags = ["--config", options.config, *common, "--vqvae_path", str(root / "vqvae")]
         flags += [f"--mixed_precision={options.mixed_precision}", f"--zero_stage={options.zero_stage}"]
         flags += [f"--compile={str(options.compile).lower()}"]
         flags += [f"--{name}={value}" for name in ("batch_size", "attention") if (value := getattr(options, name))]

@@ -36,7 +36,7 @@ class LaunchConfig:
     out: Path | None = None
     """Folder of all stages: names the folders of this stage below it."""
     preset: str | None = None
-    """Preset: the name of a YAML file in configs/, whose section for this command is taken."""
+    """Preset: its name, or a YAML file like those in configs/; --config of the command."""
     data: Path | None = None
     """Image folder of the stages (default: OUT/images)."""
     nodes: int = 1

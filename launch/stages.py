@@ -11,7 +11,6 @@ from pathlib import Path
 from shards.errors import UserError
 
 CHAIN = ("simulate", "pack", "train-vqvae", "encode", "train-ldm", "generate", "evaluate")
-PRESETS = Path("configs")
 
 
 def folders(command: str, out: Path, data: Path | None = None) -> dict[str, Path]:
@@ -48,24 +47,12 @@ def folders(command: str, out: Path, data: Path | None = None) -> dict[str, Path
 
 def flags(command: str, out: Path | None = None, data: Path | None = None, preset: str | None = None) -> list[str]:
     """Return the flags that give a stage its preset and its folders, as far as they are named."""
-    chosen = [] if preset is None else ["--config", str(preset_file(preset))]
+    chosen = [] if preset is None else ["--config", preset]
     if out is not None:
         chosen += [word for name, folder in folders(command, out, data).items() for word in (f"--{name}", str(folder))]
     if preset is not None and command == "reconstruct":
         chosen += ["--preset", preset]  # the title of its table
     return chosen
-
-
-def preset_file(preset: str) -> Path:
-    """Return the YAML file of a preset; raises UserError where there is none."""
-    path = PRESETS / f"{preset}.yaml"
-    if not path.is_file():
-        presets = ", ".join(sorted(file.stem for file in PRESETS.glob("*.yaml")))
-        raise UserError(
-            f"preset={preset}: {path} does not exist; "
-            + (f"choose one of {presets}" if presets else f"run from the repository, where {PRESETS}/ is")
-        )
-    return path
 
 
 @dataclass
@@ -79,11 +66,10 @@ class ChainConfig:
     group_by: str | None = None
     """Passed to `mdaug pack`: what must not be torn between training and validation."""
     preset: str = "demo"
-    """Preset: the name of a YAML file in configs/."""
+    """Preset: its name, or a YAML file like those in configs/."""
 
     def __post_init__(self) -> None:
-        """Refuse what does not exist; raises ValueError or UserError naming field, value and what is accepted."""
-        preset_file(self.preset)
+        """Refuse what does not exist; raises ValueError naming field, value and what is accepted."""
         if self.data is not None and not self.data.is_dir():
             raise ValueError(f"data={self.data} is not a folder; give an image folder <class>/*.png")
 

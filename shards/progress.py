@@ -6,6 +6,8 @@ import os
 import sys
 import time
 
+from tqdm import tqdm
+
 
 class Progress:
     """Counts up to `total`; a context manager. Only the first rank of a machine shows it.
@@ -23,8 +25,6 @@ class Progress:
         self.shown = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
         self.bar = None
         if self.shown and sys.stderr.isatty():
-            from tqdm import tqdm
-
             self.bar = tqdm(total=total, desc=name, unit=unit)
 
     def __enter__(self) -> Progress:

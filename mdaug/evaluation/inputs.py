@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mdaug.artifacts import find_vqvae
 from mdaug.config import as_dict, dump, save
 from shards import atomic, provenance
 from shards.errors import UserError
@@ -31,8 +32,7 @@ def check_origin(config: EvaluateConfig) -> dict[str, str]:
     made_from = {"images": images["hash"]}
     inputs = {"synthetic": config.synthetic_dir}
     if config.vqvae_path is not None:
-        best = config.vqvae_path / "best"
-        inputs["vqvae"] = best if best.is_dir() else config.vqvae_path
+        inputs["vqvae"] = find_vqvae(config.vqvae_path)
     for kind, folder in inputs.items():
         record = provenance.read(folder, kind)
         provenance.require_same("images", config.data_dir, images["hash"], folder, record["made_from"]["images"])

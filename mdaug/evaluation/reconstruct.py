@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mdaug import config as configuration
+from mdaug.artifacts import find_vqvae, load_geometry, open_images, packing_options_of
 from mdaug.evaluation.options import ReconstructConfig
 from shards import atomic, provenance
 from shards.errors import UserError
@@ -26,18 +27,16 @@ if TYPE_CHECKING:
 
 
 METRICS, TABLE, STRIP = "reconstruction.json", "reconstruction.txt", "reconstruction.png"
-FLOOR_IMAGES = 64
 SCALE_IMAGES = 1024  # training images, evenly spread, over which the scale of the latents is measured
 
 
 def check(options: ReconstructConfig, where: Preflight) -> None:
     """Raise UserError where inputs that are there do not fit; results of before are replaced."""
-    from mdaug.models.vqvae import find_vqvae, how_packed
     from shards.packed import packed_hash
 
     if where.inputs_there:
         folder = find_vqvae(options.vqvae_path)
-        size, packing = how_packed(folder)
+        size, packing = packing_options_of(folder)
         if packed_hash(options.data_dir, size, **packing) is not None:
             _fitting(options.data_dir, folder, options.split)
 
@@ -68,7 +67,6 @@ SCALE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def run(config: ReconstructConfig) -> None:
     """Measure, print the table, and write JSON, table and picture strip."""
     from mdaug.evaluation.report.pictures import save, strips
-    from mdaug.models.vqvae import find_vqvae, open_images
 
     folder = find_vqvae(config.vqvae_path)
     packed = open_images(config.data_dir, folder)
@@ -98,7 +96,6 @@ def run(config: ReconstructConfig) -> None:
 
 def _fitting(packed: Path, vqvae: Path, split: str) -> ShardDataset:
     """Return the images of a split; raises UserError where there are none or of another size than the VQ-VAE's."""
-    from mdaug.models.vqvae import load_geometry
     from shards.dataset import ShardDataset
 
     trained = load_geometry(vqvae)["image_shape"]
@@ -147,7 +144,7 @@ def _measure(
     from mdaug.models.perceptual import PerceptualLoss
     from mdaug.models.quantizer import code_usage
     from mdaug.models.vqvae import load_vqvae
-    from shards.colormap import most_frequent, paint
+    from shards.colormap import floor_of, paint
     from shards.progress import Progress
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -157,8 +154,7 @@ def _measure(
     def picture(image: np.ndarray) -> np.ndarray:
         return paint(image, name)
 
-    shown = range(0, len(dataset), max(1, len(dataset) // FLOOR_IMAGES))
-    floor = most_frequent(np.stack([picture(dataset[i]["image"]) for i in shown]))
+    floor = floor_of(dataset, name)
     lpips, missing = None, None
     try:
         lpips = PerceptualLoss(config.perceptual_net, config.perceptual_weights).to(device)

@@ -241,7 +241,7 @@ def test_all_stages_as_one_chain(tmp_path):
     }  # fmt: skip
     (tmp_path / "tiny.yaml").write_text(json.dumps(preset))
     submitted = subprocess.run(
-        [sys.executable, "-m", "launch.pipeline", "--preset", tmp_path / "tiny", "--out", out, "--nodes", "2",
+        [sys.executable, "-m", "launch.pipeline", "--preset", tmp_path / "tiny.yaml", "--out", out, "--nodes", "2",
          "--gpus_per_node", "1", "--profile", profile(tmp_path), "--wait"],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=900,
     )  # fmt: skip

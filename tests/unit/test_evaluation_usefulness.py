@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from mdaug import config as configuration
+from mdaug.artifacts import GEOMETRY_FILE
 from mdaug.evaluation import jobs, usefulness
 from mdaug.evaluation.evaluate import run as evaluate
 from mdaug.evaluation.options import EvaluateConfig
@@ -331,6 +332,7 @@ def test_a_generator_of_other_images_is_refused(config, tmp_path):
 def test_a_vqvae_of_other_images_is_refused(config, tmp_path):
     best = tmp_path / "vqvae" / "best"
     best.mkdir(parents=True)
+    (best / GEOMETRY_FILE).write_text("{}")
     provenance.write(best, kind="vqvae", content_hash="v", made_from={"images": "others"}, config={})
     with pytest.raises(UserError, match="images differ"):
         evaluate(replace(config, vqvae_path=tmp_path / "vqvae"))

@@ -115,9 +115,10 @@ def test_the_flags_of_full_size_parse(inputs, tmp_path, monkeypatch):
     for cell in cells()[: LDM_CELL - 2]:
         session.run(cell)
     flags = session.variables["FLAGS"]
-    preset = ["--config", str(ROOT / "configs" / f"{flags['preset']}.yaml")]
     for command in stages.CHAIN[1:]:
-        cli.parse(command, [*preset, *stages.flags(command, Path("out")), *flags.get(command, "").split()])
+        cli.parse(
+            command, [*stages.flags(command, Path("out"), None, flags["preset"]), *flags.get(command, "").split()]
+        )
 
 
 def test_when_the_hours_are_over_the_rest_waits(inputs, tmp_path, monkeypatch):

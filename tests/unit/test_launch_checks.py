@@ -72,7 +72,10 @@ def launched(monkeypatch):
         (["logs", "{out}"], "no SLURM job was submitted"),
         (["plan", "--nodes", "2"], "is now 'mdaug estimate'"),
         (["weights"], "run: mdaug weights"),
-        (["encode", "--preset", "typo", "--", "--output_dir", "{out}"], "choose one of default, demo, gpu-16gb"),
+        (
+            ["encode", "--preset", "typo", "--", "--output_dir", "{out}"],
+            "typo does not exist; presets are default, demo, gpu",
+        ),
         (["encode", "--data", "images", "--", "--output_dir", "{out}"], "give --out"),
         (["one-process", "--out", "{out}"], "one-process is not a stage"),
         (["encode", "--cluster", "moon", "--", "--output_dir", "{out}"], "moon"),
@@ -201,7 +204,7 @@ def test_make_starts_a_stage_with_preset_folders_and_further_flags(command, tmp_
     flags = {
         "pack": ["--image_mode", "level", "--image_size", "64", "--shard_size", "128", "--seed", "3"],
         "reconstruct": ["--preset", "demo", "--batch_size", "3"],
-        "generate": ["--config", str(ROOT / "configs/demo.yaml"), "--num_samples", "7", "--batch_size", "3"],
+        "generate": ["--config", "demo", "--num_samples", "7", "--batch_size", "3"],
     }[command]
     expected = cli.parse(command, [*stages.flags(command, Path("o"), Path("d")), *flags])
     assert shown == config.dump(expected)
