@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 
 from tqdm import tqdm
-
-# What `Progress` prints where there is no terminal: name, count, total, unit, units per second.
-LINE = re.compile(r"^(.+): (\d+)/(\d+) (\w+), ([\d.]+)/s$", re.MULTILINE)
 
 
 class Progress:

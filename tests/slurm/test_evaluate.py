@@ -53,8 +53,7 @@ def test_the_last_of_four_ranks_reports_what_one_rank_alone_finds(alone, tmp_pat
     assert {path.parent.name for path in said} == ({"worker-0", "worker-1"} if "workers" in shared else {"logs"})
     assert len(said) == 4
     assert sum("this rank is done; the last rank" in text for text in said.values()) == 3
-    results = len(list((together / "results").iterdir()))
-    assert f"progress  {results} results; rank 0: classifiers " in launch("status", together).stdout
+    assert "state     completed" in launch("status", together).stdout
 
 
 def test_what_a_killed_task_of_an_array_left_undone_the_same_command_makes(alone, tmp_path):

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from launch import stages
 from launch.__main__ import ON_JOBS, LaunchConfig, _split
 from launch.demo import DemoConfig
 from launch.pipeline import PipelineConfig
 from mdaug import cli, config
-from mdaug.training.options import EstimateConfig
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = (".", "docs", "docs/results", "configs", "benchmarks", "benchmarks/results")
@@ -77,17 +77,15 @@ def _check_module(words: list[str]) -> None:
     module, first, *rest = words
     if module in MODULES:
         config.parse(MODULES[module], [first, *rest], prog=module)
-    elif first == "plan":
-        config.parse(EstimateConfig, rest, prog="plan")
     elif first not in ON_JOBS:
         launcher_flags, flags = _split(rest)
-        config.parse(LaunchConfig, launcher_flags, prog="launch")
-        _check_command(first, flags)
+        where = config.parse(LaunchConfig, launcher_flags, prog="launch")
+        _check_command(first, [*stages.flags(first, where.out, where.data, where.preset), *flags])
 
 
 def _check_command(command: str, flags: list[str]) -> None:
     if flags != ["--help"]:
-        config.parse(cli.load(command)[0], flags, prog=command)
+        cli.parse(command, flags)
 
 
 def _check_benchmark(script: Path, flags: list[str]) -> None:
@@ -98,7 +96,7 @@ def _check_benchmark(script: Path, flags: list[str]) -> None:
 def _defaults(command: str) -> dict[str, object]:
     return {
         field.name: field.default_factory() if callable(field.default_factory) else field.default
-        for field in dataclasses.fields(cli.load(command)[0])
+        for field in dataclasses.fields(cli.find(command).load_options())
     }
 
 
