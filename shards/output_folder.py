@@ -87,6 +87,7 @@ class OutputFolder:
 
     def finish(self, kind: str, content_hash: str, config: dict[str, Any], note: str = "") -> None:
         """Write `provenance.json`, which makes the folder finished; see `provenance.write`."""
+        (self.path / PROGRESS_FILE).unlink(missing_ok=True)
         made_from = {role: content for role, content in self.made_from.items() if content is not None}
         provenance.write(self.path, kind=kind, content_hash=content_hash, made_from=made_from, config=config, note=note)
 
