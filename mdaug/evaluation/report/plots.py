@@ -135,7 +135,7 @@ def accuracy(metrics: dict) -> PlotGroup | None:
         if points:
             series[name] = points
     label = "accuracy against the number of real images per class"
-    plot = Plot(label, (520, 320), lambda axes: _draw_curves(axes, list(series.values()), list(map(str, ticks))))
+    plot = Plot(label, (460, 300), lambda axes: _draw_curves(axes, list(series.values()), list(map(str, ticks))))
     return PlotGroup(list(series), [plot])
 
 
