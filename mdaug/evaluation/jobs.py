@@ -49,7 +49,7 @@ def run_all(
         sifted: those of them that the sifter keeps, if there are any.
         simulated: images of a simulator, if there are any.
         progress: called after each job with the number of results of all ranks, and of all jobs.
-        settings: further arguments of `usefulness.run`.
+        settings: further arguments of `usefulness.run_job`.
     """
     sets = {"train": train, "held_out": held_out, "synthetic": synthetic, "sifted": sifted, "simulated": simulated}
     paths = {job: folder / f"{job.name}.json" for job in jobs}
@@ -71,4 +71,4 @@ def run_all(
 
 def _run(job: Job, folder: Path, inputs: dict[str, Any]) -> None:
     with one_thread():
-        write_text(folder / f"{job.name}.json", json.dumps(usefulness.run(job, **inputs)) + "\n")
+        write_text(folder / f"{job.name}.json", json.dumps(usefulness.run_job(job, **inputs)) + "\n")

@@ -66,7 +66,7 @@ class EvaluationInputs:
         options = self.options
         sifted = None if references_only else sifted_images(self.sifting, self.synthetic)
         sources = (self.train, self.synthetic, sifted, self.simulated)
-        plan = usefulness.plan(options.n_real_per_class, options.synthetic_per_real, options.seeds, *sources)
+        plan = usefulness.plan_jobs(options.n_real_per_class, options.synthetic_per_real, options.seeds, *sources)
         results = self.folder.path / RESULTS
         results.mkdir(exist_ok=True)
         return jobs.run_all(

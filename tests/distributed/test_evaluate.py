@@ -38,7 +38,7 @@ def _evaluate(config: EvaluateConfig) -> tuple[dict | None, set[str]]:
     """Return what a rank gets, and which pieces of the work it did itself."""
     features.PIECE = 40  # so that small sets have several pieces
     done: set[str] = set()
-    run, extract = jobs.usefulness.run, features.extract
+    run, extract = jobs.usefulness.run_job, features.extract
 
     def counted_run(job, **inputs):
         done.add(job.name)
@@ -48,7 +48,7 @@ def _evaluate(config: EvaluateConfig) -> tuple[dict | None, set[str]]:
         done.add(f"features of {images.tobytes()[:4096]!r}")
         return extract(network, images)
 
-    jobs.usefulness.run, features.extract = counted_run, counted_extract
+    jobs.usefulness.run_job, features.extract = counted_run, counted_extract
     return evaluate(config), done
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from mdaug.evaluation.evaluate import run as evaluate
 from mdaug.evaluation.measure import limit_setters, sift, sifted_images
 from mdaug.evaluation.options import EvaluateConfig
-from mdaug.evaluation.usefulness import BOTH, SIFTED, WITH_SIFTED, WITH_SIFTED_TRANSFORMS, plan, training_images
+from mdaug.evaluation.usefulness import BOTH, SIFTED, WITH_SIFTED, WITH_SIFTED_TRANSFORMS, plan_jobs, training_images
 from mdaug.measures import image_set
 from shards import provenance
 from shards.dataset import ShardDataset
@@ -86,7 +86,7 @@ def test_a_judgement_is_made_once(sets, sifting, tmp_path):
 def test_sifted_arms_differ_from_the_others_in_the_rejected_images_only(sets, sifting):
     train, _, fake = sets
     kept = sifted_images(sifting, fake)
-    jobs = plan([5], [1, 2], 1, train, fake, kept)
+    jobs = plan_jobs([5], [1, 2], 1, train, fake, kept)
     arms = {(job.arm, job.ratio): job for job in jobs}
     assert {ratio for arm, ratio in arms if arm in (WITH_SIFTED, WITH_SIFTED_TRANSFORMS)} == {2}
     (mine, further), _ = training_images(arms[WITH_SIFTED, 2], train, fake, kept)
@@ -96,7 +96,7 @@ def test_sifted_arms_differ_from_the_others_in_the_rejected_images_only(sets, si
     allowed = {image.tobytes() for image in kept.images}
     assert all(image.tobytes() in allowed for image in further)
     assert not all(image.tobytes() in allowed for image in all_further)
-    assert not {SIFTED, WITH_SIFTED} & {job.arm for job in plan([5], [1], 1, train, fake, None)}
+    assert not {SIFTED, WITH_SIFTED} & {job.arm for job in plan_jobs([5], [1], 1, train, fake, None)}
 
 
 def test_the_report_shows_both_and_what_the_sifter_does_to_real_images(packed, synthetic, tmp_path):

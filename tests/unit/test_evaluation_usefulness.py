@@ -52,7 +52,7 @@ def experiment(packed, synthetic, folder, *, n_real=(1,), seeds=3, workers=1, **
         for path in (packed / "train", packed / "val", synthetic)
     )
     sets = {"train": train, "held_out": held_out, "synthetic": fake, "simulated": None}
-    plan = usefulness.plan(n_real, ["all"], seeds, train, fake)
+    plan = usefulness.plan_jobs(n_real, ["all"], seeds, train, fake)
     results = jobs.run_all(plan, folder, workers, **sets, **(SETTINGS | settings))
     table = usefulness.summarize(results, held_out, fake)
     return table, {arm["arm"]: arm for arm in table["arms"]}
@@ -156,7 +156,7 @@ def sets_of(packed, synthetic):
 
 def test_arms_of_a_seed_see_the_same_real_images(packed, synthetic):
     train, _, fake = sets_of(packed, synthetic)
-    plan = usefulness.plan([10, 24, "all"], [0, 1, 5], 2, train, fake)
+    plan = usefulness.plan_jobs([10, 24, "all"], [0, 1, 5], 2, train, fake)
     assert len(plan) == len({job.name for job in plan})
     assert {job.n_real for job in plan} == {10, "all", 0}  # 24 is all of them
     assert [job.n_real for job in plan if job.reference] == ["all"] * 2
@@ -172,7 +172,7 @@ def test_arms_of_a_seed_see_the_same_real_images(packed, synthetic):
 
 def test_ranks_share_the_jobs_and_only_the_last_to_finish_goes_on(packed, synthetic, tmp_path, monkeypatch):
     train, held_out, fake = sets_of(packed, synthetic)
-    plan = usefulness.plan([1], [1], 1, train, fake)
+    plan = usefulness.plan_jobs([1], [1], 1, train, fake)
     sets = {"train": train, "held_out": held_out, "synthetic": fake, "simulated": None}
     settings = SETTINGS | {"steps": 2}
     alone, shared = tmp_path / "alone", tmp_path / "shared"
