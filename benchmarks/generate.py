@@ -31,11 +31,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mdaug import config as configuration
+from mdaug.artifacts import find_pipeline
+from mdaug.distributed import DTYPES, autocast
 from mdaug.generation.counts import even
-from mdaug.generation.plan import Plan
-from mdaug.generation.worker import PRECISIONS, Done, work
+from mdaug.generation.plan import Plan, claim_folder
+from mdaug.generation.worker import Done, make_shards
 from mdaug.models.vqvae import build_vqvae
-from mdaug.pipeline.folder import find_pipeline, save_pipeline
+from mdaug.pipeline.folder import save_pipeline
 from mdaug.pipeline.pipeline import MicroDopplerPipeline
 from mdaug.pipeline.schedulers import build_scheduler, scheduler_like
 from mdaug.training.cost import GPUS
@@ -75,18 +77,17 @@ def load(folder: Path, plan: Plan) -> Any:
     pipeline.scheduler = scheduler_like(pipeline.scheduler, plan.scheduler_type)
     pipeline.set_progress_bar_config(disable=True)
     if plan.mixed_precision != "no":
-        pipeline.unet.to(PRECISIONS[plan.mixed_precision])
+        pipeline.unet.to(DTYPES[plan.mixed_precision])
     return pipeline.to(plan.device)
 
 
 def plain(pipeline: Any, plan: Plan, folder: Path) -> None:
     """Sample as the diffusers examples do."""
-    precision = PRECISIONS[plan.mixed_precision]
     classes = list(plan.counts)
     for start in range(0, plan.total, PLAIN_BATCH):
         count = min(PLAIN_BATCH, plan.total - start)
         labels = [classes[(start + i) % len(classes)] for i in range(count)]
-        with torch.autocast(plan.device, precision, enabled=precision is not torch.float32):
+        with autocast(plan.mixed_precision, plan.device):
             images = pipeline(
                 labels, guidance_scale=plan.guidance_scale, num_inference_steps=plan.num_inference_steps
             ).images
@@ -102,7 +103,7 @@ def serve(connection: Connection, source: Path, worker: int, workers: int) -> No
         name = f"{plan.scheduler_type} {plan.mixed_precision}"
         if name not in loaded:
             loaded = {name: load(source, plan)}
-        connection.send(work(plan, loaded[name], folder, worker, workers))
+        connection.send(make_shards(plan, loaded[name], claim_folder(folder, plan), worker, workers))
 
 
 class Workers:
@@ -128,7 +129,7 @@ class Workers:
             process.join()
 
     def run(self, plan: Plan, folder: Path) -> list[Done]:
-        """Have a plan made by all workers; return what each says of it."""
+        """Have a plan made by all workers; return what each of them did."""
         for end in self.ends:
             end.send((plan, folder))
         return [end.recv() for end in self.ends]

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from mdaug.artifacts import find_pipeline
 from mdaug.measures import classifier, image_set
 from mdaug.measures.fidelity import frechet_distance
-from mdaug.pipeline.folder import find_pipeline
 from mdaug.pipeline.pipeline import MicroDopplerPipeline
 from mdaug.pipeline.schedulers import SCHEDULERS, scheduler_like, validate_steps
 from shards.provenance import code_version

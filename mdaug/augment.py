@@ -48,7 +48,7 @@ def check_names(names: Sequence[str]) -> None:
     """Raise ValueError for a transform that does not exist, naming those that do."""
     for name in names:
         if name not in PLACES:
-            raise ValueError(f"augment_with names '{name}'; there are {', '.join(PLACES)}")
+            raise ValueError(f"augment_with={name} must be one of {', '.join(PLACES)}")
 
 
 def generator_at(seed: int, key: str, copy: int) -> np.random.Generator:

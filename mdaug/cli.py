@@ -1,4 +1,4 @@
-"""The command line: `mdaug <command> [--config FILE.yaml] [--field value ...]`, and the one table of all commands.
+"""The command line: `mdaug <command> [--config FILE] [--field value ...]`, and the one table of all commands.
 
 `mdaug --help` and `mdaug <command> --help` import the options alone; torch, diffusers and deepspeed come with the
 command itself.
@@ -24,10 +24,10 @@ class Command:
 
     Attributes:
         options: "module:class" of its options, a dataclass.
-        module: where its `run(options)` is and, unless it writes no folder, its `check(options, where: Preflight)`.
+        module: the module of its `run(options)` and, if it writes a folder, its `check(options, where: Preflight)`.
         help: one line.
-        inputs: options that name a folder or file which must be there when the command starts (if it is given).
-        given: those of them that the user writes by hand, so that they are there before any other command has run.
+        inputs: options that name a folder or file, which must exist when the command starts (if the option is given).
+        given: those of them that no other command makes, so that they exist before any command has run.
         parallel: whether several ranks share the work; else it runs in one process.
         array: whether its ranks need not run at the same time, nor know of each other.
         images: whether `data_dir` is packed shards or an image folder.
@@ -147,7 +147,8 @@ def parse(name: str, argv: list[str]) -> Any:
     """Return the options of a command from its flags; raises UserError for a mistake in them."""
     from mdaug import config
 
-    return config.parse(find(name).load_options(), argv, f"mdaug {name}", section=name, sections=COMMANDS)
+    sections = {each: command.load_options for each, command in COMMANDS.items()}
+    return config.parse(find(name).load_options(), argv, f"mdaug {name}", section=name, sections=sections)
 
 
 def run(argv: list[str]) -> None:
@@ -164,7 +165,7 @@ def start(name: str, options: Any) -> None:
         with disk_full_as_user_error(output):
             find(name).load().run(options)
     except OSError:
-        require_writable(output)  # if that is the reason, it is a line; a finished folder may well be read-only
+        require_writable(output)  # says so in one line, if that is the reason; a finished folder may be read-only
         raise
     except (MemoryError, RuntimeError) as error:
         text = " ".join(str(error).split())
@@ -180,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of the `mdaug` script. Returns the exit status: 0 done, 2 a mistake of the user."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: mdaug <command> [--config FILE.yaml] [--field value ...]\n")
+        print("usage: mdaug <command> [--config FILE] [--field value ...]\n")
         for name, command in COMMANDS.items():
             print(f"  {name:12s} {command.help}")
         print("\n'mdaug <command> --help' lists the fields of a command.")

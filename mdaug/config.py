@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar, get_args, get_type_hints
 
@@ -15,6 +15,7 @@ from shards.errors import UserError
 from shards.validation import plain
 
 COMMON = "common"  # section of a preset whose values go to every command that has such a field
+PRESETS = Path(__file__).resolve().parents[1] / "configs"  # beside the packages, in a checkout and where pip puts them
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -22,35 +23,40 @@ Config = TypeVar("Config")
 
 
 def parse(
-    config_class: type[Config], argv: list[str], prog: str, section: str = "", sections: Collection[str] = ()
+    config_class: type[Config],
+    argv: list[str],
+    prog: str,
+    section: str = "",
+    sections: Mapping[str, Callable[[], type]] | None = None,
 ) -> Config:
-    """Build `config_class` from `--config FILE.yaml` and `--field value` flags; later ones win.
+    """Build `config_class` from `--config FILE` and `--field value` flags; later ones win.
 
-    The file holds fields, or is a preset: sections of fields, of which `section` is taken, over what `common:` has for
-    fields of this class.
+    FILE is YAML, or the name of a preset that comes with mdaug. It holds fields, or sections of fields: then `section`
+    is taken, over what `common:` has for fields of this class.
 
-    A field of type bool also works as a bare switch (`--save_images`). The class attribute
-    `ALIASES` maps further flag names to `field` or `field=value`, and `POSITIONAL` names the field that a first
-    argument without dashes fills.
+    A field of type bool also works as a bare switch (`--save_images`). The class attribute `ALIASES` maps further flag
+    names to `field` or `field=value`, and `POSITIONAL` names the field that a first argument without dashes fills.
 
     Args:
         config_class: a dataclass of options.
         argv: the flags.
         prog: what errors begin with, such as "mdaug pack".
         section: name of the command in a preset.
-        sections: names of all commands.
+        sections: name of each command -> what loads its dataclass of options.
 
     Raises:
         UserError: an unknown key or section, a value of the wrong type, or what `__post_init__` refuses.
     """
     parser = ArgumentParser(prog=prog, description=config_class.__doc__, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="YAML file with any of the fields below")
+    parser.add_argument(
+        "--config", action="config", help="YAML file with any of the fields below, or the name of a preset"
+    )
     # Resolved here, since jsonargparse would import what the module imports for type checkers only (torch).
     config_class.__init__.__annotations__.update(get_type_hints(config_class))
     parser.add_class_arguments(config_class)
     try:
         flags = _plain_flags(config_class, argv)
-        namespace = parser.parse_args(_take_sections(config_class, flags, prog, section, sections))
+        namespace = parser.parse_args(_take_sections(config_class, flags, prog, section, sections or {}))
     except (ArgumentError, UnicodeDecodeError) as error:
         raise UserError(f"{prog}: {_first_sentence(error)} ('{prog} --help' lists every flag)") from None
     values = vars(namespace)
@@ -60,7 +66,7 @@ def parse(
         if value is None and type(None) not in get_args(hints[name]):  # the parser takes null for any type
             raise UserError(f"{prog}: {name} is null; give it a value or leave it out")
         if isinstance(value, int) and abs(value) >= 2**63:
-            raise UserError(f"{prog}: {name} is {value}; whole numbers lie between -2^63 and 2^63")
+            raise UserError(f"{prog}: {name}={value} must be between -2^63 and 2^63")
     try:
         return config_class(**values)
     except ValueError as error:
@@ -113,9 +119,9 @@ def _plain_flags(config_class: type, argv: list[str]) -> list[str]:
 
 
 def _take_sections(
-    config_class: type, flags: list[str], prog: str, section: str, sections: Collection[str]
+    config_class: type, flags: list[str], prog: str, section: str, sections: Mapping[str, Callable[[], type]]
 ) -> list[str]:
-    """Replace `--config PRESET` by `--config=<text of the one section>`; other files stay as they are."""
+    """Replace the file of every `--config` by its path, or by the text of one section where it has sections."""
     taken, files = [], iter(flags)
     for flag in files:
         name, equals, value = flag.partition("=")
@@ -123,27 +129,39 @@ def _take_sections(
             taken.append(flag)
             continue
         path = Path(value if equals else next(files, ""))
+        if not path.is_file():
+            presets = {preset.stem: preset for preset in sorted(PRESETS.glob("*.yaml"))}
+            if str(path) not in presets:
+                raise UserError(f"{prog}: --config {path} does not exist; presets are {', '.join(presets)}")
+            path = presets[str(path)]
         taken.append(f"--config={_section_of(config_class, path, prog, section, sections)}")
     return taken
 
 
-def _section_of(config_class: type, path: Path, prog: str, section: str, sections: Collection[str]) -> str:
+def _section_of(
+    config_class: type, path: Path, prog: str, section: str, sections: Mapping[str, Callable[[], type]]
+) -> str:
     """Return the YAML text of one section of a preset, or the path of a file that holds fields themselves."""
-    if not path.is_file():
-        raise UserError(f"{prog}: --config {path} does not exist")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError:
         return str(path)  # the parser says where
-    names = {field.name for field in dataclasses.fields(config_class)}
+    names = _names_of(config_class)
     if not isinstance(values, dict) or names & values.keys():
         return str(path)
     if not all(value is None or isinstance(value, dict) for value in values.values()):
         return str(path)
     if unknown := [name for name in values if name != COMMON and name not in sections]:
         raise UserError(f"{prog}: {path} has a section '{unknown[0]}'; sections are {COMMON}, {', '.join(sections)}")
-    common = {name: value for name, value in (values.get(COMMON) or {}).items() if name in names}
-    return yaml.safe_dump(common | (values.get(section) or {}), allow_unicode=True)
+    common, own = values.get(COMMON) or {}, values.get(section) or {}
+    for name in common.keys() - names:
+        if not any(name in _names_of(load()) for load in sections.values()):
+            raise UserError(f"{prog}: {path} has '{name}' under {COMMON}, but no command has such a field")
+    return yaml.safe_dump({name: common[name] for name in common if name in names} | own, allow_unicode=True)
+
+
+def _names_of(config_class: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(config_class)}
 
 
 def _first_sentence(error: Exception) -> str:

@@ -1,15 +1,19 @@
-"""Ranks, the device and the process group. One process drives one device."""
+"""Ranks, the device and its precision, and the process group. One process drives one device."""
 
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
+import torch.distributed
 
+from shards.errors import UserError
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # A collective that waits longer than this has lost a rank; torch's own default (30 min) hides it.
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 # For ranks that work apart, as long as it takes; a peer that dies is noticed at once all the same.
@@ -39,12 +43,21 @@ def is_main() -> bool:
 
 def device() -> torch.device:
     """Return this rank's device: its GPU, which "cuda" then means here, or the CPU where there is none."""
-    import torch
-
     if not torch.cuda.is_available():
         return torch.device("cpu")
     torch.cuda.set_device(local_rank())  # else events and new tensors of all ranks land on the first GPU
     return torch.device("cuda", local_rank())
+
+
+def require_gpu_for_fp16(precision: str, kind: str) -> None:
+    """Raise UserError for mixed_precision "fp16" on the kind of device "cpu"."""
+    if precision == "fp16" and kind == "cpu":
+        raise UserError("mixed_precision=fp16 needs a GPU, and there is none; use bf16 or no")
+
+
+def autocast(precision: str, on: torch.device | str) -> torch.autocast:
+    """Return a context in which a device computes in a precision of DTYPES; "no" is fp32."""
+    return torch.autocast(torch.device(on).type, DTYPES[precision], enabled=precision != "no")
 
 
 def init() -> torch.device:
@@ -52,8 +65,6 @@ def init() -> torch.device:
 
     Works alone too: one process without any environment variable is a group of one.
     """
-    import torch
-
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
     os.environ.setdefault("LOCAL_RANK", "0")
@@ -75,14 +86,12 @@ def init() -> torch.device:
 
 
 def import_deepspeed():
-    """Import deepspeed quietly and without its run-time compiled ops.
+    """Import deepspeed quietly and without its run-time compiled ops; the environment must be set first.
 
-    On CPU DeepSpeed compiles a shared-memory collective at its first start: that needs g++ and
-    ninja, takes up to minutes, and a process killed meanwhile leaves a lock on which every later
-    start waits for ever. gloo alone does the same work, so the op is not built.
+    On CPU DeepSpeed compiles a shared-memory collective at its first start: that needs g++ and ninja, takes up to
+    minutes, and a process killed meanwhile leaves a lock on which every later start waits for ever. gloo alone does the
+    same work, so the op is not built.
     """
-    import logging
-
     os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     import deepspeed
@@ -96,24 +105,18 @@ def import_deepspeed():
 
 def barrier() -> None:
     """Wait until every rank is here."""
-    import torch.distributed
-
     if world_size() > 1:
         torch.distributed.barrier()
 
 
 def wait_for_work() -> None:
     """Wait until every rank is here, after work that may take one rank much longer than the others."""
-    import torch.distributed
-
     if world_size() > 1:
         torch.distributed.barrier(_workers)
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     """Return the sum of `tensor` over all ranks (in place)."""
-    import torch.distributed
-
     if world_size() > 1:
         torch.distributed.all_reduce(tensor)
     return tensor
@@ -121,9 +124,6 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
 
 def gather_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     """Return the tensors of all ranks, equal in shape, concatenated along the first axis in rank order."""
-    import torch
-    import torch.distributed
-
     if world_size() == 1:
         return tensor
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
@@ -133,6 +133,4 @@ def gather_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
 
 def any_rank(flag: bool, on: torch.device) -> bool:
     """Return whether any rank raised its flag, the same answer on all ranks."""
-    import torch
-
     return bool(sum_over_ranks(torch.tensor(float(flag), device=on)).item() > 0)

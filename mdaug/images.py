@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
@@ -30,8 +31,6 @@ def grid(
     `labels` are written at the left of the rows, `captions` (a row of them for each row of images) into the images; a
     row that is shorter than the longest ends in white.
     """
-    from PIL import Image, ImageDraw, ImageFont
-
     height, width = rows[0][0].shape[:2]
     columns = max(len(row) for row in rows)
     font = ImageFont.load_default(size=max(10, min(16, height // 6)))

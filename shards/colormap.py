@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+if TYPE_CHECKING:
+    from shards.dataset import ShardDataset
+
+FLOOR_IMAGES = 64  # images of a set in which its floor is looked for
 # A floor colour may differ by this much (of 255, in any channel) from that of its map: JPEG does so by up to 3.
 FLOOR_TOLERANCE = 6
 
@@ -152,6 +157,15 @@ def most_frequent(images: np.ndarray) -> list[int]:
     values, counts = np.unique(pixels @ (256 ** np.arange(pixels.shape[1])), return_counts=True)
     most = int(values[counts.argmax()])
     return [most >> 8 * channel & 255 for channel in range(pixels.shape[1])]
+
+
+def floor_of(dataset: ShardDataset, name: str | None = None) -> list[int]:
+    """Return the most frequent colour, C values 0 to 255, of a set of images, painted in a colour map if one is named.
+
+    Images at equal distances stand for the whole set.
+    """
+    shown = range(0, len(dataset), max(1, len(dataset) // FLOOR_IMAGES))
+    return most_frequent(np.stack([paint(dataset[i]["image"], name) for i in shown]))
 
 
 def detect(floor: list[int]) -> str | None:

@@ -87,17 +87,22 @@ class ShardDataset(Dataset):
         if not 0 <= i < len(self.keys):
             raise IndexError(f"sample {i} of {len(self.keys)}")
         sample = {"key": self.keys[i], "label": int(self.labels[i])}
-        shard = _mapped(*self._maps[bisect.bisect_right(self._first, i) - 1])
         for field in self.fields:
-            offset, size = self._places[field][i].tolist()
+            data = self.raw(i, field)
             try:
-                sample[field] = DECODERS[field](shard[offset : offset + size])
+                sample[field] = DECODERS[field](data)
             except Exception as error:  # whatever a decoder says about damaged bytes
                 raise UserError(
                     f"sample '{self.keys[i]}' of {self.folder} has no readable {field} ({error}); "
                     f"find what is damaged with: python -m shards.verify {self.folder}"
                 ) from error
         return sample
+
+    def raw(self, i: int, field: str) -> bytes:
+        """Return the stored bytes of sample i, such as the PNG of field "image"."""
+        shard = _mapped(*self._maps[bisect.bisect_right(self._first, i) - 1])
+        offset, size = self._places[field][i].tolist()
+        return shard[offset : offset + size]
 
 
 def decode_image(data: bytes) -> np.ndarray:

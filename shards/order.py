@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-# One Philox stream per purpose: the numbers are part of the format, never reuse or renumber them.
-STREAM_ORDER, STREAM_AUGMENT, STREAM_NOISE, STREAM_TIMESTEP, STREAM_LABEL_DROP, STREAM_CODEBOOK = range(6)
-STREAM_CONDITION_DROP, STREAM_CONDITION = 6, 7
+# One Philox stream per purpose, named `STREAM_...` in the module that draws from it. The numbers are part of what a
+# seed means: never reuse or renumber them (tests/unit/test_shards_order.py lists them all).
+STREAM_ORDER = 0
 
 
 def random_at(seed: int, stream: int, position: int) -> np.random.Generator:

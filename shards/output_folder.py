@@ -27,6 +27,7 @@ RUN_FILE, PROGRESS_FILE, LOCK_FILE, CLAIM_LOCK = "run.json", "progress.json", ".
 FORMAT = 1  # of run.json; a folder of another one is refused
 EVERY_S = 5.0  # seconds between two writings of progress.json
 LOGS = "logs"  # of the launcher, which makes it before the command starts
+LISTING_FILE = ".listing"  # hash of names, sizes and times of the input files: equal where nothing need be read again
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,16 @@ class OutputFolder:
         """Whether the run came to its end."""
         return is_finished(self.path)
 
+    @property
+    def progress_due(self) -> bool:
+        """Whether `progress` would write now, for counts that cost something."""
+        return time.monotonic() - self._written >= EVERY_S
+
     def progress(self, done: int, total: int, unit: str, *, saved: int | None = None, note: str = "") -> None:
         """Write `progress.json`, at most every few seconds except when all is done or `saved` is given."""
         now = time.time()
         self._began = self._began or (done, now)
-        if done < total and saved is None and time.monotonic() - self._written < EVERY_S:
+        if done < total and saved is None and not self.progress_due:
             return
         self._written = time.monotonic()
         record = Progress(done, total, unit, done if saved is None else saved, now, *self._began, note)

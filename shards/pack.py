@@ -20,7 +20,7 @@ from shards.image_to_png import Checked, to_png
 from shards.index import FILE_NAME as INDEX
 from shards.index import SPLITS, content_hash, read_index, write_index
 from shards.options import PackConfig
-from shards.output_folder import OutputFolder, claim, exclusive, is_finished, refuse_other, require_apart
+from shards.output_folder import LISTING_FILE, OutputFolder, claim, exclusive, is_finished, refuse_other, require_apart
 from shards.pack_report import make_report, summary
 from shards.pool import Pool
 from shards.progress import Progress, say
@@ -54,7 +54,8 @@ def run(options: PackConfig) -> None:
         claim(output, "pack", identity_of(options))
         with exclusive(output):
             # The same files by name, size and time: nothing is opened.
-            if _is_complete(output) and read_report(output)["listing"] == folder.listing:
+            listing = output / LISTING_FILE
+            if _is_complete(output) and listing.is_file() and listing.read_text() == folder.listing:
                 say(f"{output} is packed already: nothing to do")
                 return
             with Pool(options.workers, len(folder.images)) as pool:
@@ -75,6 +76,7 @@ def run(options: PackConfig) -> None:
                 write_index(output / side, folder.classes, **extra)
             atomic.write_text(output / CLASSES, json.dumps(folder.classes, ensure_ascii=False) + "\n")
             atomic.write_text(output / REPORT, json.dumps(job.report, indent=1, ensure_ascii=False) + "\n")
+            atomic.write_text(listing, folder.listing)
             config = {name: plain(value) for name, value in asdict(options).items()}
             mine.finish("images", content_hash(output), config)
     say(f"{summary(job.report, folder)}\nwrote {output}; {output / REPORT} names every file rejected or converted")
@@ -156,7 +158,6 @@ class _Job:
                 "image_mode level keeps these images in colour (rgb): their colour map is not known, so the level "
                 f"behind a colour is not either; name the map with --colormap ({', '.join(COLORMAPS)})"
             )
-        report["listing"] = folder.listing
         return cls(folder, split, samples, size, channels, colormap, config.shard_size, report)
 
     def write_shards(self, output: OutputFolder, pool: Pool) -> None:

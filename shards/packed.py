@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from shards.output_folder import RUN_FILE
 from shards.remote import fetch, url_of
 from shards.source import read_folder
 from shards.validation import height_width, identity_of, written
+from shards.writer import why_not_writable
 
 
 def open_packed(data_dir: Path, image_size: int | str, cache_dir: Path | None = None, **options: Any) -> Path:
@@ -60,8 +60,13 @@ def packed_hash(data_dir: Path, image_size: int | str, cache_dir: Path | None = 
     nothing can be written.
     """
     if not ((data_dir / RUN_FILE).is_file() or (data_dir / "train" / INDEX).is_file()):
-        if cache_dir is None and data_dir.is_dir():
-            _require_writable(_beside(data_dir), data_dir, image_size)
+        reason = why_not_writable(_beside(data_dir)) if cache_dir is None and data_dir.is_dir() else None
+        if reason:
+            raise UserError(
+                f"{data_dir} is an image folder, but nothing can be packed beside it ({reason}); run: mdaug pack "
+                f"--data_dir {data_dir} --output_dir <folder> --image_size {image_size}, and give that folder as "
+                "--data_dir"
+            )
         return None
     content = provenance.read(data_dir, "images")["hash"]
     height, width, channels = read_index(data_dir / "train")["image_shape"]
@@ -81,16 +86,3 @@ def packed_hash(data_dir: Path, image_size: int | str, cache_dir: Path | None = 
 
 def _beside(data_dir: Path) -> Path:
     return data_dir.resolve().parent / ".mdaug-cache"
-
-
-def _require_writable(cache_dir: Path, data_dir: Path, image_size: int | str) -> None:
-    there = cache_dir if cache_dir.exists() else cache_dir.parent
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"{data_dir} is an image folder, but nothing can be packed beside it ({there}: {error.strerror}); run: "
-            f"mdaug pack --data_dir {data_dir} --output_dir <folder> --image_size {image_size}, and give that folder "
-            "as --data_dir"
-        ) from None

@@ -7,6 +7,8 @@ import re
 import sys
 import time
 
+from tqdm import tqdm
+
 # What `Progress` prints where there is no terminal: name, count, total, unit, units per second.
 LINE = re.compile(r"^(.+): (\d+)/(\d+) (\w+), ([\d.]+)/s$", re.MULTILINE)
 
@@ -27,8 +29,6 @@ class Progress:
         self.shown = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
         self.bar = None
         if self.shown and sys.stderr.isatty():
-            from tqdm import tqdm
-
             self.bar = tqdm(total=total, desc=name, unit=unit)
 
     def __enter__(self) -> Progress:

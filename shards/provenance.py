@@ -12,11 +12,11 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from shards.atomic import write_text
+from shards import atomic
 from shards.errors import UserError
 
 FILE_NAME = "provenance.json"
-VERSION_FILE = "CODE_VERSION"  # beside the packages, in a copy of them that has left its checkout
+VERSION_FILE = "CODE_VERSION"  # beside the packages, in a copy of them outside of a checkout
 
 
 def hash_files(paths: Iterable[Path]) -> str:
@@ -41,7 +41,7 @@ def write(
         content_hash: sha256 of what it holds; a later step repeats it in its own `made_from`.
         made_from: role -> content hash of every folder it was made from, such as {"images": ..., "vqvae": ...}.
         config: the resolved configuration of the step, as plain JSON values.
-        note: what else there is to say of the end, such as why a training stopped early.
+        note: a remark on how the step ended, such as why a training stopped early.
     """
     record = {
         "kind": kind,
@@ -52,7 +52,7 @@ def write(
         "config": config,
         **({"note": note} if note else {}),
     }
-    write_text(folder / FILE_NAME, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    atomic.write_text(folder / FILE_NAME, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def read(folder: Path, *kinds: str) -> dict:
@@ -80,16 +80,16 @@ def require_same(role: str, first: Path, first_hash: str, second: Path, second_h
 
 @functools.cache
 def code_version() -> str:
-    """Return the version of mdaug, with the git commit where it runs from a checkout or a copy that names it."""
-    recorded = Path(__file__).parents[1] / VERSION_FILE
-    if recorded.is_file():
-        return recorded.read_text(encoding="utf-8").strip()
+    """Return the version of mdaug, with the git commit in a checkout, or in a copy of one that records it."""
+    root = Path(__file__).parents[1]
+    if (root / VERSION_FILE).is_file():
+        return (root / VERSION_FILE).read_text(encoding="utf-8").strip()
     try:
         release = version("mdaug")
     except PackageNotFoundError:
         release = "unknown"
-    if shutil.which("git") is None:
+    if shutil.which("git") is None or not (root / ".git").exists():  # an environment may lie in another checkout
         return release
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
     described = subprocess.run(command, capture_output=True, text=True)
     return f"{release}+{described.stdout.strip()}" if described.returncode == 0 else release

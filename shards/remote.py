@@ -1,8 +1,7 @@
-"""Packed folders that lie elsewhere (`s3://`, `gs://`, `https://`): fetched once per node through fsspec."""
+"""Packed folders in a remote store (`s3://`, `gs://`, `https://`): fetched once per node through fsspec."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -10,13 +9,16 @@ import re
 import tempfile
 from pathlib import Path
 
+import fsspec
+
 from shards import atomic, provenance
 from shards.errors import UserError
 from shards.index import FILE_NAME, SPLITS
+from shards.output_folder import RUN_FILE, exclusive
 from shards.writer import disk_full_as_user_error, finished
 
 # Files of a data set besides its shards and its provenance.
-BESIDE = ("classes.json", "statistics.json", "report.json", "plan.json")
+BESIDE = ("classes.json", "statistics.json", "report.json", RUN_FILE)
 
 
 def url_of(path: str | Path) -> str | None:
@@ -32,15 +34,13 @@ def fetch(url: str, cache_dir: Path | None = None) -> Path:
     a node may call this at once: one fetches, the others wait.
 
     Args:
-        url: the folder, in a protocol of fsspec. Commands (`pipe:`) are no such protocol.
+        url: the folder, in a protocol of fsspec; commands (`pipe:`) are not.
         cache_dir: default: `mdaug-<user id>` in the temporary folder of this node (TMPDIR).
 
     Raises:
         UserError: an unknown protocol, a file that is missing or not readable there, or bytes that are not those that
             the index names.
     """
-    import fsspec
-
     cache_dir = cache_dir or Path(tempfile.gettempdir()) / f"mdaug-{os.getuid()}"
     local = cache_dir / hashlib.sha256(url.encode()).hexdigest()[:32]
     local.mkdir(parents=True, exist_ok=True)
@@ -48,10 +48,8 @@ def fetch(url: str, cache_dir: Path | None = None) -> Path:
         filesystem, root = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:
         raise UserError(f"{url} cannot be opened: {error}") from None
-    with open(local / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with disk_full_as_user_error(local):
-            _fetch_all(_Remote(filesystem, root.rstrip("/"), url), local)
+    with exclusive(local), disk_full_as_user_error(local):
+        _fetch_all(_Remote(filesystem, root.rstrip("/"), url), local)
     return local
 
 
@@ -99,7 +97,7 @@ def _fetch_all(remote: _Remote, local: Path) -> None:
         for entry in json.loads(text)["shardlist"]:
             name = entry["url"]
             if not re.fullmatch(r"[A-Za-z0-9_-]+\.tar", name):
-                raise UserError(f"{remote.url}/{split}/{FILE_NAME} names a shard '{name}', which is no plain file name")
+                raise UserError(f"{remote.url}/{split}/{FILE_NAME} names a shard '{name}', not a plain file name")
             path = local / split / name
             record = finished(path)
             if record is None or record["sha256"] != entry["sha256"]:

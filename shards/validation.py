@@ -1,4 +1,4 @@
-"""Options of a command: checks of their values, which of them are part of a run's identity, and sizes of images."""
+"""Options of a command: checks of their values, which of them identify a run, and the sizes of images."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ LARGEST_SIDE = 16384  # pixels; a mistyped number would fill the memory with the
 
 @dataclass(frozen=True)
 class Preflight:
-    """Where a command is about to run, as far as whoever submits it knows; what `check(options, where)` relies on."""
+    """Where a command is about to run, as far as is known at submission; `check(options, where)` relies on it."""
 
     ranks: int = 1
     """Processes that share the work."""
@@ -64,6 +65,22 @@ def at_least(options: Any, least: float, *names: str) -> None:
     for name, value in _numbers(options, names):
         if not least <= value < math.inf:
             raise ValueError(f"{name}={value} must be at least {least}")
+
+
+def multiple_of(options: Any, factor: int, *names: str) -> None:
+    """Refuse fields that `factor` does not divide; None and text pass."""
+    for name, value in _numbers(options, names):
+        if value % factor:
+            raise ValueError(f"{name}={value} must be a multiple of {factor}")
+
+
+def ascending(options: Any, *names: str) -> None:
+    """Refuse lists whose numbers do not rise from each to the next; None passes, "all" counts as infinite."""
+    for name in names:
+        values = getattr(options, name)
+        numbers = [math.inf if value == "all" else value for value in values or ()]
+        if any(first >= second for first, second in pairwise(numbers)):
+            raise ValueError(f"{name}={values} must be in ascending order")
 
 
 def within(options: Any, interval: str, *names: str) -> None:

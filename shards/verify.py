@@ -7,6 +7,7 @@ import json
 import sys
 import tarfile
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from shards import provenance
@@ -16,6 +17,7 @@ from shards.index import FILE_NAME, SPLITS, content_hash, index_hash, read_index
 from shards.writer import finished
 
 FIELD_OF = {extension: field for field, extensions in FIELDS.items() for extension in extensions}
+MISSING, DAMAGED, CONSTANT = "missing", "damaged", "constant"
 
 
 def verify(folder: Path) -> list[str]:
@@ -37,7 +39,108 @@ def verify(folder: Path) -> list[str]:
     return problems
 
 
+@dataclass
+class Inspection:
+    """What one shard holds, read to the last pixel.
+
+    Attributes:
+        shard: file name.
+        faults: "missing", "damaged" or "constant" (an image of one colour) -> names of what it is in.
+        problems: a sentence for everything that is missing or damaged.
+        rows: key, file, label, shard and the content of the json of each sample.
+        statistics: those of the sidecar.
+    """
+
+    shard: str
+    faults: dict[str, list[str]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    rows: list[dict] = field(default_factory=list)
+    statistics: dict = field(default_factory=dict)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is missing or damaged."""
+        return not self.problems
+
+    def fault(self, kind: str, problem: str) -> None:
+        """Record a fault of the whole shard or of one of its samples."""
+        self.faults[kind] = [self.shard]
+        self.problems.append(problem)
+
+
+def inspect(
+    path: Path,
+    keys: list[str] | None = None,
+    labels: list[int] | None = None,
+    image_shape: list[int] | None = None,
+    classes: int | None = None,
+) -> Inspection:
+    """Compare a shard with its sidecar and with what is expected of it, and decode every sample.
+
+    Args:
+        path: the tar.
+        keys: of the samples that it must hold, where they are known.
+        labels: theirs, where they are known.
+        image_shape: [H, W, C] of every image, where it is known.
+        classes: number of classes, where it is known.
+    """
+    found = Inspection(path.name)
+    record = finished(path)
+    if record is None:
+        found.fault(MISSING, f"{path} is missing, cut, or has no sidecar")
+        return found
+    found.statistics = record["statistics"]
+    if keys not in (None, record["keys"]) or labels not in (None, record["labels"]):
+        found.fault(DAMAGED, f"{path} holds other samples than it must")
+    # The bytes, and where the members lie in them.
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != record["sha256"]:
+        found.fault(DAMAGED, f"{path} has other bytes than its sidecar says (sha256)")
+    try:
+        with tarfile.open(path) as tar:
+            members = {member.name: [member.offset_data, member.size] for member in tar}
+    except (tarfile.TarError, ValueError) as error:
+        found.fault(DAMAGED, f"{path} is not a tar: {error}")
+        return found
+    expected = {
+        f"{key}.{extension}": place
+        for extension, places in record["members"].items()
+        for key, place in zip(record["keys"], places, strict=True)
+    }
+    if members != expected:
+        found.fault(DAMAGED, f"{path} has other members than its sidecar says")
+        return found
+    # Every sample.
+    for key, label in zip(record["keys"], record["labels"], strict=True):
+        row = {"key": key, "file": f"{key}.png", "label": label, "shard": path.name}
+        for extension in record["members"]:
+            offset, size = members[f"{key}.{extension}"]
+            data = content[offset : offset + size]
+            if extension == "cls":
+                if data != str(label).encode() or not 0 <= label < (label + 1 if classes is None else classes):
+                    found.fault(DAMAGED, f"{path}: the label of '{key}' is {data!r}")
+                continue
+            kind = FIELD_OF.get(extension)
+            if kind is None:
+                found.fault(DAMAGED, f"{path}: {key}.{extension} is of a kind that no reader knows")
+                continue
+            try:
+                value = DECODERS[kind](data)
+                if kind == "meta":
+                    row.update(value)
+            except Exception as error:  # whatever a decoder says about damaged bytes
+                found.fault(DAMAGED, f"{path}: {key}.{extension} cannot be read: {error}")
+                continue
+            if kind == "image" and list(value.shape) != (image_shape or list(value.shape)):
+                found.fault(DAMAGED, f"{path}: {key}.{extension} has shape {list(value.shape)}, not {image_shape}")
+            elif kind == "image" and (value == value[0, 0]).all():
+                found.faults.setdefault(CONSTANT, []).append(f"{path.name}: {key}")
+        found.rows.append(row)
+    return found
+
+
 def _folder_problems(folder: Path) -> Iterator[str]:
+    """Yield a sentence for each difference between an index, the sidecars and the shards, and within the shards."""
     index = read_index(folder)
     listed = [entry["url"] for entry in index["shardlist"]]
     if index_hash(index) != index["hash"]:
@@ -49,60 +152,14 @@ def _folder_problems(folder: Path) -> Iterator[str]:
     for entry in index["shardlist"]:
         path = folder / entry["url"]
         record = finished(path)
-        if record is None:
-            yield f"{path} is missing, cut, or has no sidecar"
-            continue
-        if [record["count"], record["bytes"], record["sha256"]] != [
-            entry["nsamples"],
-            entry["filesize"],
-            entry["sha256"],
-        ]:
-            yield f"{path.with_suffix('.json')} and the index differ"
-        for key in record["keys"]:
-            if keys.setdefault(key, path.name) != path.name:
-                yield f"{path}: key '{key}' is also in {keys[key]}"
-        yield from _shard_problems(path, record, index)
-
-
-def _shard_problems(path: Path, record: dict, index: dict) -> Iterator[str]:
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != record["sha256"]:
-        yield f"{path} has other bytes than its sidecar says (sha256)"
-    try:
-        with tarfile.open(path) as tar:
-            members = {member.name: [member.offset_data, member.size] for member in tar}
-    except (tarfile.TarError, ValueError) as error:
-        yield f"{path} is not a tar: {error}"
-        return
-    expected = {
-        f"{key}.{extension}": place
-        for extension, places in record["members"].items()
-        for key, place in zip(record["keys"], places, strict=True)
-    }
-    if members != expected:
-        yield f"{path} has other members than its sidecar says"
-        return
-    for key, label in zip(record["keys"], record["labels"], strict=True):
-        for extension in record["members"]:
-            offset, size = members[f"{key}.{extension}"]
-            data = content[offset : offset + size]
-            if extension == "cls":
-                if data != str(label).encode() or not 0 <= label < len(index["classes"]):
-                    yield f"{path}: the label of '{key}' is {data!r}"
-            elif problem := _sample_problem(FIELD_OF.get(extension), data, index):
-                yield f"{path}: {key}.{extension} {problem}"
-
-
-def _sample_problem(field: str | None, data: bytes, index: dict) -> str | None:
-    if field is None:
-        return "is of a kind that no reader knows"
-    try:
-        value = DECODERS[field](data)
-    except Exception as error:  # whatever a decoder says about damaged bytes
-        return f"cannot be read: {error}"
-    if field == "image" and list(value.shape) != index.get("image_shape", list(value.shape)):
-        return f"has shape {list(value.shape)}, the index says {index['image_shape']}"
-    return None
+        if record is not None:
+            in_index = [entry["nsamples"], entry["filesize"], entry["sha256"]]
+            if [record["count"], record["bytes"], record["sha256"]] != in_index:
+                yield f"{path.with_suffix('.json')} and the index differ"
+            for key in record["keys"]:
+                if keys.setdefault(key, path.name) != path.name:
+                    yield f"{path}: key '{key}' is also in {keys[key]}"
+        yield from inspect(path, image_shape=index.get("image_shape"), classes=len(index["classes"])).problems
 
 
 def main() -> int:

@@ -70,7 +70,7 @@ def finished(path: Path) -> dict | None:
 
 
 def _read_sidecar(path: Path) -> dict | None:
-    """Return the sidecar of a tar, or None where there is none that can be read, such as one that a bad disk cut."""
+    """Return the sidecar of a tar, or None where it is missing or unreadable, such as one that a bad disk cut."""
     try:
         return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -79,34 +79,38 @@ def _read_sidecar(path: Path) -> dict | None:
 
 @contextlib.contextmanager
 def disk_full_as_user_error(path: Path) -> Iterator[None]:
-    """Turn "no space left" and "quota exceeded" into a UserError that names the file, or `path` if it is not told."""
+    """Turn "no space left" and "quota exceeded" into a UserError that names the file, or `path` where it is unknown."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
         number = getattr(error, "errno", None)
-        said = next((text for code, text in FULL.items() if code == number or text in str(error)), None)
-        if said is None:
+        reason = next((text for code, text in FULL.items() if code == number or text in str(error)), None)
+        if reason is None:
             raise
         raise UserError(
-            f"no space left while writing {getattr(error, 'filename', None) or path} ({said}); free some or choose "
+            f"no space left while writing {getattr(error, 'filename', None) or path} ({reason}); free some or choose "
             "another folder, then run the same command again: what is finished is kept"
         ) from None
 
 
 def require_writable(output_dir: Path) -> None:
     """Raise UserError where a folder cannot be made or written; leaves nothing behind."""
-    there = output_dir
+    if reason := why_not_writable(output_dir):
+        raise UserError(f"output_dir={output_dir} cannot be written ({reason}); choose another --output_dir")
+
+
+def why_not_writable(folder: Path) -> str | None:
+    """Return why a folder cannot be made or written, as "PATH: reason", or None where it can; leaves nothing behind."""
+    nearest = folder
     try:
-        while not there.exists():
-            there = there.parent
-        with tempfile.TemporaryFile(dir=there):
-            pass
+        while not nearest.exists():
+            nearest = nearest.parent
+        with tempfile.TemporaryFile(dir=nearest):
+            return None
     except OSError as error:
-        raise UserError(
-            f"output_dir={output_dir} cannot be written ({there}: {error.strerror}); choose another --output_dir"
-        ) from None
+        return f"{nearest}: {error.strerror}"
 
 
 class _Hashing:

@@ -19,7 +19,7 @@ def allow_fp16() -> None:
     """Let DeepSpeed and the trainings use fp16 on a CPU, where it is slow and right."""
     from deepspeed.accelerator import get_accelerator
 
-    from mdaug.training import engine
+    from mdaug import distributed
 
     get_accelerator().is_fp16_supported = lambda: True
-    engine.require_gpu_for_fp16 = lambda precision, kind: None
+    distributed.require_gpu_for_fp16 = lambda precision, kind: None

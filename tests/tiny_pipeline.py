@@ -1,7 +1,9 @@
-"""A pipeline of random weights that samples in a moment."""
+"""A pipeline of random weights that samples in a moment, and how tests sample from it."""
 
 from __future__ import annotations
 
+import sysconfig
+import venv
 from pathlib import Path
 
 import torch
@@ -87,3 +89,22 @@ def save_tiny(folder: Path, **options) -> Path:
     made_from = {"images": "1" * 64, "vqvae": "2" * 64, "latents": "3" * 64}
     save_pipeline(tiny_pipeline(**options), folder, made_from=made_from, config={})
     return folder
+
+
+def clean_environment(folder: Path) -> Path:
+    """Make a virtual environment that finds the libraries of this one, but no project installed in it; its python."""
+    venv.create(folder, symlinks=True)
+    packages = sysconfig.get_path("purelib", vars={"base": str(folder)})
+    # A .pth file adds a folder without reading the .pth files in it, by which an editable mdaug would be found.
+    Path(packages, "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "bin" / "python"
+
+
+def seeded(count: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in range(count)]
+
+
+def sample(pipeline, labels=("fall", 0), count=2, **options):
+    options = {"num_inference_steps": 5, "output_type": "pt", "generator": seeded(len(labels) * count)} | options
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(list(labels), num_images_per_prompt=count, **options).images

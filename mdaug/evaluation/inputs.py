@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mdaug.artifacts import find_vqvae
 from mdaug.evaluation.options import EvaluateConfig, Part
 from mdaug.measures import classifier
-from mdaug.models.vqvae import find_vqvae
 from shards import provenance
 from shards.dataset import ShardDataset
 from shards.errors import UserError

@@ -15,6 +15,7 @@ from diffusers import VQModel
 from PIL import Image
 
 from mdaug import distributed
+from mdaug.artifacts import find_vqvae, load_geometry, open_images, packing_options_of
 from mdaug.config import as_dict
 from mdaug.evaluation.options import ReconstructConfig
 from mdaug.evaluation.report import pictures
@@ -24,9 +25,9 @@ from mdaug.measures.image_quality import MEASURES, as_tensor, psnr
 from mdaug.models.latent_statistics import LatentStatistics
 from mdaug.models.perceptual import PerceptualLoss
 from mdaug.models.quantizer import code_usage
-from mdaug.models.vqvae import find_vqvae, how_packed, load_geometry, load_vqvae, open_images
+from mdaug.models.vqvae import load_vqvae
 from shards import atomic, provenance
-from shards.colormap import most_frequent, paint
+from shards.colormap import floor_of, paint
 from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.packed import packed_hash
@@ -34,7 +35,6 @@ from shards.progress import Progress
 from shards.validation import Preflight
 
 METRICS, TABLE, STRIP = "reconstruction.json", "reconstruction.txt", "reconstruction.png"
-FLOOR_IMAGES = 64
 SCALE_IMAGES = 1024  # training images, evenly spread, over which the scale of the latents is measured
 VQVAE = "VQ-VAE"  # row of the table
 
@@ -73,7 +73,7 @@ def check(options: ReconstructConfig, where: Preflight) -> None:
     """Raise UserError where inputs that are there do not fit; earlier results are replaced."""
     if where.inputs_there:
         folder = find_vqvae(options.vqvae_path)
-        size, packing = how_packed(folder)
+        size, packing = packing_options_of(folder)
         if packed_hash(options.data_dir, size, **packing) is not None:
             _open_split(options.data_dir, folder, options.split)
 
@@ -155,7 +155,7 @@ def measure(
     def colours(images: np.ndarray) -> np.ndarray:
         return np.stack([paint(image, colormap) for image in images])
 
-    floor = _floor(dataset, colormap)
+    floor = floor_of(dataset, colormap)
     labels = dataset.labels[indices]
     parts: dict[str, list[dict[str, np.ndarray]]] = {row: [] for row in (VQVAE, *familiar)}
     code_counts = torch.zeros(vqvae.config.num_vq_embeddings, dtype=torch.float64, device=vqvae.device)
@@ -230,11 +230,6 @@ def _open_split(packed: Path, vqvae: Path, split: str) -> ShardDataset:
             if len(dataset):
                 return dataset
     raise UserError(f"{packed} has no images in {' or '.join(splits)}; pack them again, or choose another --split")
-
-
-def _floor(dataset: ShardDataset, colormap: str | None) -> list[int]:
-    shown = range(0, len(dataset), max(1, len(dataset) // FLOOR_IMAGES))
-    return most_frequent(np.stack([paint(dataset[i]["image"], colormap) for i in shown]))
 
 
 @torch.no_grad()

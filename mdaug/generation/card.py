@@ -1,4 +1,4 @@
-"""What describes a data set: manifest.csv and .parquet, and the card."""
+"""What describes a data set: manifest.csv and .parquet, the report of the sifter, and the card README.md."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mdaug.generation import real_images
-from mdaug.generation.plan import Plan
+import pyarrow
+from pyarrow import parquet
+
+from mdaug.generation.plan import REAL, Plan
 from shards.atomic import replacing
 
-# Column -> (type in Parquet, what it says); a column without a value is empty in the CSV and null in Parquet.
+# Column -> (type in Parquet, meaning); a column without a value is empty in the CSV and null in Parquet.
 COLUMNS = {
     "key": ("string", "name of the sample in its shard"),
     "file": ("string", "name of the picture in its shard"),
@@ -38,7 +40,7 @@ def columns(conditions: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 class Manifest:
-    """Writes both files, row by row, and puts them in place at the end if nothing was raised; a context manager."""
+    """Writes both manifests row by row, and puts them in place at the end if nothing was raised; a context manager."""
 
     def __init__(self, folder: Path, conditions: Iterable[str] = ()):
         self.columns = columns(conditions)
@@ -46,10 +48,6 @@ class Manifest:
         self.files = contextlib.ExitStack()
 
     def __enter__(self) -> Manifest:
-        import pyarrow
-        from pyarrow import parquet
-
-        self.arrow = pyarrow
         kinds = {
             name: getattr(pyarrow, "bool_" if kind == "bool" else kind)() for name, (kind, _) in self.columns.items()
         }
@@ -67,10 +65,10 @@ class Manifest:
         return self
 
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Append rows; what they have beside the columns is left out."""
+        """Append rows; keys that are not columns are left out."""
         full = [{name: row.get(name) for name in self.columns} for row in rows]
         self.csv.writerows(full)
-        self.parquet.write_table(self.arrow.Table.from_pylist(full, schema=self.schema))
+        self.parquet.write_table(pyarrow.Table.from_pylist(full, schema=self.schema))
 
     def __exit__(self, *error: Any) -> None:
         self.parquet.close()
@@ -108,7 +106,7 @@ configs:
 
 {height} x {width} {"RGB" if channels == 3 else "grey"} PNG in WebDataset tars.
 Made by mdaug from the pipeline {plan.pipeline[:12]} with {plan.scheduler_type}, {plan.num_inference_steps} steps,
-{guidance}, seed {plan.seed}. `plan.json` holds every setting.
+{guidance}, seed {plan.seed}. `run.json` holds every setting.
 
 ```python
 import webdataset
@@ -128,7 +126,7 @@ for image, label in webdataset.WebDataset("{_urls(plan)}", shardshuffle=False).d
 
 
 def sift_report(plan: Plan, statistics: list[dict]) -> dict:
-    """Return what the sifter made of all shards.
+    """Return the verdicts of the sifter on all shards.
 
     Returns:
         {"sifters": their hashes, "max_candidates", "classes": {name: {"made", "rejected", "rate", "reasons": {reason:
@@ -194,7 +192,7 @@ def _urls(plan: Plan) -> str:
     """Return the names of all tars as one brace expression."""
     names = _range("", plan.num_shards)
     if plan.include_real:
-        names = f"{{{names},{_range('real-', real_images.num_shards(plan))}}}"
+        names = f"{{{names},{_range(f'{REAL}-', plan.num_real_shards)}}}"
     return f"{names}.tar"
 
 

@@ -1,4 +1,4 @@
-"""How many samples of each class: the rules of the command line, resolved to one number per class."""
+"""How many samples of each class: the rules of the options, resolved to one number per class."""
 
 from __future__ import annotations
 
@@ -8,20 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.dataset import ShardDataset
 from shards.errors import UserError
 
 DEFAULT_SAMPLES = 16
-
-
-def parse(field: str, text: str) -> dict[str, int]:
-    """Return the counts of "fall=30,walk=20"; raises ValueError for any other text."""
-    counts = {}
-    for part in text.split(","):
-        name, _, count = part.rpartition("=")
-        if not name or not count.strip().lstrip("-").isdigit():
-            raise ValueError(f"{field} is '{text}'; write it as fall=30,walk=20")
-        counts[name.strip()] = int(count)
-    return counts
 
 
 def require_known(names: Iterable[str], known: list[str]) -> None:
@@ -50,40 +40,40 @@ def of_real(source: Path) -> dict[str, int]:
         source = source.parent
     if not (source / "train" / "index.json").is_file():
         raise UserError(
-            f"{source} says not how many images a class has; give a packed set (mdaug pack), or a JSON file "
+            f"{source} does not say how many images each class has; give a packed set (mdaug pack), or a JSON file "
             'such as {"fall": 120, "walk": 300}'
         )
-    from shards.dataset import ShardDataset
-
     dataset = ShardDataset(source / "train", fields=())
     counts = np.bincount(dataset.labels, minlength=len(dataset.classes)).tolist()
     return dict(zip(dataset.classes, counts, strict=True))
 
 
 def even(num_samples: int, classes: list[str], known: list[str], have: dict[str, int] | None = None) -> dict[str, int]:
-    """Return counts over the `known` classes: num_samples given to `classes` so that all end as level as can be.
+    """Return counts over the `known` classes: num_samples given to `classes`, for totals as even as can be.
 
     Args:
         num_samples: how many to give.
         classes: those that get any; where they cannot all get the same, the first ones (in the order of known) get one
             more.
         known: all classes of the model.
-        have: what is there already and counts towards the level.
+        have: images that exist already and count towards the totals.
     """
     chosen = [name for name in known if name in classes]
-    there = np.array([(have or {}).get(name, 0) for name in chosen])
-    # The level that num_samples fills the classes up to, from the emptiest: the last of these that is not above.
-    order = np.sort(there)
+    existing = np.array([(have or {}).get(name, 0) for name in chosen])
+    # Filling from the emptiest class up, as water rises: the level with the n emptiest classes, for every n; the right
+    # n is the last whose fullest class is not above that level.
+    order = np.sort(existing)
     filled = (num_samples + np.cumsum(order)) // np.arange(1, len(order) + 1)
     reached = int(np.flatnonzero(filled >= order)[-1])
-    given = np.maximum(filled[reached] - there, 0)
-    for place in np.flatnonzero(there <= filled[reached])[: num_samples - int(given.sum())]:
-        given[place] += 1
+    given = np.maximum(filled[reached] - existing, 0)
+    # What is left over: one more for the first classes at that level.
+    for i in np.flatnonzero(existing <= filled[reached])[: num_samples - int(given.sum())]:
+        given[i] += 1
     return dict.fromkeys(known, 0) | dict(zip(chosen, given.tolist(), strict=True))
 
 
 def filled(known: list[str], have: dict[str, int], *, balance: bool, fill: dict[str, int]) -> dict[str, int]:
-    """Return what each class lacks: to its number in `fill`, or, with `balance`, to the largest class there is.
+    """Return how many each class is missing: to its number in `fill`, or, with `balance`, to the largest class.
 
     Args:
         known: all classes of the model.
@@ -93,19 +83,3 @@ def filled(known: list[str], have: dict[str, int], *, balance: bool, fill: dict[
     """
     largest = max(have.values(), default=0) if balance else 0
     return {name: max(0, fill.get(name, largest) - have.get(name, 0)) for name in known}
-
-
-def parse_conditions(text: str) -> dict[str, float]:
-    """Return `speed=1.2,aspect=30` as a dict.
-
-    Raises:
-        ValueError: a part that is not name=number.
-    """
-    fixed: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, value = part.partition("=")
-        try:
-            fixed[name.strip()] = float(value)
-        except ValueError:
-            raise ValueError(f"conditions holds '{part}'; write name=number, such as speed=1.2,aspect=30") from None
-    return fixed

@@ -5,17 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 
 from mdaug.generation.plan import Plan
+from shards import atomic
 from shards.colormap import colormap, detect
-from shards.dataset import decode_image
-from shards.index import read_index
-from shards.writer import finished
+from shards.dataset import ShardDataset, decode_image
 
 FOLDERS = {"folder": "images", "npy": "arrays"}
 
@@ -25,37 +22,25 @@ def write_files(plan: Plan, folder: Path) -> Path:
 
     PNG files are the bytes of the shards, so size and colours are those of the training data; `mdaug pack` reads the
     folder. Arrays are float32 (H, W) in dB relative to the top of the colour scale, in [-dynamic_range_db, 0].
-    The folder is written beside its final place and renamed.
-
     Returns:
         The folder.
     """
     final = folder / FOLDERS[plan.output_format]
-    temporary = folder / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
     suffix = ".png" if plan.output_format == "folder" else ".npy"
-    for name in plan.counts:
-        (temporary / name).mkdir(parents=True)
-    with open(temporary / "metadata.csv", "w", encoding="utf-8", newline="") as file:
+    samples = ShardDataset(folder, fields=("image", "meta"))
+    conditions = [f"condition_{name}" for name in plan.condition_names]
+    with (
+        atomic.replacing_folder(final) as temporary,
+        open(temporary / "metadata.csv", "w", encoding="utf-8", newline="") as file,
+    ):
         table = csv.writer(file, lineterminator="\n")
-        told = [f"condition_{name}" for name in plan.condition_names]
-        table.writerow(["file", "class", "source", "seed", *told])
-        for entry in read_index(folder)["shardlist"]:
-            record = finished(folder / entry["url"])
-            assert record is not None
-            content = (folder / entry["url"]).read_bytes()
-            for row, key in enumerate(record["keys"]):
-                places = (record["members"][name][row] for name in ("png", "json"))
-                image, text = (content[offset : offset + size] for offset, size in places)
-                meta = json.loads(text)
-                path = f"{meta['class']}/{key}{suffix}"
-                (temporary / path).write_bytes(image if suffix == ".png" else _decibels(image, plan))
-                table.writerow([path, meta["class"], meta["source"], meta["seed"], *(meta[name] for name in told)])
-    for name in plan.counts:
-        if not any((temporary / name).iterdir()):
-            (temporary / name).rmdir()
-    shutil.rmtree(final, ignore_errors=True)
-    os.rename(temporary, final)
+        table.writerow(["file", "class", "source", "seed", *conditions])
+        for i, key in enumerate(samples.keys):
+            image, meta = samples.raw(i, "image"), json.loads(samples.raw(i, "meta"))
+            path = f"{meta['class']}/{key}{suffix}"
+            (temporary / meta["class"]).mkdir(exist_ok=True)
+            (temporary / path).write_bytes(image if suffix == ".png" else _decibels(image, plan))
+            table.writerow([path, meta["class"], meta["source"], meta["seed"], *(meta[name] for name in conditions)])
     return final
 
 

@@ -1,4 +1,4 @@
-"""The end of a plan: every shard is looked at, then the files that make the folder a data set are written."""
+"""The end of a plan: look at every shard, then write the files that make the folder a data set."""
 
 from __future__ import annotations
 
@@ -12,58 +12,63 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mdaug import config
 from mdaug.generation import card, export
-from mdaug.generation import real_images as real
 from mdaug.generation.card import Manifest
-from mdaug.generation.inspection import CONSTANT, DAMAGED, MISSING, Inspection, inspect
-from mdaug.generation.plan import Plan
+from mdaug.generation.options import GenerateConfig
+from mdaug.generation.plan import REAL, Plan
 from mdaug.images import grid
-from shards import index, provenance
-from shards.atomic import replacing, write_text
+from shards import index
+from shards.atomic import remove_debris, replacing, write_text
 from shards.colormap import paint
 from shards.dataset import ShardDataset
 from shards.errors import UserError
+from shards.output_folder import OutputFolder
+from shards.verify import CONSTANT, DAMAGED, MISSING, Inspection, inspect
 from shards.writer import disk_full_as_user_error
 
 GRID_COLUMNS = 8
-GRIDS = "grids"
+GRID, GRIDS = "grid.png", "grids"
 KIND, MIXED = "synthetic", "mixed"  # of a mixed set `mdaug evaluate` measures the synthetic images only
 
 
-def finalize(plan: Plan, folder: Path, *, config: dict, mend: dict[str, str]) -> str:
+def write_data_set(plan: Plan, output: OutputFolder, options: GenerateConfig) -> str:
     """Look at every sample, and write index, manifest, card, pictures, the other output form and provenance.
 
-    One process at a time, see `shards.atomic.locked`.
+    One process at a time, see `shards.output_folder.exclusive`.
 
     Args:
         plan: the plan of the folder.
-        folder: where the shards are.
-        config: the resolved configuration, as plain JSON values.
-        mend: the commands that make what is missing of the "synthetic" and of the "real" images.
+        output: the folder.
+        options: those of the command, for provenance and for the commands that errors print.
 
     Returns:
         A sentence that says what was found.
 
     Raises:
-        UserError: shards are missing or damaged, images are constant, or a class has not the number asked for; with
-            what mends it.
+        UserError: shards are missing or damaged, or images are constant; with the command that repairs it.
     """
-    (folder / provenance.FILE_NAME).unlink(missing_ok=True)  # until all has been found
-    classes = list(plan.counts)
+    folder, classes = output.path, list(plan.counts)
+    output.begin_again()
+    remove_debris(folder)
+    # Every sample: a row of the manifest each, and all faults before any of them is an error.
     found: Counter = Counter()
     faults: dict[str, list[str]] = {}
     sifted: list[dict] = []
     with disk_full_as_user_error(folder), Manifest(folder, plan.condition_names) as manifest:
         for shard in _inspections(plan, folder):
-            for kind, where in shard.faults.items():
-                faults.setdefault(kind, []).extend(dict.fromkeys(where))
+            for kind, places in shard.faults.items():
+                faults.setdefault(kind, []).extend(places)
+            if not shard.is_whole:
+                continue
             for row in shard.rows:
                 found[row["source"], row["class"]] += 1
                 if row["source"] == "synthetic":
                     row.update(guidance_scale=plan.guidance_scale, pipeline=plan.pipeline)
             manifest.add(shard.rows)
             sifted.append(shard.statistics)
-        _refuse(faults, folder, mend)
+        _refuse(faults, folder, options)
+    # The files beside the shards.
     content = index.write_index(folder, classes, image_shape=plan.image_shape, colormap=plan.colormap)
     write_text(folder / "classes.json", json.dumps(classes, ensure_ascii=False) + "\n")
     report = card.sift_report(plan, [statistics for statistics in sifted if statistics]) if plan.sift else None
@@ -73,15 +78,12 @@ def finalize(plan: Plan, folder: Path, *, config: dict, mend: dict[str, str]) ->
     _write_grids(plan, folder)
     if plan.output_format != "shards":
         export.write_files(plan, folder)
-    made_from = {"pipeline": plan.pipeline, "images": plan.images}
-    if plan.include_real:
-        made_from["real"] = plan.include_real["hash"]
-    kind = MIXED if plan.include_real else KIND
-    provenance.write(folder, kind=kind, content_hash=content["hash"], made_from=made_from, config=config)
+    # The mark of the end is last.
+    output.finish(MIXED if plan.include_real else KIND, content["hash"], config.as_dict(options))
     lines = card.sift_lines(report) if report else []
-    real_images = sum(count for (source, _), count in found.items() if source == "real")
-    mixed = f" and {real_images} real ones" if real_images else ""
-    return "\n".join([*lines, f"found {found.total() - real_images} = asked {plan.total}{mixed}: {folder} is finished"])
+    real = sum(count for (source, _), count in found.items() if source == "real")
+    mixed = f" and {real} real ones" if real else ""
+    return "\n".join([*lines, f"found {found.total() - real} = asked {plan.total}{mixed}: {folder} is finished"])
 
 
 def write_grid(plan: Plan, folder: Path) -> None:
@@ -93,7 +95,7 @@ def write_grid(plan: Plan, folder: Path) -> None:
         if len(first):
             rows.append([paint(dataset[i]["image"], plan.colormap) for i in first.tolist()])
             names.append(name)
-    with replacing(folder / "grid.png") as file:
+    with replacing(folder / GRID) as file:
         Image.fromarray(grid(rows, names)).save(file, "PNG")
 
 
@@ -115,34 +117,42 @@ def _inspections(plan: Plan, folder: Path) -> Iterator[Inspection]:
     def synthetic(shard: int) -> Inspection:
         return inspect(folder / plan.shard_name(shard), *plan.keys_and_labels(shard), plan.image_shape)
 
-    def copied(shard: int) -> Inspection:
-        return inspect(folder / real.shard_name(shard), real.keys(plan, shard), None, plan.image_shape)
+    def real(shard: int) -> Inspection:
+        keys = [plan.real_key(i) for i in plan.real_images(shard)]
+        return inspect(folder / plan.real_shard_name(shard), keys, None, plan.image_shape)
 
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as threads:
         yield from threads.map(synthetic, range(plan.num_shards))
-        yield from threads.map(copied, range(real.num_shards(plan)))
+        yield from threads.map(real, range(plan.num_real_shards))
 
 
-def _refuse(faults: dict[str, list[str]], folder: Path, mend: dict[str, str]) -> None:
+def _refuse(faults: dict[str, list[str]], folder: Path, options: GenerateConfig) -> None:
+    """Raise UserError for the gravest kind of fault, with the command that repairs it."""
     if missing := faults.get(MISSING):
-        commands = _commands(missing, mend)
-        raise UserError(f"{folder} is not complete: {_some(missing, 'shard')} missing; make the rest with: {commands}")
+        raise UserError(
+            f"{folder} is not complete: {_some(missing, 'shard')} missing; "
+            f"make the rest with: {_commands(missing, options)}"
+        )
     if damaged := faults.get(DAMAGED):
-        commands = _commands(damaged, mend | {"synthetic": f"{mend['synthetic']} --repair"})
         raise UserError(
             f"{folder}: {_some(damaged, 'shard')} damaged or of another plan (sha256, samples or pictures differ); "
-            f"make them again with: {commands}"
+            f"make them again with: {_commands(damaged, options, ' --repair')}"
         )
     if constant := faults.get(CONSTANT):
         raise UserError(
-            f"{folder}: {_some(constant, 'image')} of one colour only; that lies in the model or its settings: "
+            f"{folder}: {_some(constant, 'image')} of one colour only, because of the model or its settings: "
             "look at them, choose other steps, guidance or precision and a new --output_dir, or reject them with --sift"
         )
 
 
-def _commands(shards: list[str], mend: dict[str, str]) -> str:
-    kinds = {"real" if name.startswith(real.PREFIX) else "synthetic" for name in shards}
-    return " && ".join(command for kind, command in mend.items() if kind in kinds)
+def _commands(shards: list[str], options: GenerateConfig, repair: str = "") -> str:
+    """Return the commands that make shards again: `work` for synthetic ones, `plan` for real ones."""
+    folders = f"--ldm_path {options.ldm_path} --output_dir {options.output_dir}"
+    real = [name for name in shards if name.startswith(REAL)]
+    commands = [f"mdaug generate --step work {folders}{repair}"] if len(real) < len(shards) else []
+    if real:
+        commands.append(f"mdaug generate --step plan {folders} --include_real {options.include_real or 'PACKED'}")
+    return " && ".join(commands)
 
 
 def _some(names: list[str], what: str) -> str:

@@ -1,29 +1,32 @@
 """`mdaug generate`: exactly the labelled samples asked for, as tar shards.
 
-A plan fixes what is made; workers make its shards by a rule, skipping what is there; finalize looks at
-every sample and writes the index. Workers are array tasks of SLURM, ranks of the environment (RANK,
-WORLD_SIZE, LOCAL_RANK), or both, and need not know of each other.
+    plan      decide what is made, make the folder that of this plan, copy the real images, train the sifter
+    work      make the shards of this worker, skipping those that exist
+    finalize  look at every sample; write index, manifest, card and, last, the mark of the end
+
+Workers are array tasks of SLURM, ranks of the environment (RANK, WORLD_SIZE, LOCAL_RANK), or both, and need not know of
+each other.
 """
 
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-from mdaug import config as configuration
-from mdaug.generation import make_plan
+from mdaug import config, distributed
+from mdaug.generation import make_plan, real_images
+from mdaug.generation.finalize import GRID, write_data_set, write_grid
 from mdaug.generation.options import GenerateConfig
-from mdaug.generation.worker import place
-from mdaug.pipeline import schedulers
-from shards import atomic, provenance
+from mdaug.generation.plan import Plan, claim_folder, read_plan, refuse_other_folder
+from mdaug.generation.worker import is_complete, make_shards, worker_of_environment
+from mdaug.measures import sifter
+from mdaug.pipeline.folder import save_pipeline
+from mdaug.pipeline.pipeline import MicroDopplerPipeline
+from mdaug.pipeline.schedulers import scheduler_like
+from shards import provenance
 from shards.errors import UserError
+from shards.output_folder import OutputFolder, exclusive
 from shards.validation import Preflight
-
-if TYPE_CHECKING:
-    from mdaug.generation.plan import Plan
-
 
 PIPELINE_FOLDER = "vq_diffusion_pipeline"
 
@@ -31,118 +34,122 @@ PIPELINE_FOLDER = "vq_diffusion_pipeline"
 def check(options: GenerateConfig, where: Preflight) -> None:
     """Raise UserError where output_dir holds samples of another plan, or inputs that are there do not fit.
 
-    Where the job will run need not be like here, so a plan that is there is taken to be for that kind of device.
+    The job may run on another kind of machine than this one, so the device of a plan that exists is not compared.
     """
-    from mdaug.generation import plan as plans
-
     if where.device == "cpu":
         make_plan.require_cpu_compatible(options)
-    begun = (options.output_dir / plans.FILE_NAME).is_file()
-    kind = plans.read_plan(options.output_dir).device if begun else "cuda"
-    plans.refuse_other(options.output_dir, make_plan.wanted_plan(options, kind) if where.inputs_there else None)
+    wanted = read_plan(options.output_dir)
+    if where.inputs_there:
+        wanted = make_plan.wanted_plan(options, wanted.device if wanted else "cuda")
+    refuse_other_folder(options.output_dir, wanted)
 
 
-def run(config: GenerateConfig) -> None:
-    """Make the samples of a configuration; see the module's docstring.
+@dataclass(frozen=True)
+class _Job:
+    """A worker and the folder that it works in; `finished_before` is the `_finished_at` of when it began."""
+
+    options: GenerateConfig
+    plan: Plan
+    output: OutputFolder
+    worker: int
+    workers: int
+    finished_before: int | None
+
+
+def run(options: GenerateConfig) -> None:
+    """Take the step that the options name, or all of them; see the module's docstring.
 
     Raises:
         UserError: folders that do not fit, classes that the model does not know, no space left.
     """
-    from mdaug.generation import plan as plans
-
-    worker, workers = place(config, os.environ)
-    folder = config.output_dir
-    plan = make_plan.wanted_plan(config, make_plan.device().split(":")[0])
-    plans.claim_folder(folder, plan)
-    if worker == 0 and config.step != "finalize":
-        make_plan.print_plan(plan, folder)
-    if config.step in ("all", "plan"):
-        make_plan.prepare(plan, config, worker)
-    before = _finished(folder)
-    if config.step == "work" or (config.step == "all" and (config.repair or not before)):
-        _work(plan, config, worker, workers)
-    if config.step == "finalize" or (config.step == "all" and (config.repair or not before)):
-        if not _finalize(plan, config, worker, workers, before):
-            return
-    elif config.step == "all":
-        print(_found(plan, folder), flush=True)
-    if config.grid and config.step in ("all", "finalize") and not (folder / "grid.png").is_file():
-        from mdaug.generation.finalize import write_grid
-
-        write_grid(plan, folder)
+    worker, workers = worker_of_environment(options, os.environ)
+    wanted = make_plan.wanted_plan(options, distributed.device().type)
+    output = claim_folder(options.output_dir, wanted)
+    if worker == 0 and options.step != "finalize":
+        make_plan.print_plan(wanted, output.path)
+    job = _Job(options, wanted, output, worker, workers, _finished_at(output))
+    if options.step == "plan":
+        plan(job)
+    elif options.step == "work":
+        work(job)
+    elif options.step == "finalize":
+        finalize(job)
+    else:
+        all_steps(job)
 
 
-def _work(plan: Plan, config: GenerateConfig, worker: int, workers: int) -> None:
-    import torch
+def all_steps(job: _Job) -> None:
+    """Plan, work, and finalize if no other worker still has shards to make; a finished folder stays as it is."""
+    plan(job)
+    if job.finished_before is not None and not job.options.repair:
+        print(_found(job), flush=True)
+        _write_grid(job)
+        return
+    work(job)
+    if job.workers > 1 and not is_complete(job.plan, job.output.path):
+        print(f"worker {job.worker} is done; the last worker to finish writes the index", flush=True)
+    else:
+        finalize(job)
 
-    from mdaug.generation.worker import work
-    from mdaug.measures import sifter as sift
-    from mdaug.pipeline import folder as pipeline_folder
-    from mdaug.pipeline.pipeline import MicroDopplerPipeline
 
-    source, made = make_plan.open_folder(config)
-    device = make_plan.device()
-    for what, wanted, here in (
-        ("pipeline", plan.pipeline, made["hash"]),
-        ("kind of device", plan.device, torch.device(device).type),
+def plan(job: _Job) -> None:
+    """Make what the workers share: the shards of real images, by worker 0, and the sifter.
+
+    The sifter is made here for `--step plan` only; else the first worker that needs it makes it.
+    """
+    options = job.options
+    if options.include_real and job.worker == 0 and (options.repair or not job.output.finished):
+        real_images.write_shards(job.plan, options.include_real, job.output)
+    if job.plan.sift and options.step == "plan":
+        sifter.prepare(job.output.path, job.plan.sift, options.sift)
+
+
+def work(job: _Job) -> None:
+    """Make the shards of this worker with the pipeline and the kind of device of the plan."""
+    options, device = job.options, distributed.device()
+    source, made = make_plan.open_pipeline(options)
+    for what, planned, here in (
+        ("pipeline", job.plan.pipeline, made["hash"]),
+        ("kind of device", job.plan.device, device.type),
     ):
-        if wanted != here:
+        if planned != here:
             raise UserError(
-                f"the plan of {config.output_dir} is for the {what} {wanted[:12]}, but this is {here[:12]}; "
+                f"the plan of {options.output_dir} is for the {what} {planned[:12]}, but this is {here[:12]}; "
                 "go on with the same, or choose another --output_dir"
             )
     pipeline = MicroDopplerPipeline.from_pretrained(source)
-    pipeline.scheduler = schedulers.scheduler_like(pipeline.scheduler, plan.scheduler_type)
-    if worker == 0 and _wants_pipeline(config):
-        pipeline_folder.save_pipeline(
-            pipeline,
-            config.output_dir / PIPELINE_FOLDER,
-            made_from=made["made_from"],
-            config=configuration.as_dict(config),
-        )
-    sifter = sift.prepare(config.output_dir, plan.sift, config.sift) if plan.sift else None
-    work(plan, pipeline.to(device), config.output_dir, worker, workers, sifter=sifter, repair=config.repair)
+    pipeline.scheduler = scheduler_like(pipeline.scheduler, job.plan.scheduler_type)
+    if options.save_pipeline and job.worker == 0:
+        folder = options.output_dir / PIPELINE_FOLDER
+        save_pipeline(pipeline, folder, made_from=made["made_from"], config=config.as_dict(options))
+    judge = sifter.prepare(options.output_dir, job.plan.sift, options.sift) if job.plan.sift else None
+    make_shards(job.plan, pipeline.to(device), job.output, job.worker, job.workers, sifter=judge, repair=options.repair)
 
 
-def _finalize(plan: Plan, config: GenerateConfig, worker: int, workers: int, before: int | None) -> bool:
-    """Finalize, one process at a time, unless other workers are still at it; return whether the folder is finished.
+def finalize(job: _Job) -> None:
+    """Make the shards a data set, one process at a time.
 
-    Of workers that come to the end together the first finalizes, and the others find that the folder was finished
-    after they began: `before` is what `_finished` said then.
+    Of workers that come to the end together the first one does it; the others find that the folder was finished since
+    they began.
     """
-    from mdaug.generation import plan as plans
-    from mdaug.generation.finalize import finalize
-    from mdaug.generation.worker import missing_shards
-
-    if config.step == "all" and workers > 1 and missing_shards(plan, config.output_dir):
-        print(f"worker {worker} is done; the last worker to finish writes the index", flush=True)
-        return False
-    places = f"--ldm_path {config.ldm_path} --output_dir {config.output_dir}"
-    mend = {
-        "synthetic": f"mdaug generate --step work {places}",
-        "real": f"mdaug generate --step plan {places} --include_real {config.include_real or 'PACKED'}",
-    }
-    with atomic.locked(config.output_dir / plans.FILE_NAME):
-        if config.step == "all" and _finished(config.output_dir) not in (None, before):
-            said = _found(plan, config.output_dir)
+    with exclusive(job.output.path):
+        if _finished_at(job.output) in (None, job.finished_before):
+            print(write_data_set(job.plan, job.output, job.options), flush=True)
         else:
-            said = finalize(plan, config.output_dir, config=configuration.as_dict(config), mend=mend)
-    print(said, flush=True)
-    return True
+            print(_found(job), flush=True)
+    _write_grid(job)
 
 
-def _finished(folder: Path) -> int | None:
-    """Return when a folder was finished, or None for one that is not."""
-    path = folder / provenance.FILE_NAME
+def _finished_at(output: OutputFolder) -> int | None:
+    """Return when a folder was finished, in ns, or None for one that is not."""
+    path = output.path / provenance.FILE_NAME
     return path.stat().st_mtime_ns if path.is_file() else None
 
 
-def _found(plan: Plan, folder: Path) -> str:
-    return f"found {plan.total} = asked {plan.total}: {folder} is finished"
+def _found(job: _Job) -> str:
+    return f"found {job.plan.total} = asked {job.plan.total}: {job.output.path} is finished"
 
 
-def _wants_pipeline(config: GenerateConfig) -> bool:
-    """Ask, as the original command line did, but never where nobody can answer."""
-    if config.save_pipeline is None and sys.stdin.isatty():
-        return input("Create and save a custom pipeline? (y/n) ").strip().lower() in ("y", "yes")
-    return bool(config.save_pipeline)
+def _write_grid(job: _Job) -> None:
+    if job.options.grid and not (job.output.path / GRID).is_file():
+        write_grid(job.plan, job.output.path)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from mdaug.generation import counts
 from mdaug.pipeline import schedulers
-from shards.validation import operational
+from shards.validation import at_least, operational, within
 
 DEFAULT_STEPS = 50  # of the sampler
 
@@ -23,10 +22,11 @@ class GenerateConfig:
     output_dir: Path = operational()
     """Folder of the data set. The same command again goes on where it stopped."""
     step: Literal["all", "plan", "work", "finalize"] = operational("all")
-    """plan: write plan.json; work: make this worker's shards; finalize: look at every sample, write index and manifest.
-    Where plan.json is there, work and finalize need no more than ldm_path and output_dir."""
+    """plan: write run.json, which fixes what is made; work: make this worker's shards; finalize: look at every sample,
+    write index and manifest. After plan, work and finalize need no more than ldm_path and output_dir."""
     vqvae_path: Path | None = operational(None)
-    """The VQ-VAE is part of the pipeline; a path given here is only checked to be the same."""
+    """Kept for compatibility with the original: the VQ-VAE is part of the pipeline; a path given here is only checked
+    to be the same."""
     num_samples: int | None = None
     """Number of samples, spread evenly over the classes, the remainder to the first ones (default 16)."""
     per_class: str | dict[str, int] | None = None
@@ -36,7 +36,8 @@ class GenerateConfig:
     balance_to: Path | None = None
     """Packed set (or JSON file of counts) whose classes are each filled up to its largest one."""
     fill: str | dict[str, int] | None = None
-    """Totals to fill classes up to: ID_3=50 makes what lacks to 50 beside the images of balance_to or include_real."""
+    """Totals to fill classes up to. ID_3=50: generate as many as are missing to reach 50, counting the images of
+    balance_to or include_real."""
     include_real: Path | None = operational(None)
     """Packed set whose training images are put beside the synthetic ones; num_samples then evens the classes out."""
     output_format: Literal["shards", "folder", "npy"] = "shards"
@@ -54,7 +55,8 @@ class GenerateConfig:
     scheduler_type: str | None = None
     """ddpm, ddim, pndm, dpmsolver++, unipc, euler or heun (default: that of quality, or the one of the model)."""
     beta_schedule: str | None = None
-    """linear, cosine or squaredcos_cap_v2; only checked to be that of the training."""
+    """Kept for compatibility with the original: linear, cosine or squaredcos_cap_v2, only checked to be that of the
+    training."""
     guidance_scale: float = 1.0
     """Classifier-free guidance; 1 is none and takes half the time."""
     guidance_interval: list[float] = dataclasses.field(default_factory=lambda: [0.0, 1.0])
@@ -83,8 +85,8 @@ class GenerateConfig:
     """Look at the bytes of finished shards and make damaged ones again."""
     grid: bool = operational(False)
     """Also write grid.png, one row per class."""
-    save_pipeline: bool | None = operational(None)
-    """Also write the pipeline to <output_dir>/vq_diffusion_pipeline (asked when started on a terminal)."""
+    save_pipeline: bool = operational(False)
+    """Also write the pipeline to <output_dir>/vq_diffusion_pipeline."""
     cpu_threads: int = 1
     """Threads of a worker without a GPU. Sums depend on it, so it belongs to the plan; more workers scale better."""
 
@@ -94,59 +96,72 @@ class GenerateConfig:
         "format": "output_format",
     }
 
-    def __post_init__(self):
-        self.per_class, self.fill = (
-            counts.parse(field, value) if isinstance(value, str) else value
-            for field, value in (("per_class", self.per_class), ("fill", self.fill))
-        )
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be used; raises ValueError naming field, value and what is accepted."""
+        # Text of the command line.
+        self.per_class, self.fill = _counts("per_class", self.per_class), _counts("fill", self.fill)
         if isinstance(self.conditions, str):
-            self.conditions = counts.parse_conditions(self.conditions)
+            self.conditions = _conditions(self.conditions)
         if isinstance(self.classes, str):
             self.classes = [name.strip() for name in self.classes.split(",")]
+        # Each for itself.
+        at_least(self, 1, "num_samples", "batch_size", "samples_per_shard", "num_inference_steps", "num_workers")
+        at_least(self, 1, "max_candidates", "sift_steps")
+        at_least(self, 0, "seed", "worker", "guidance_scale")
+        within(self, "[1, 1024]", "cpu_threads")
+        within(self, "(0, 0.5)", "sift_quantile")
+        within(self, "(0, inf)", "dynamic_range_db")
+        within(self, "[0, 1]", "guidance_interval")
+        schedulers.validate(self.scheduler_type or "ddim", self.beta_schedule or "linear")
+        if self.scheduler_type:
+            schedulers.validate_steps(self.scheduler_type, self.steps)
+        # One against another.
+        if len(self.guidance_interval) != 2 or self.guidance_interval[0] >= self.guidance_interval[1]:
+            raise ValueError(
+                f"guidance_interval={self.guidance_interval} must be two rising shares, such as [0.1, 0.7]"
+            )
         if self.per_class is not None and (self.classes or self.num_samples is not None):
             raise ValueError("per_class says which classes and how many; leave out classes and num_samples")
         if (self.balance_to or self.fill) and (self.per_class or self.classes or self.num_samples is not None):
             raise ValueError(
                 "balance_to and fill say how many of each class; leave out per_class, classes and num_samples"
             )
-        for field in ("per_class", "fill"):
-            for name, count in (getattr(self, field) or {}).items():
-                if count < 1:
-                    raise ValueError(
-                        f"{field} asks for {count} of '{name}'; ask for at least 1, or leave the class out"
-                    )
-        positive = ("num_samples", "batch_size", "samples_per_shard", "num_inference_steps", "cpu_threads")
-        for field in (*positive, "num_workers", "max_candidates", "sift_steps"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise ValueError(f"{field} is {value}; it must be at least 1")
-        if self.cpu_threads > 1024:
-            raise ValueError(f"cpu_threads is {self.cpu_threads}; it must be at most 1024")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; it must be 0 or more")
         if (self.worker is None) != (self.num_workers is None):
             raise ValueError("worker and num_workers belong together; give both, such as worker 0 of num_workers 4")
-        if self.worker is not None and not 0 <= self.worker < (self.num_workers or 1):
-            raise ValueError(
-                f"worker is {self.worker}; with num_workers {self.num_workers} it must be 0 or more and less"
-            )
-        if self.guidance_scale < 0:
-            raise ValueError(f"guidance_scale is {self.guidance_scale}; it must be 0 or more (1 is no guidance)")
-        if len(self.guidance_interval) != 2 or not 0 <= self.guidance_interval[0] < self.guidance_interval[1] <= 1:
-            raise ValueError(
-                f"guidance_interval is {self.guidance_interval}; it must be two shares, such as [0.1, 0.7]"
-            )
-        if not 0 < self.sift_quantile < 0.5:
-            raise ValueError(f"sift_quantile is {self.sift_quantile}; it must be above 0 and below 0.5")
-        if not self.dynamic_range_db > 0:
-            raise ValueError(f"dynamic_range_db is {self.dynamic_range_db}; it must be above 0, such as 40")
+        if self.worker is not None and self.num_workers is not None and self.worker >= self.num_workers:
+            raise ValueError(f"worker={self.worker} must be less than num_workers={self.num_workers}")
         if self.repair and self.step in ("plan", "finalize"):
             raise ValueError(f"repair makes shards again, which step {self.step} does not; use step work or all")
-        schedulers.validate(self.scheduler_type or "ddim", self.beta_schedule or "linear")
-        if self.scheduler_type:
-            schedulers.validate_steps(self.scheduler_type, self.steps)
 
     @property
     def steps(self) -> int:
         """The steps of the sampler."""
         return self.num_inference_steps or (schedulers.QUALITY[self.quality][1] if self.quality else DEFAULT_STEPS)
+
+
+def _counts(field: str, value: str | dict[str, int] | None) -> dict[str, int] | None:
+    """Return the counts of "fall=30,walk=20", or of a mapping; raises ValueError for other text and counts below 1."""
+    if isinstance(value, str):
+        counts = {}
+        for part in value.split(","):
+            name, _, count = part.rpartition("=")
+            if not name or not count.strip().lstrip("-").isdigit():
+                raise ValueError(f"{field}={value} must be written as fall=30,walk=20")
+            counts[name.strip()] = int(count)
+        value = counts
+    for name, number in (value or {}).items():
+        if number < 1:
+            raise ValueError(f"{field}: {name}={number} must be at least 1; to make none, leave the class out")
+    return value
+
+
+def _conditions(text: str) -> dict[str, float]:
+    """Return `speed=1.2,aspect=30` as a dict; raises ValueError for a part that is not name=number."""
+    fixed: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        try:
+            fixed[name.strip()] = float(value)
+        except ValueError:
+            raise ValueError(f"conditions={text} must be written as name=number, such as speed=1.2,aspect=30") from None
+    return fixed

@@ -1,25 +1,27 @@
-"""What a set of synthetic samples is, fixed before the first is made: `plan.json`.
+"""The plan of a synthetic set: everything that decides its bytes, fixed before the first sample is made.
 
 Sample i, its label, seed and bytes are functions of (plan, i) alone: not of the number of workers,
-their order, or interruptions.
+their order, or interruptions. The plan is the identity in the `run.json` of its folder.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
+import os
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from shards.atomic import write_text
 from shards.errors import UserError
-from shards.order import STREAM_CONDITION, random_at
+from shards.order import random_at
+from shards.output_folder import OutputFolder, claim, read_run, refuse_other
 
-FILE_NAME = "plan.json"
-LOGS = "logs"  # of the launcher, which opens it before anything runs
+STREAM_CONDITION = 7  # see shards/order.py
+COMMAND = "generate"
+REAL = "real"  # how the names of shards and keys of real images begin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +86,12 @@ class Plan:
         """Number of shards."""
         return -(-self.total // self.samples_per_shard)
 
+    @property
+    def made_from(self) -> dict[str, str | None]:
+        """Role -> content hash of what the set is made from; None for real images that are not included."""
+        real = self.include_real["hash"] if self.include_real else None
+        return {"pipeline": self.pipeline, "images": self.images, "real": real}
+
     def shard_name(self, shard: int) -> str:
         """Return the file name of a shard."""
         return f"{shard:06d}.tar"
@@ -101,6 +109,25 @@ class Plan:
         """Return the keys and labels of the samples of a shard."""
         samples = self.samples(shard)
         return [self.key(sample) for sample in samples.tolist()], self.labels(samples).tolist()
+
+    @property
+    def num_real_shards(self) -> int:
+        """Number of shards of real images, which stand beside the synthetic ones."""
+        return -(-self.include_real["samples"] // self.samples_per_shard) if self.include_real else 0
+
+    def real_shard_name(self, shard: int) -> str:
+        """Return the file name of a shard of real images."""
+        return f"{REAL}-{shard:06d}.tar"
+
+    def real_key(self, image: int) -> str:
+        """Return the key of the real training image with an index."""
+        return f"{REAL}_{image:09d}"
+
+    def real_images(self, shard: int) -> range:
+        """Return the indices of the real training images in a shard of them."""
+        assert self.include_real is not None
+        start = shard * self.samples_per_shard
+        return range(start, min(start + self.samples_per_shard, self.include_real["samples"]))
 
     def labels(self, samples: np.ndarray) -> np.ndarray:
         """Return the labels of sample indices.
@@ -145,56 +172,40 @@ class Plan:
         return stride
 
 
-def claim_folder(folder: Path, plan: Plan) -> None:
-    """Write `plan.json` into an empty or new folder, or accept the folder of the same plan.
+def claim_folder(folder: Path, plan: Plan) -> OutputFolder:
+    """Make a folder that of a plan, or continue there; any number of workers may do so at once.
 
     Raises:
-        UserError: the folder holds another plan (naming what differs) or other files; nothing is touched.
+        UserError: the folder belongs to another plan (naming what differs) or holds other files; nothing is touched.
     """
-    refuse_other(folder, plan)
-    if not (folder / FILE_NAME).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / FILE_NAME, _text(plan))
+    return claim(folder, COMMAND, dataclasses.asdict(plan), plan.made_from)
 
 
-def refuse_other(folder: Path, plan: Plan | None) -> None:
-    """Raise UserError where a folder holds another plan (None: any will do) or other files; touches nothing."""
-    path = folder / FILE_NAME
-    # Looked at before the plan: another worker that has written anything here has written its plan first.
-    foreign = folder.is_dir() and any(entry.name[0] != "." and entry.name != LOGS for entry in folder.iterdir())
-    if path.is_file():
-        there = json.loads(path.read_text(encoding="utf-8"))
-        wanted = there if plan is None else json.loads(_text(plan))
-        names = dict.fromkeys([*wanted, *there])
-        changes = [
-            f"{n} {there.get(n)!s:.200} -> {wanted.get(n)!s:.200}" for n in names if there.get(n) != wanted.get(n)
-        ]
-        if changes:
-            raise UserError(
-                f"{folder} holds samples of another plan ({'; '.join(changes)}); choose another --output_dir, "
-                "or the settings of that plan to go on with it"
-            )
-        return
-    if foreign:
-        raise UserError(f"{folder} holds other files and no {FILE_NAME}; choose an empty or new --output_dir")
+def refuse_other_folder(folder: Path, plan: Plan | None) -> None:
+    """Raise UserError where `claim_folder` would; without a plan, only for what is not the output of generate."""
+    identity: dict[str, Any] = dataclasses.asdict(plan) if plan else {}
+    refuse_other(folder, COMMAND, identity, plan.made_from if plan else None)
 
 
-def _text(plan: Plan) -> str:
-    return json.dumps(dataclasses.asdict(plan), indent=1, ensure_ascii=False) + "\n"
-
-
-def read_plan(folder: Path) -> Plan:
-    """Return the plan of a folder.
+def read_plan(folder: Path) -> Plan | None:
+    """Return the plan of a folder, or None where generate has not claimed it.
 
     Raises:
-        UserError: there is none, or one of another version of mdaug.
+        UserError: the plan of another version of mdaug.
     """
-    path = folder / FILE_NAME
-    if not path.is_file():
-        raise UserError(f"{folder} holds no {FILE_NAME}; make it first: mdaug generate --step plan")
+    saved = read_run(folder)
+    if saved is None or saved["command"] != COMMAND:
+        return None
     try:
-        return Plan(**json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
+        return Plan(**saved["identity"])
+    except TypeError as error:
         raise UserError(
-            f"{path} is not a plan of this version of mdaug ({error}); choose another --output_dir"
+            f"{folder} holds a plan of another version of mdaug ({error}); choose another --output_dir"
         ) from None
+
+
+def finished_samples(plan: Plan, folder: Path) -> int:
+    """Return the number of synthetic samples in finished shards, by the names of their sidecars alone."""
+    sidecars = {name.removesuffix(".json") for name in os.listdir(folder) if name.endswith(".json")}
+    shards = range(plan.num_shards)
+    return sum(len(plan.samples(shard)) for shard in shards if plan.shard_name(shard).removesuffix(".tar") in sidecars)

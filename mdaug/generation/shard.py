@@ -8,19 +8,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 
 from mdaug.generation.plan import Plan
+from mdaug.measures.sifter import Sifter
 from shards.colormap import colormap
 from shards.errors import UserError
-
-if TYPE_CHECKING:
-    from mdaug.measures.sifter import Sifter
-
 
 NOT_A_NUMBER = "not a number"
 Members = tuple[str, dict[str, bytes]]
@@ -28,7 +24,7 @@ Members = tuple[str, dict[str, bytes]]
 
 @dataclass
 class Candidate:
-    """An image made for a sample, and what is said of it.
+    """An image made for a sample, and the verdict on it.
 
     Attributes:
         sample: index of the sample.
@@ -37,8 +33,8 @@ class Candidate:
         seed: of its `torch.Generator`.
         pixels: uint8 (H, W, C).
         reason: why it is not kept, or "".
-        score: how likely it is of its class, in [0, 1]; None where nothing is sifted.
-        excess: how far beyond the limits of the sifter it is; at most 1 within them.
+        score: probability of its class, in [0, 1]; None without a sifter.
+        excess: largest ratio of a measure of the sifter to its limit; at most 1 within the limits.
     """
 
     sample: int
@@ -70,7 +66,7 @@ def make_shard(
         sample: (sample indices, candidate number) -> images, float (B, C, H, W) in [0, 1].
         sifter: judges the images, or None.
         threads: where judging and encoding run.
-        update: told how many samples were accepted.
+        update: called with the number of samples accepted in each step.
 
     Returns:
         (key, members) in the order of the samples, to be read once; and a function that gives the statistics of the
@@ -81,6 +77,7 @@ def make_shard(
     best: dict[int, Candidate] = {}
     tally = _Tally(list(plan.counts))
     while len(waiting):
+        # Denoise the samples of this round; threads judge and encode each batch meanwhile.
         judged = []
         for at in range(0, len(waiting), plan.batch_size):
             batch = waiting[at : at + plan.batch_size]
@@ -90,6 +87,7 @@ def make_shard(
         parts += judged
         if sifter is None:
             break
+        # The rejected ones go into the next round, and the best candidate of each is remembered.
         number += 1
         rejected = [candidate for future in judged for candidate in future.result()[1]]
         tally.count(plan.labels(waiting), rejected)
@@ -111,11 +109,13 @@ def _finish(
     plan: Plan, sifter: Sifter | None, batch: np.ndarray, number: int, images: torch.Tensor
 ) -> tuple[list[Members], list[Candidate]]:
     """Return the members of the accepted images of a batch, and the rejected candidates."""
+    # To 8 bits, and what each image is.
     finite = images.isfinite().flatten(1).all(dim=1).cpu().numpy()
     pixels = images.nan_to_num().mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     labels = plan.labels(batch)
     rows = zip(batch.tolist(), labels.tolist(), plan.seeds(batch, number).tolist(), pixels, strict=True)
     candidates = [Candidate(i, number, label, seed, image) for i, label, seed, image in rows]
+    # The verdicts; an image that is not a number is the worst there is.
     if sifter:
         for candidate, verdict in zip(candidates, sifter.judge(pixels, labels), strict=True):
             candidate.reason, candidate.score, candidate.excess = verdict
@@ -170,7 +170,7 @@ def _in_order(parts: list[Future]) -> Iterator[Members]:
 
 
 class _Tally:
-    """Counts what the sifter made of a shard: class -> numbers."""
+    """Counts the verdicts of the sifter on a shard: class -> numbers."""
 
     def __init__(self, classes: list[str]):
         self.classes = classes

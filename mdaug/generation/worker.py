@@ -3,51 +3,49 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from mdaug.generation.inspection import is_whole
-from mdaug.generation.plan import Plan
-from mdaug.generation.shard import make_shard
+from mdaug import distributed
+from mdaug.generation.options import GenerateConfig
+from mdaug.generation.plan import Plan, finished_samples
+from mdaug.generation.shard import Members, make_shard
+from mdaug.measures.sifter import Sifter
 from shards.errors import UserError
+from shards.output_folder import OutputFolder
 from shards.progress import Progress
+from shards.verify import inspect
 from shards.writer import finished, write_shard
 
-if TYPE_CHECKING:
-    from mdaug.generation.options import GenerateConfig
+ENCODERS = 2
 
 
-def place(config: GenerateConfig, environment: Mapping[str, str]) -> tuple[int, int]:
-    """Return (number of this worker, number of workers): ranks within array tasks.
+def worker_of_environment(options: GenerateConfig, environment: Mapping[str, str]) -> tuple[int, int]:
+    """Return (number of this worker, number of workers): ranks within array tasks, or what the options say.
 
     Raises:
-        UserError: a SLURM array with gaps, whose tasks cannot tell their place among the others.
+        UserError: a SLURM array with gaps, whose tasks cannot know their number among the others.
     """
-    outer, count = config.worker, config.num_workers
-    if outer is None or count is None:
-        count = int(environment.get("SLURM_ARRAY_TASK_COUNT", "1"))
+    task, tasks = options.worker, options.num_workers
+    if task is None or tasks is None:
+        tasks = int(environment.get("SLURM_ARRAY_TASK_COUNT", "1"))
         first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
-        outer, rest = divmod(
-            int(environment.get("SLURM_ARRAY_TASK_ID", "0")) - first, int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))
-        )
-        if rest or not 0 <= outer < count:
+        step = int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))
+        task, rest = divmod(int(environment.get("SLURM_ARRAY_TASK_ID", "0")) - first, step)
+        if rest or not 0 <= task < tasks:
             raise UserError(
-                f"array task {environment['SLURM_ARRAY_TASK_ID']} of {count} from {first} has no place in a row; "
+                f"array task {environment['SLURM_ARRAY_TASK_ID']} of {tasks} from {first} has no place in a row; "
                 "submit --array=0-N without gaps (finished shards are skipped), or give --worker and --num_workers"
             )
     ranks = int(environment.get("WORLD_SIZE", "1"))
-    return outer * ranks + int(environment.get("RANK", "0")), count * ranks
-
-
-PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-ENCODERS = 2
+    return task * ranks + int(environment.get("RANK", "0")), tasks * ranks
 
 
 @dataclass(frozen=True)
@@ -75,20 +73,26 @@ def missing_shards(plan: Plan, folder: Path) -> list[int]:
     return [shard for shard in range(plan.num_shards) if finished(folder / plan.shard_name(shard)) is None]
 
 
+def is_complete(plan: Plan, folder: Path) -> bool:
+    """Return whether all shards are finished, those of real images included."""
+    real = (folder / plan.real_shard_name(shard) for shard in range(plan.num_real_shards))
+    return not missing_shards(plan, folder) and all(finished(path) for path in real)
+
+
 def is_there(plan: Plan, folder: Path, shard: int, repair: bool) -> bool:
     """Return whether a shard is finished; with `repair`, whether finalize will find it whole too."""
     path = folder / plan.shard_name(shard)
-    return is_whole(path, *plan.keys_and_labels(shard), plan.image_shape) if repair else finished(path) is not None
+    if not repair:
+        return finished(path) is not None
+    return inspect(path, *plan.keys_and_labels(shard), plan.image_shape).is_whole
 
 
 def assigned(plan: Plan, folder: Path, worker: int, workers: int, repair: bool = False) -> list[int]:
     """Return the shards that a worker is to look at, in its order.
 
-    Its own ones by the rule; where those are all there, as in a second pass after other workers were killed,
-    everything that is missing. Such helpers begin at different places of the same list and walk it backwards and round,
-    while an owner walks its own shards forwards: they meet it last, and none begins at the first, where an owner would
-    be. With a look at the disk before each shard they share the list without locks, and none is left out whichever
-    of them run; two that meet write the same bytes.
+    Its own ones by the rule. If they all exist, the missing ones, in reverse from a start of this worker's own, so that
+    helpers meet an owner last, who goes forwards. With a look at the disk before each shard they share the list without
+    locks, and none is left out whichever of them run. Two workers on one shard write equal bytes.
     """
     own = [shard for shard in shards_of(plan, worker, workers) if not is_there(plan, folder, shard, repair)]
     if own or workers == 1:
@@ -98,17 +102,17 @@ def assigned(plan: Plan, folder: Path, worker: int, workers: int, repair: bool =
     return missing[:end][::-1] + missing[end:][::-1]
 
 
-def work(
+def make_shards(
     plan: Plan,
     pipeline: Any,
-    folder: Path,
+    output: OutputFolder,
     worker: int = 0,
     workers: int = 1,
     *,
-    sifter: Any = None,
+    sifter: Sifter | None = None,
     repair: bool = False,
 ) -> Done:
-    """Make what a worker is to make and return how that went.
+    """Make the shards of a worker and return how that went.
 
     Sifting, PNG encoding and writing run in threads while the device denoises the next batch; at most two
     shards are held in memory.
@@ -116,37 +120,43 @@ def work(
     Args:
         plan: what to make.
         pipeline: the `MicroDopplerPipeline` of the plan, on its device.
-        folder: where the shards go.
+        output: the folder of the plan.
         worker: number of this worker in [0, workers).
         workers: number of workers.
         sifter: the `Sifter` of a plan that sifts.
         repair: make damaged shards again, too.
 
     Raises:
-        UserError: no space left, or an image that is not a number; what is finished stays, and the same command goes
-            on from there.
+        UserError: no space left, or an image that is not a number; finished shards stay, and the same command
+            continues from there.
     """
     prepare(plan, pipeline)
-    assigned_shards = assigned(plan, folder, worker, workers, repair)
+    shards = assigned(plan, output.path, worker, workers, repair)
+    _report(plan, output)
     made, written, busy = 0, None, Busy(plan.device)
     with (
         ThreadPoolExecutor(ENCODERS, initializer=torch.set_num_threads, initargs=(1,)) as encoders,
         ThreadPoolExecutor(1) as writer,
-        Progress("generate", sum(len(plan.samples(shard)) for shard in assigned_shards), "image") as progress,
+        Progress("generate", sum(len(plan.samples(shard)) for shard in shards), "image") as progress,
     ):
-        for shard in assigned_shards:
-            path, size = folder / plan.shard_name(shard), len(plan.samples(shard))
-            if is_there(plan, folder, shard, repair):  # another worker was here meanwhile
+        for shard in shards:
+            size = len(plan.samples(shard))
+            if is_there(plan, output.path, shard, repair):  # another worker has made it meanwhile
                 progress.update(size)
                 continue
+            if repair:
+                output.begin_again()
+            # The device computes here; the threads take the images from it.
             samples, statistics = make_shard(
                 plan, shard, partial(sample_images, plan, pipeline, busy), sifter, encoders, progress.update
             )
             made += size
+            # One shard is written while the next is made.
             _wait(written)
-            written = writer.submit(write_shard, path, samples, statistics)
+            written = writer.submit(_write, plan, output, shard, samples, statistics)
         _wait(written)
     done = busy.done(made)
+    _report(plan, output)
     if made:
         rate = f"{made / done.seconds:.2f} img/s, device idle {100 * done.idle:.1f} %"
         print(f"worker {worker} of {workers}: {made} samples, {rate}", flush=True)
@@ -157,7 +167,7 @@ def prepare(plan: Plan, pipeline: Any) -> None:
     """Set precision, threads, memory layout and compilation of a pipeline as the plan says."""
     pipeline.set_progress_bar_config(disable=True)
     if plan.mixed_precision != "no":
-        pipeline.unet.to(PRECISIONS[plan.mixed_precision])
+        pipeline.unet.to(distributed.DTYPES[plan.mixed_precision])
     if plan.device == "cpu":
         torch.set_num_threads(plan.cpu_threads)
     else:
@@ -174,10 +184,8 @@ def sample_images(plan: Plan, pipeline: Any, busy: Busy, samples: np.ndarray, ca
         samples = np.resize(samples, plan.batch_size)
     generators = [torch.Generator().manual_seed(seed) for seed in plan.seeds(samples, candidate).tolist()]
     rows = [plan.conditions_of(sample) for sample in samples.tolist()]
-    precision = PRECISIONS[plan.mixed_precision]
     # float32 weights of the VQ-VAE keep its code vectors exact; autocast runs its convolutions in low precision.
-    low = torch.autocast(plan.device, precision, enabled=precision is not torch.float32)
-    with busy, torch.inference_mode(), low:
+    with busy, torch.inference_mode(), distributed.autocast(plan.mixed_precision, plan.device):
         return pipeline(
             plan.labels(samples).tolist(),
             generator=generators,
@@ -225,3 +233,18 @@ class Busy:
 def _wait(written: Future | None) -> None:
     if written:
         written.result()
+
+
+def _write(
+    plan: Plan, output: OutputFolder, shard: int, samples: Iterator[Members], statistics: Callable[[], dict]
+) -> None:
+    write_shard(output.path / plan.shard_name(shard), samples, statistics)
+    if output.progress_due:
+        _report(plan, output)
+
+
+def _report(plan: Plan, output: OutputFolder) -> None:
+    """Write how many samples all workers have finished."""
+    if not output.finished:  # by another worker, which has removed the record
+        done = finished_samples(plan, output.path)
+        output.progress(done, plan.total, "image", saved=done)

@@ -9,9 +9,6 @@ accuracy); distance to the k-th neighbour: Kynkäänniemi et al. 2019 (improved 
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,16 +197,8 @@ def prepare(folder: Path, settings: dict, packed: Path | None) -> Sifter:
         )
         sifter, accuracy = fit(train, val, settings)
         print(f"sift: the classifier finds {100 * accuracy:.1f} % of the real validation images", flush=True)
-        temporary = folder / f".{FOLDER}.{secrets.token_hex(4)}.tmp"
-        temporary.mkdir()
-        try:
+        with atomic.replacing_folder(place, keep_first=True) as temporary:  # all workers take that of the fastest
             _save(sifter, temporary, settings | {"accuracy": round(accuracy, 4)})
-            os.rename(temporary, place)
-        except OSError:
-            if not (place / SETTINGS).is_file():  # otherwise another worker was faster, and all take its sifter
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     return load(place, settings)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import lpips
 import torch
 import torchvision
 from torch import nn
@@ -42,7 +43,7 @@ def find_weights(net: str, weights: Path | None) -> Path:
     if not path.is_file():
         raise UserError(
             f"--use_perceptual needs the weights {path.name} in {path.parent} and they are not there; "
-            f"'make weights NET={net}' fetches them on a machine with network, then copy the file there or name it "
+            f"'mdaug weights --net {net}' fetches them on a machine with network, then copy the file there or name it "
             "with --perceptual_weights"
         )
     return path
@@ -63,8 +64,6 @@ class PerceptualLoss(nn.Module):
     def __init__(self, net: str, weights: Path | None = None, random_backbone: bool = False):
         super().__init__()
         path = None if random_backbone else find_weights(net, weights)
-        import lpips
-
         self.lpips = lpips.LPIPS(net=net, pnet_rand=True, verbose=False).eval().requires_grad_(False)
         if path is not None:
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -73,7 +72,7 @@ class PerceptualLoss(nn.Module):
             names = {name: "features." + name.split(".", 1)[1] for name in backbone.state_dict()}
             if not set(names.values()) <= state.keys():
                 raise UserError(f"{path} does not hold the weights of {net} as torchvision publishes them")
-            backbone.load_state_dict({name: state[theirs] for name, theirs in names.items()})
+            backbone.load_state_dict({name: state[published] for name, published in names.items()})
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """Return the distances, (B,), of (B, C, H, W) pairs, C in {1, 3}, H and W of at least 16."""

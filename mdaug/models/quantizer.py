@@ -13,16 +13,18 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from scipy.cluster.vq import kmeans2
 from torch import nn
 from torch.nn import functional
 
 from mdaug import distributed
 from mdaug.distributed import sum_over_ranks
-from shards.order import STREAM_CODEBOOK, random_at
+from shards.order import random_at
 
 # Steps on a GPU between looks for dead codes, whose answer waits for the device. With the default decay a code that
 # nobody chooses any more takes 350 steps to die.
 LOOK_EVERY = 10
+STREAM_CODEBOOK = 5  # see shards/order.py
 
 
 class Codebook(nn.Module):
@@ -92,8 +94,6 @@ class Codebook(nn.Module):
 
         The start is k-means++ (Arthur and Vassilvitskii 2007): a uniform draw would be mostly floor.
         """
-        from scipy.cluster.vq import kmeans2
-
         rng = random_at(seed, STREAM_CODEBOOK, 0)
         count = 64 * len(self.codes)
         data = vectors.double().cpu().numpy()

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers import VQModel
 from torch import nn
 
+from mdaug.artifacts import GEOMETRY_FILE, find_vqvae
 from mdaug.models.quantizer import Codebook
 from shards import atomic, provenance
-from shards.errors import UserError
-from shards.packed import open_packed
-from shards.validation import written
-
-if TYPE_CHECKING:
-    from diffusers import VQModel
-
-GEOMETRY_FILE = "geometry.json"
 
 
 def build_vqvae(
@@ -35,8 +28,6 @@ def build_vqvae(
     diffusers' VQModel does not downsample in its last block, so n halvings need n + 1 blocks; their
     channels double from `base_channels` up to `max_channels`.
     """
-    from diffusers import VQModel
-
     blocks = n_layers + 1
     channels = tuple(min(base_channels << level, max_channels) for level in range(blocks))
     return VQModel(
@@ -81,8 +72,6 @@ class TrainableVQVAE(nn.Module):
 
 def stock_model(config: dict, state: dict[str, torch.Tensor]) -> VQModel:
     """Return the VQModel with configuration `config` and the full state dict (fp32, CPU) of a TrainableVQVAE."""
-    from diffusers import VQModel
-
     model = VQModel.from_config(config)
     state = dict(state)
     codes = state.pop("codebook.codes")
@@ -123,41 +112,6 @@ def save_vqvae(
     provenance.write(folder, kind="vqvae", content_hash=content_hash, made_from=made_from, config=config)
 
 
-def find_vqvae(path: Path) -> Path:
-    """Return the VQModel folder of a path: itself, or best/ of a run folder; raises UserError if there is none."""
-    for folder in (path, path / "best"):
-        if (folder / GEOMETRY_FILE).is_file():
-            return folder
-    raise UserError(f"{path} holds no trained VQ-VAE (neither it nor its best/ has {GEOMETRY_FILE}); run train-vqvae")
-
-
 def load_vqvae(path: Path) -> VQModel:
     """Return the VQModel of a run folder (its best/) or diffusers folder, in eval mode."""
-    from diffusers import VQModel
-
     return VQModel.from_pretrained(find_vqvae(path)).eval()
-
-
-def load_geometry(path: Path) -> dict[str, Any]:
-    """Return {"image_shape": [H, W, C], "latent_shape": [c, h, w], "floor", "colormap"} of a VQ-VAE folder."""
-    return json.loads((find_vqvae(path) / GEOMETRY_FILE).read_text(encoding="utf-8"))
-
-
-def open_images(data_dir: Path, vqvae: Path) -> Path:
-    """Return the packed folder of `data_dir`; an image folder is packed with the options that the VQ-VAE was given.
-
-    So images that trained the VQ-VAE stay training images. Raises UserError as `open_packed` does.
-    """
-    size, options = how_packed(vqvae)
-    return open_packed(data_dir, size, **options)
-
-
-def how_packed(vqvae: Path) -> tuple[int | str, dict[str, Any]]:
-    """Return image size and packing options of the images that trained a VQ-VAE."""
-    folder = find_vqvae(vqvae)
-    height, width, channels = load_geometry(folder)["image_shape"]
-    told = provenance.read(folder, "vqvae")["config"]
-    options = {name: told[name] for name in ("group_by", "image_mode", "colormap") if name in told}
-    if channels == 1 and options.get("image_mode") == "auto":  # its packed folder may have been coloured pictures
-        options["image_mode"] = "gray"
-    return written(height, width), options

@@ -44,8 +44,8 @@ class MicroDopplerPipeline(DiffusionPipeline):
         image_shape: [height, width, channels] of the images.
         colormap: {"name", "palette"} of images of one channel, or None; the palette is 256 x RRGGBB. Pictures
             ("pil") are painted with it, arrays and tensors hold the levels.
-        floor: most frequent colour of the training images, a level 0 to 255 per channel, or None; in colour pictures it
-            tells their map.
+        floor: most frequent colour of the training images, a level 0 to 255 per channel, or None; it identifies the
+            colour map of pictures in colour.
         conditions: {"names", "mean", "std", "values"} of the continuous conditions, or None; "values" are joint values
             of training images by class, in the units of the metadata, None where an image had none.
         training: {"made_from": {role: content hash}, "metrics": {name: number}} for the model card, or None.
@@ -118,14 +118,15 @@ class MicroDopplerPipeline(DiffusionPipeline):
             return_dict: return an `ImagePipelineOutput` rather than a tuple.
             guidance_interval: (low, high), the shares of the training timesteps within which guidance acts; 1 is pure
                 noise. Steps outside are not guided and cost half (Kynkäänniemi et al. 2024).
-            conditions: name -> value in the units of the metadata, one for all labels or one for each; what is None or
-                left out is not given, and the model chooses it.
+            conditions: name -> value in the units of the metadata, one for all labels or one for each; the model
+                chooses those that are None or left out.
 
         Raises:
             ValueError: an unknown class or condition, or another number of generators than images.
         """
         if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"output_type is '{output_type}'; it must be one of pil, np, pt, latent")
+            raise ValueError(f"output_type={output_type} must be one of pil, np, pt, latent")
+        # Labels and conditions, and the same without any for guidance.
         device = self._execution_device
         labels = torch.tensor(self._label_indices(class_labels)).repeat_interleave(num_images_per_prompt)
         if isinstance(generator, list) and len(generator) != len(labels):
@@ -134,17 +135,18 @@ class MicroDopplerPipeline(DiffusionPipeline):
             )
         both = torch.cat([torch.full_like(labels, len(self.config.classes)), labels]).to(device)
         labels = both[len(labels) :]
-        told, both_told = {}, {}  # the network is never told of an augmentation: it samples images as they are
+        given, both_given = {}, {}  # never an augmentation: it samples images as they are
         values = self._condition_values(conditions or {}, len(labels) // num_images_per_prompt)
         if values is not None:
             values = values.repeat_interleave(num_images_per_prompt, dim=0).to(device)
-            told = {"conditions": values}
-            both_told = {"conditions": torch.cat([torch.full_like(values, torch.nan), values])}
+            given = {"conditions": values}
+            both_given = {"conditions": torch.cat([torch.full_like(values, torch.nan), values])}
 
+        # The path from noise to latents.
         self.scheduler.set_timesteps(num_inference_steps)
         low, high = (share * self.scheduler.config.num_train_timesteps for share in guidance_interval)
         shape = (len(labels), *self.config.latent_shape)
-        # The schedulers of flow matching start at N(0, 1) and take latents as they are, so they lack these two.
+        # Noise. Schedulers of flow matching have neither of these two: they start at N(0, 1) and scale nothing.
         latents = randn_tensor(shape, generator=generator, device=device)
         latents = latents * getattr(self.scheduler, "init_noise_sigma", 1.0)
         scale = getattr(self.scheduler, "scale_model_input", lambda sample, timestep: sample)
@@ -156,14 +158,15 @@ class MicroDopplerPipeline(DiffusionPipeline):
             noisy = scale(latents, timestep).to(self.unet.dtype)
             if guidance_scale != 1.0 and low <= timestep <= high:
                 prediction = self.unet(
-                    torch.cat([noisy, noisy]), on_device, class_labels=both, **both_told
+                    torch.cat([noisy, noisy]), on_device, class_labels=both, **both_given
                 ).sample.float()
                 without, conditional = prediction.chunk(2)
                 prediction = without + guidance_scale * (conditional - without)
             else:
-                prediction = self.unet(noisy, on_device, class_labels=labels, **told).sample.float()
+                prediction = self.unet(noisy, on_device, class_labels=labels, **given).sample.float()
             latents = self.scheduler.step(prediction, timestep, latents, **step_options).prev_sample
 
+        # Latents to pictures.
         images: Any = latents
         if output_type != "latent":
             images = (self.decode(latents) / 2 + 0.5).clamp(0, 1)
@@ -211,8 +214,8 @@ class MicroDopplerPipeline(DiffusionPipeline):
         known = self.config.conditions or {"names": [], "mean": [], "std": []}
         for name, value in wanted.items():
             if name not in known["names"]:
-                there = ", ".join(known["names"]) or "none"
-                raise ValueError(f"condition {name!r} is unknown; the conditions of this model are: {there}")
+                listed = ", ".join(known["names"]) or "none"
+                raise ValueError(f"condition {name!r} is unknown; the conditions of this model are: {listed}")
             if isinstance(value, Sequence) and len(value) != count:
                 raise ValueError(f"{len(value)} values of condition {name!r} for {count} labels; give one for each")
         columns = []
@@ -224,7 +227,7 @@ class MicroDopplerPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """Load a pipeline folder; where mdaug is installed its own code is used, and none from the folder.
+        """Load a pipeline folder; where mdaug is installed, its own code is used and none from the folder.
 
         Arguments and errors are those of `diffusers.DiffusionPipeline.from_pretrained`.
         """
@@ -254,7 +257,7 @@ class MicroDopplerPipeline(DiffusionPipeline):
         super().save_pretrained(folder, **kwargs)
         for config in (folder / "model_index.json", *folder.glob("*/*config.json")):
             content = json.loads(config.read_text(encoding="utf-8"))
-            if content.pop("_name_or_path", None) is not None:  # where this machine had it is nobody's business
+            if content.pop("_name_or_path", None) is not None:  # a path of this machine
                 config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         (folder / "pipeline.py").write_text(_SOURCE, encoding="utf-8")
         shutil.copyfile(inspect.getfile(type(self.unet)), folder / "unet" / "hybrid_unet.py")
@@ -308,8 +311,8 @@ class MicroDopplerPipeline(DiffusionPipeline):
         names, mean, std, _ = (self.config.conditions[key] for key in ("names", "mean", "std", "values"))
         rows = "\n".join(f"| {n} | {m:.4g} | {s:.4g} |" for n, m, s in zip(names, mean, std, strict=True))
         return f"""
-It takes conditions beside the class, such as `conditions={{{json.dumps(names[0])}: {mean[0]:.4g}}}`; what is not given
-the model chooses.
+It takes conditions beside the class, such as `conditions={{{json.dumps(names[0])}: {mean[0]:.4g}}}`; the model chooses
+those that are not given.
 
 | condition | mean in training | standard deviation |
 |---|---|---|

@@ -1,6 +1,6 @@
-"""Noise schedulers: the one table of what fits together, and the one place that builds them.
+"""Noise schedulers: one table of the combinations that fit, and the one place that builds them.
 
-All schedulers are diffusers' own. What is the same for all of them:
+All schedulers are diffusers' own. What they have in common:
 
 - latents are never clipped: `clip_sample` (on by default in DDPM and DDIM) and thresholding are off;
 - where the network predicts v or the sample, the timesteps are "trailing" (for 50 of 1000 steps: 999, 979, ..., 19).
@@ -11,8 +11,8 @@ All schedulers are diffusers' own. What is the same for all of them:
   an error of 2 % of the predictor gives latents of std 6 to 57 with every sampler. So are those of PNDM and Heun,
   which fail when they begin at the last timestep (std 1e8, and with a perfect predictor of any kind).
 
-A model trained by flow matching has no betas: x_t = (1 - t) x_0 + t n, and timestep t T. It is told by the
-class of its scheduler, or by prediction_type "flow_prediction" (what diffusers calls it).
+A model trained by flow matching has no betas: x_t = (1 - t) x_0 + t n, and timestep t T. It is recognised by the
+class of its scheduler, or by prediction_type "flow_prediction" (as diffusers calls it).
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ SCHEDULERS = tuple(_CLASSES)
 # Those that can start at pure noise: their classes know `rescale_betas_zero_snr`.
 _ZERO_SNR = ("ddpm", "ddim", "dpmsolver++", "unipc", "euler")
 
-# The same for flow matching. The first two hold what the model predicts in their configuration, so that `from_config`
-# of another class takes it over; of the others the class itself says it.
+# The same for flow matching. The first two name the prediction type in their configuration, so that `from_config` of
+# another class takes it over; the others are flow matching by their class.
 _FLOW_SIGMAS = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 1.0, "thresholding": False}
 _FLOW_CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", **_FLOW_SIGMAS}),
@@ -67,7 +67,7 @@ def validate(
     prediction_type: str = "epsilon",
     rescale_betas_zero_snr: bool = False,
 ) -> None:
-    """Check a combination without importing anything heavy.
+    """Check a combination.
 
     Raises:
         ValueError: an unknown name, or two choices that contradict, with what would be accepted.
@@ -79,7 +79,7 @@ def validate(
         ("prediction_type", prediction_type, PREDICTION_TYPES),
     ):
         if value not in accepted:
-            raise ValueError(f"{field} is '{value}'; it must be one of {', '.join(accepted)}")
+            raise ValueError(f"{field}={value} must be one of {', '.join(accepted)}")
     if flow and beta_schedule is not None:
         raise ValueError(
             f"beta_schedule '{beta_schedule}' contradicts prediction_type '{FLOW}', whose straight path from data to "
@@ -103,7 +103,7 @@ def validate(
     if rescale_betas_zero_snr and prediction_type == "epsilon":
         raise ValueError(
             "rescale_betas_zero_snr contradicts prediction_type 'epsilon': the last timestep is pure noise, from which "
-            "a prediction of the noise tells nothing; choose prediction_type v_prediction or sample"
+            "a prediction of the noise carries no information; choose prediction_type v_prediction or sample"
         )
     if rescale_betas_zero_snr and scheduler_type not in _ZERO_SNR:
         raise ValueError(
@@ -122,13 +122,13 @@ def validate_steps(scheduler_type: str, num_inference_steps: int, num_train_time
     most = num_train_timesteps - 1
     if not fewest <= num_inference_steps <= most:
         raise ValueError(
-            f"num_inference_steps is {num_inference_steps}; '{scheduler_type}' needs {fewest} to {most} "
-            f"({num_train_timesteps} training timesteps)"
+            f"num_inference_steps={num_inference_steps} must be {fewest} to {most} for scheduler_type "
+            f"'{scheduler_type}' ({num_train_timesteps} training timesteps)"
         )
 
 
 def warnings(scheduler_type: str, num_inference_steps: int, guidance_scale: float = 1.0) -> list[str]:
-    """Return sentences about a choice that runs but is known to give worse samples, or to cost more than it need."""
+    """Return sentences about choices that run but are known to give worse samples, or to cost more than they need."""
     found = []
     if scheduler_type == "ddpm" and num_inference_steps < 20:
         found.append(
@@ -174,9 +174,9 @@ def build_scheduler(
     Raises:
         ValueError: see `validate`.
     """
-    validate(scheduler_type, beta_schedule, prediction_type, rescale_betas_zero_snr)
-    import diffusers
+    import diffusers  # here, because options import this module for its names
 
+    validate(scheduler_type, beta_schedule, prediction_type, rescale_betas_zero_snr)
     if prediction_type == FLOW or beta_schedule is None:
         name, settings = _FLOW_CLASSES[scheduler_type]
         return getattr(diffusers, name)(num_train_timesteps=num_train_timesteps, **settings)
@@ -195,24 +195,15 @@ def build_scheduler(
     )
 
 
-def scheduler_type_of(scheduler: Any) -> str:
-    """Return the name in SCHEDULERS of a scheduler.
-
-    Raises:
-        UserError: a class that is not in the table.
-    """
-    return _type_of_class(type(scheduler).__name__)
-
-
 def _type_of_class(class_name: str) -> str:
     for scheduler_type, (name, *_) in (*_CLASSES.items(), *_FLOW_CLASSES.items()):
         if class_name == name:
             return scheduler_type
-    raise UserError(f"{class_name} is none of the schedulers {', '.join(SCHEDULERS)}")
+    raise UserError(f"{class_name} is not one of the schedulers {', '.join(SCHEDULERS)}")
 
 
 def trained_objective(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the configuration of a stored scheduler says of the training: arguments of `build_scheduler`."""
+    """Return the training objective in the configuration of a stored scheduler, as arguments of `build_scheduler`."""
     flow = config.get("prediction_type", "flow_prediction") == "flow_prediction"  # FlowMatch... have no such field
     return {
         "beta_schedule": None if flow else config["beta_schedule"],
@@ -241,7 +232,7 @@ def fitting(
         class_name: class of the scheduler stored with the model.
         config: its configuration.
         scheduler_type: another sampler, or None for that of the model.
-        beta_schedule: what the user believes the schedule to be; only checked.
+        beta_schedule: the schedule that the user expects; only checked.
 
     Raises:
         UserError: `beta_schedule` is not that of the training, or the sampler cannot use the prediction type.
@@ -266,7 +257,7 @@ def scheduler_like(trained: Any, scheduler_type: str | None = None, beta_schedul
     Args:
         trained: the scheduler stored with the model.
         scheduler_type: another sampler, or None for that of the model.
-        beta_schedule: what the user believes the schedule to be; only checked.
+        beta_schedule: the schedule that the user expects; only checked.
 
     Raises:
         UserError: `beta_schedule` is not that of the training, or the sampler cannot use the prediction type.

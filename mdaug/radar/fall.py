@@ -160,11 +160,6 @@ def _knee(hip: np.ndarray, shank_m: float, thigh_m: float) -> np.ndarray:
     return np.stack([along * x + ahead * z, np.zeros_like(x), along * z - ahead * x]) / distance
 
 
-def period_s(length_m: float, amplitude_rad: float) -> float:
-    """Return the period 4 sqrt(L / g) K(m), m = sin^2(amplitude / 2), K the complete elliptic integral."""
-    return float(4 * np.sqrt(length_m / GRAVITY_M_S2) * ellipk(np.sin(amplitude_rad / 2) ** 2))
-
-
 def swing(time_s: np.ndarray, length_m: float, amplitude_rad: float, damping_hz: float = 0.0) -> np.ndarray:
     """Return the angle in rad of theta'' = -(g / L) sin(theta) - damping theta', released at rest at time 0.
 

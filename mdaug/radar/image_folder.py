@@ -1,4 +1,4 @@
-"""The image folder that `simulate` and `spectrogram` write: whole pictures and a table of what each shows."""
+"""The image folder that `simulate` and `spectrogram` write: pictures and a table of what each shows."""
 
 from __future__ import annotations
 
@@ -6,10 +6,21 @@ import csv
 import io
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from shards import atomic
+from shards.colormap import jet
 from shards.writer import disk_full_as_user_error
 
 METADATA_FILE = "metadata.csv"
+
+
+def encode(levels: np.ndarray, mode: str, **options) -> bytes:
+    """Return 8-bit levels (H, W) as the bytes of an image file, in colour (mode "rgb") or not ("gray")."""
+    data = io.BytesIO()
+    Image.fromarray(jet()[levels] if mode == "rgb" else levels).save(data, **options)
+    return data.getvalue()
 
 
 def write_picture(path: Path, data: bytes) -> None:

@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from shards.validation import at_least, height_width, one_capture_group, one_of_each, operational, within, written
+from shards.validation import (
+    ascending,
+    at_least,
+    height_width,
+    multiple_of,
+    one_capture_group,
+    one_of_each,
+    operational,
+    within,
+    written,
+)
 
 CLASSES = ("walking", "drone", "bird", "arm_swing", "fall", "sit_down", "stand_up")
 
@@ -57,8 +67,7 @@ class SimulateConfig:
         at_least(self, 1, "num_persons", "images_per_class", "images_per_group")
         within(self, "(0, inf)", "carrier_hz", "v_max_m_s", "duration_s", "window_s", "clip_db")
         within(self, "[32, 4096]", "image_size")
-        if self.image_size % 8:
-            raise ValueError(f"image_size={self.image_size} must be a multiple of 8")
+        multiple_of(self, 8, "image_size")
         at_least(self, 0, "workers", "seed")
 
 
@@ -122,10 +131,9 @@ class SpectrogramConfig:
         self.image_size = written(*height_width(self.image_size))
         within(self, "(0, inf)", "carrier_hz", "prf_hz", "bandwidth_hz", "v_max_m_s", "window_s", "hop_s")
         within(self, "(0, inf)", "mti_cutoff_m_s", "clip_db", "duration_s")
-        at_least(self, 0, "settle_s", "workers")
+        at_least(self, 0, "settle_s", "range_m", "workers")
+        ascending(self, "range_m")
         within(self, "[0, 1)", "overlap")
-        if self.range_m is not None and not 0 <= self.range_m[0] < self.range_m[1]:
-            raise ValueError(f"range_m={self.range_m} must be two distances in m, the nearer first")
         if self.preset == "generic" and self.v_max_m_s is None:
             raise ValueError("v_max_m_s is missing: preset=generic needs the velocity at the upper edge")
         if self.preset == "glasgow" and self.class_pattern is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from scipy.io import loadmat
 
 from mdaug.radar.sensor import SPEED_OF_LIGHT_M_S
 from shards.errors import UserError
@@ -22,7 +23,7 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True)
 class Radar:
-    """What a file need not tell about the radar; None leaves it to the file."""
+    """The radar as the user describes it; None leaves a number to the header of the file."""
 
     carrier_hz: float | None = None
     prf_hz: float | None = None
@@ -52,7 +53,7 @@ class Recording:
         """Return the rows (K, pulses) from `near_m` to `far_m`; Unreadable where there is none."""
         if self.range_step_m is None:
             raise Unreadable(
-                "range_m was given, but the file does not tell ranges; give --bandwidth_hz, or leave it out"
+                "range_m was given, but the ranges of the file are not known; give --bandwidth_hz, or leave it out"
             )
         first, last = int(np.ceil(near_m / self.range_step_m)), int(far_m / self.range_step_m)
         rows = self.samples[first : last + 1]
@@ -78,21 +79,21 @@ def read(path: Path, radar: Radar, variable: str | None = None) -> Recording:
     """
     try:
         if path.suffix.lower() == ".dat":
-            array, told = _text(path)
+            array, header = _text(path)
         else:
             array = _complex(_npy(path) if path.suffix.lower() == ".npy" else _mat(path, variable))
-            told = Radar()
+            header = Radar()
     except OSError as error:
         raise Unreadable(f"cannot be read: {error.strerror or error}") from None
     if array.size == 0 or not np.isfinite(array).all():
         raise Unreadable("holds no samples" if array.size == 0 else "holds samples that are not finite")
-    carrier, prf = radar.carrier_hz or told.carrier_hz, radar.prf_hz or told.prf_hz
+    carrier, prf = radar.carrier_hz or header.carrier_hz, radar.prf_hz or header.prf_hz
     for name, value in (("carrier_hz", carrier), ("prf_hz", prf)):
         if value is None:
             raise Unreadable(f"has no header; give --{name}")
     assert carrier is not None
     assert prf is not None
-    bandwidth = radar.bandwidth_hz or told.bandwidth_hz
+    bandwidth = radar.bandwidth_hz or header.bandwidth_hz
     if bandwidth is None:
         return Recording(array, prf, carrier, None)
     if len(array) < 2:
@@ -119,7 +120,7 @@ def _text(path: Path) -> tuple[np.ndarray, Radar]:
         carrier, sweep_ms, per_sweep, bandwidth = (float(number) for number in numbers[:HEADER_LINES])
         samples = np.array(numbers[HEADER_LINES:]).astype(np.complex64)
     except ValueError:
-        raise Unreadable("is no text file of four numbers and then one complex number on each line") from None
+        raise Unreadable("is not a text file of four numbers and then one complex number a line") from None
     if min(carrier, sweep_ms, per_sweep) <= 0:
         raise Unreadable(f"has a header of {carrier:g} Hz, {sweep_ms:g} ms, {per_sweep:g} samples; all must be above 0")
     if bandwidth <= 0:
@@ -134,20 +135,18 @@ def _npy(path: Path) -> np.ndarray:
     try:
         return np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise Unreadable(f"is no .npy array: {error}") from None
+        raise Unreadable(f"is not an .npy array: {error}") from None
 
 
 def _mat(path: Path, variable: str | None) -> np.ndarray:
     """Return the array `variable` of a .mat file, or its only array that can be a recording."""
-    from scipy.io import loadmat
-
     with open(path, "rb") as file:
         try:
             content = loadmat(file)
         except NotImplementedError:
             raise Unreadable("is a MATLAB 7.3 file; save it again with: save('file.mat', 'name', '-v7')") from None
         except Exception as error:  # what loadmat raises for damaged files is not documented
-            raise Unreadable(f"is no MATLAB file: {error}") from None
+            raise Unreadable(f"is not a MATLAB file: {error}") from None
     arrays = {
         name: value
         for name, value in content.items()
@@ -196,15 +195,15 @@ class Source:
     key: str = ""
     """Unique among the recordings, of plain characters."""
     columns: dict[str, int] = field(default_factory=dict)
-    """What else the name tells, for metadata.csv."""
+    """Further numbers in the name, for metadata.csv."""
 
 
 def find(root: Path, *, glasgow: bool, class_pattern: str | None) -> tuple[list[Source], dict[str, str]]:
-    """Return the recordings below a folder in natural order, and path -> reason for every file that is none.
+    """Return the recordings below a folder in natural order, and path -> reason for every other file.
 
     Args:
         root: the folder; hidden files in it are passed over.
-        glasgow: names are those of the Glasgow set: they tell the class; a group is one person of one campaign (the
+        glasgow: file names are those of the Glasgow set and name the class; a group is one person of one campaign (the
             first folder), since persons are numbered anew in each.
         class_pattern: regular expression with one group, which finds the class in the path; None: the first folder.
 
@@ -245,7 +244,7 @@ def _copies_last(path: Path) -> tuple:
 
 
 def _generic(path: Path, class_pattern: str | None) -> Source | str:
-    """Return the recording, or why it is none."""
+    """Return the recording, or why the file is rejected."""
     if class_pattern is None:
         if len(path.parts) < 2:
             return "not in a class folder"
@@ -254,18 +253,18 @@ def _generic(path: Path, class_pattern: str | None) -> Source | str:
     if found is None or not found[1]:
         return f"class_pattern '{class_pattern}' finds no class in its path"
     if "/" in found[1] or found[1].startswith("."):
-        return f"class_pattern '{class_pattern}' finds the class '{found[1]}', which can be no folder"
+        return f"class_pattern '{class_pattern}' finds the class '{found[1]}', which cannot be a folder"
     return Source(path.as_posix(), found[1], path.as_posix())
 
 
 def _glasgow(path: Path) -> Source | str:
-    """Return the recording, or why it is none."""
+    """Return the recording, or why the file is rejected."""
     found = GLASGOW_NAME.match(path.name)
     if found is None:
         return "its name is not like 1P36A01R01.dat"
     activity, person, _, repetition = map(int, found.groups())
     if activity not in GLASGOW_CLASSES:
-        return f"its name tells activity {activity}; 1 to {len(GLASGOW_CLASSES)} are known"
+        return f"its name says activity {activity}; 1 to {len(GLASGOW_CLASSES)} are known"
     campaign = path.parts[0] if len(path.parts) > 1 else "campaign"
     columns = {"activity": activity, "person": person, "repetition": repetition}
     return Source(path.as_posix(), GLASGOW_CLASSES[activity], f"{campaign}/P{person:02d}", columns=columns)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
-from types import ModuleType
 
 from mdaug import config
-from mdaug.radar import families, persons
 from mdaug.radar.image_folder import METADATA_FILE, table, write_picture
 from mdaug.radar.options import SimulateConfig
+from mdaug.radar.presets import preset_of
 from shards import atomic, provenance
 from shards.output_folder import claim, exclusive, refuse_other
 from shards.pool import Pool
 from shards.progress import Progress
 from shards.validation import Preflight, identity_of
-
-PRESETS = {"families": families, "gait-persons": persons}
 
 
 def check(options: SimulateConfig, where: Preflight) -> None:
@@ -32,16 +29,16 @@ def run(options: SimulateConfig) -> None:
     Raises UserError for a folder that holds something else, and when the disk is full.
     """
     folder = options.output_dir
-    jobs: list[list[dict]] = _preset(options).jobs(options)
+    jobs = preset_of(options).jobs()
     rows = [row for job in jobs for row in job]
-    mine = claim(folder, "simulate", identity_of(options))
+    output = claim(folder, "simulate", identity_of(options))
     with exclusive(folder):
         missing = [job for job in jobs if not all((folder / row["file"]).is_file() for row in job)]
-        if not missing and mine.finished:
+        if not missing and output.finished:
             print(f"{folder} is finished: {len(rows)} pictures; nothing to do")
             return
-        mine.begin_again()
-        # The pictures: of each class in a folder of its own.
+        output.begin_again()
+        # The pictures, each class in a folder of its own.
         for name in dict.fromkeys(row["class"] for row in rows):
             (folder / name).mkdir(exist_ok=True)
             atomic.remove_debris(folder / name)
@@ -49,21 +46,16 @@ def run(options: SimulateConfig) -> None:
         with Progress("simulating", count, "image") as progress, Pool(options.workers, len(missing)) as pool:
             for made in pool.map(partial(make, options), missing):
                 progress.update(made)
-                mine.progress(len(rows) - count + progress.count, len(rows), "image")
+                output.progress(len(rows) - count + progress.count, len(rows), "image")
         # What each of them shows, and the mark of the end.
         atomic.write_text(folder / METADATA_FILE, table(rows))
         content = provenance.hash_files([folder / METADATA_FILE, *(folder / row["file"] for row in rows)])
-        mine.finish("image-folder", content, config.as_dict(options))
+        output.finish("image-folder", content, config.as_dict(options))
     print(f"{folder}: {len(rows)} pictures of {len({row['class'] for row in rows})} classes")
 
 
 def make(options: SimulateConfig, job: list[dict]) -> int:
     """Write the pictures of one job; return their number."""
-    for row, data in _preset(options).render(options, job):
+    for row, data in preset_of(options).render(job):
         write_picture(options.output_dir / row["file"], data)
     return len(job)
-
-
-def _preset(options: SimulateConfig) -> ModuleType:
-    """Return the module that knows the `jobs(options)` of a preset and how to `render(options, job)` them."""
-    return PRESETS[options.preset]

@@ -16,14 +16,13 @@ import numpy as np
 from PIL import Image
 
 from mdaug.config import as_dict
-from mdaug.radar.image_folder import METADATA_FILE, table, write_picture
+from mdaug.radar.image_folder import METADATA_FILE, encode, table, write_picture
 from mdaug.radar.options import SpectrogramConfig
-from mdaug.radar.picture import encode
 from mdaug.radar.recordings import Radar, Recording, Source, Unreadable, find, read
 from mdaug.radar.stft import PRESETS, Chain, brightness, velocity_over_time
 from shards import atomic, provenance
 from shards.errors import UserError
-from shards.output_folder import OutputFolder, claim, exclusive, refuse_other, require_apart
+from shards.output_folder import LISTING_FILE, OutputFolder, claim, exclusive, refuse_other, require_apart
 from shards.pool import Pool
 from shards.progress import Progress
 from shards.validation import Preflight, height_width, identity_of
@@ -58,15 +57,15 @@ def run(options: SpectrogramConfig) -> None:
     files = len(sources) + len(rejected)
     folder = options.output_dir
     listing = _listing(options.data_dir, sources)
-    mine = claim(folder, "spectrogram", identity_of(options))
+    output = claim(folder, "spectrogram", identity_of(options))
     with exclusive(folder):
-        if mine.finished:
-            report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-            if report["listing"] != listing:
+        if output.finished:
+            if (folder / LISTING_FILE).read_text() != listing:
                 raise UserError(
                     f"the recordings in {options.data_dir} are not those that {folder} was made from; "
                     "choose another --output_dir, or delete that folder"
                 )
+            report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
             print(f"{folder} is finished: {report['pictures']} pictures; nothing to do")
             return
         # Forget recordings that are gone since the run was interrupted, and what a killed process left.
@@ -75,14 +74,14 @@ def run(options: SpectrogramConfig) -> None:
         for record in (folder / DONE).glob("*.json"):
             if record.stem not in keys:
                 _forget(folder, record)
-        for place in (folder / DONE, *{folder / source.class_name for source in sources}):
-            atomic.remove_debris(place)
+        for written in (folder / DONE, *{folder / source.class_name for source in sources}):
+            atomic.remove_debris(written)
         # The pictures of each recording.
         done: list[dict] = []
         with Progress("recordings", len(sources), "recording") as progress, Pool(options.workers, len(sources)) as pool:
             for source, result in zip(sources, pool.map(partial(make, options), sources), strict=True):
                 progress.update()
-                mine.progress(progress.count, len(sources), "recording")
+                output.progress(progress.count, len(sources), "recording")
                 if "reason" in result:
                     rejected[source.path] = result["reason"]
                 else:
@@ -90,18 +89,17 @@ def run(options: SpectrogramConfig) -> None:
         if not done:
             path = sources[0].path
             raise UserError(f"none of the {files} files in {options.data_dir} can be used; {path}: {rejected[path]}")
-        _finish(options, mine, listing, files, done, rejected)
+        _finish(options, output, listing, files, done, rejected)
 
 
 def make(config: SpectrogramConfig, source: Source) -> dict:
     """Write the pictures of a recording; return its metadata "rows" and "sha256", or the "reason" why not."""
-
     path, record = config.data_dir / source.path, config.output_dir / DONE / f"{source.key}.json"
     stamp = _stamp(path)
     if record.is_file():
-        before = json.loads(record.read_text(encoding="utf-8"))
-        if before["stamp"] == stamp:
-            return before
+        saved = json.loads(record.read_text(encoding="utf-8"))
+        if saved["stamp"] == stamp:
+            return saved
         _forget(config.output_dir, record)  # the recording has changed since
     rows = []
     try:
@@ -127,7 +125,6 @@ def _forget(folder: Path, record: Path) -> None:
 
 def _pictures(config: SpectrogramConfig, recording: Recording) -> Iterator[tuple[float, np.ndarray]]:
     """Yield (start in the recording in s, levels uint8 (H, W)) of each picture; Unreadable where there is none."""
-
     chain = chain_of(config)
     amplitudes = velocity_over_time(recording, chain)
     columns = amplitudes.shape[1]
@@ -150,7 +147,6 @@ def _pictures(config: SpectrogramConfig, recording: Recording) -> Iterator[tuple
 
 def chain_of(config: SpectrogramConfig) -> Chain:
     """Return the numbers of the preset, with those that the user gave instead."""
-
     names = [field.name for field in dataclasses.fields(Chain)]
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     preset = PRESETS.get(config.preset)
@@ -174,7 +170,7 @@ def _columns(config: SpectrogramConfig, source: Source, recording: Recording) ->
 
 def _finish(
     config: SpectrogramConfig,
-    mine: OutputFolder,
+    output: OutputFolder,
     listing: str,
     files: int,
     done: list[dict],
@@ -189,14 +185,13 @@ def _finish(
         "pictures": len(rows),
         "classes": dict(classes),
         "rejected": rejected,
-        "listing": listing,
     }
     atomic.write_text(folder / METADATA_FILE, table(rows))
     atomic.write_text(folder / REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     content = provenance.hash_files([folder / METADATA_FILE, *(folder / row["file"] for row in rows)])
-    recordings = hashlib.sha256("".join(result["sha256"] for result in done).encode()).hexdigest()
-    mine.made_from["recordings"] = recordings
-    mine.finish("image-folder", content, as_dict(config))
+    output.made_from["recordings"] = hashlib.sha256("".join(each["sha256"] for each in done).encode()).hexdigest()
+    atomic.write_text(folder / LISTING_FILE, listing)
+    output.finish("image-folder", content, as_dict(config))
     shutil.rmtree(folder / DONE)
     print(f"{folder}: {len(rows)} pictures of {len(classes)} classes from {len(done)} recordings")
     print("  " + ", ".join(f"{name} {count}" for name, count in classes.items()))

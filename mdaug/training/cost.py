@@ -245,25 +245,20 @@ def sharding(config: TrainingConfig) -> Sharding:
     return Sharding(stage_of(config), distributed.world_size(), precision=precision)
 
 
-def autocast_dtype(config: TrainingConfig) -> torch.dtype | None:
-    """Return what the forward pass computes in on this rank's device; None is fp32."""
-    return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[sharding(config).precision]
-
-
 def estimate_ldm(task: LDMTask, batch: int) -> Memory:
     """Return what training the diffusion model with micro batches of `batch` latents takes on this rank's device.
 
     As `estimate`, with this rank's pieces of the averaged weights.
     """
     config, device = task.config, distributed.device()
-    dtype = autocast_dtype(config)
+    precision = sharding(config).precision
     module, shape = task.module.to(device), task.geometry["latent_shape"]
 
     def need(count: int) -> int:
         latents = torch.zeros(count, *shape, device=device)
         number = torch.zeros(count, dtype=torch.long, device=device)
         # Random numbers of dropout are given back: this rank would train with others.
-        with torch.random.fork_rng(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        with torch.random.fork_rng(), distributed.autocast(precision, device):
             own, largest = saved_bytes(lambda: module(latents, number, number))
         return own + 2 * largest + 4 * latents.nbytes  # latents, noise, noisy latents and target
 
@@ -281,14 +276,14 @@ def estimate(task: VQVAETask, batch: int) -> Memory:
     LPIPS or the discriminator, whichever is larger, has its own.
     """
     config, device = task.config, distributed.device()
-    dtype = autocast_dtype(config)
+    precision = sharding(config).precision
     height, width, channels = task.image_shape
     module = task.module.to(device).eval()
 
     def need(count: int) -> int:
         images = torch.zeros(count, channels, height, width, device=device)
         copy = images.clone().requires_grad_()
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        with distributed.autocast(precision, device):
             own, largest = saved_bytes(lambda: module(images))
         around = [saved_bytes(lambda: task.distance(copy, images))[0]]
         if task.adversary is not None:
@@ -352,9 +347,9 @@ def _try(task: VQVAETask, batch: int) -> None:
     room = torch.empty(estimate(task, 1).model, dtype=torch.uint8, device=device)
     height, width, channels = task.image_shape
     images = torch.zeros(batch, channels, height, width, device=device)
-    dtype = autocast_dtype(task.config)
+    precision = sharding(task.config).precision
     try:
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        with distributed.autocast(precision, device):
             reconstruction, _, _, commitment = module.eval()(images)
         (task.distance(reconstruction, images)[0].mean() + commitment).backward()
         if task.adversary is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from mdaug.artifacts import find_pipeline
 from mdaug.training import sharded_tensors
 from mdaug.training.background_writer import Bundle, complete, keep_only, prepare
 from mdaug.training.checkpoint import TrainingState
@@ -63,7 +64,6 @@ POOR_FIT = 0.05  # of the norm of the wanted profile
 
 def check(options: EmaConfig, where: Preflight) -> None:
     """Raise UserError where output_dir holds something else, or the run has no pipeline or no snapshots."""
-    from mdaug.pipeline.folder import find_pipeline
     from shards import provenance
 
     output = options.output_dir
@@ -93,7 +93,7 @@ def run(config: EmaConfig) -> Path:
     import numpy as np
     import torch
 
-    from mdaug.pipeline.folder import find_pipeline, save_pipeline
+    from mdaug.pipeline.folder import save_pipeline
     from mdaug.pipeline.pipeline import MicroDopplerPipeline
     from mdaug.training import ema
     from mdaug.training.sharded_tensors import Reader

@@ -13,9 +13,9 @@ import numpy as np
 
 from mdaug import config as configuration
 from mdaug import distributed
+from mdaug.artifacts import find_vqvae, load_geometry, open_images, packing_options_of
 from mdaug.models.latent_statistics import LatentStatistics
 from mdaug.training.options import EncodeConfig
-from mdaug.training.run_folder import require_gpu_for_fp16
 from shards import atomic, provenance
 from shards.errors import UserError
 from shards.validation import Preflight
@@ -31,18 +31,17 @@ STATISTICS_FILE, PLAN_FILE = "statistics.json", "plan.json"
 def check(options: EncodeConfig, where: Preflight) -> None:
     """Raise UserError where output_dir holds other latents, or inputs that are there do not fit."""
     if where.device is not None:
-        require_gpu_for_fp16(options.mixed_precision, where.device)
+        distributed.require_gpu_for_fp16(options.mixed_precision, where.device)
     made_from = _made_from(options) if where.inputs_there else {}
     refuse_other_latents(options.output_dir, made_from, options.augmentation)
 
 
 def _made_from(options: EncodeConfig) -> dict[str, str]:
     """Return role -> content hash of the inputs, without images that are packed at the start; raises UserError."""
-    from mdaug.models.vqvae import find_vqvae, how_packed
     from shards.packed import packed_hash
 
     vqvae = find_vqvae(options.vqvae_path)
-    size, packing = how_packed(vqvae)
+    size, packing = packing_options_of(vqvae)
     images = packed_hash(options.data_dir, size, **packing)
     made_from = {} if images is None else {"images": images}
     return {**made_from, "vqvae": provenance.read(vqvae, "vqvae")["hash"]}
@@ -51,7 +50,6 @@ def _made_from(options: EncodeConfig) -> dict[str, str]:
 def run(config: EncodeConfig) -> None:
     """Encode train and val; see `encode_packed`."""
     distributed.init()
-    from mdaug.models.vqvae import find_vqvae, open_images
 
     vqvae = find_vqvae(config.vqvae_path)
     encode_packed(open_images(config.data_dir, vqvae), vqvae, config.output_dir, config)
@@ -66,7 +64,7 @@ def encode_packed(packed: Path, vqvae_folder: Path, output: Path, config: Encode
     Raises:
         UserError: `output` holds the latents of other images or of another VQ-VAE, or the sizes differ.
     """
-    from mdaug.models.vqvae import load_geometry, load_vqvae
+    from mdaug.models.vqvae import load_vqvae
     from mdaug.training.augmented_images import Views
     from mdaug.training.engine import resolve_precision
     from shards.dataset import ShardDataset
@@ -182,7 +180,6 @@ def _latents(
     import torch
     from torch.utils.data import DataLoader, Subset
 
-    dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     device = next(model.parameters()).device
 
     loader = DataLoader(
@@ -193,7 +190,7 @@ def _latents(
         pin_memory=device.type == "cuda",
     )
     for batch in loader:
-        with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        with torch.no_grad(), distributed.autocast(precision, device):
             latents = model.encode(batch.to(device, non_blocking=True)).latents.float().cpu().numpy()
         if list(latents.shape[1:]) != geometry["latent_shape"]:
             raise UserError(f"the VQ-VAE gives latents {latents.shape[1:]}, its folder says {geometry['latent_shape']}")

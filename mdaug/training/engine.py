@@ -15,7 +15,6 @@ from mdaug import distributed
 from mdaug.training import deepspeed_json, elastic, sharded_tensors
 from mdaug.training.deepspeed_json import ADAM_EPS, zero_stage
 from mdaug.training.options import TrainingConfig
-from mdaug.training.run_folder import require_gpu_for_fp16
 from shards.errors import UserError
 
 
@@ -25,7 +24,7 @@ def resolve_precision(requested: str, device: torch.device) -> str:
         if device.type == "cpu":
             return "no"
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    require_gpu_for_fp16(requested, device.type)
+    distributed.require_gpu_for_fp16(requested, device.type)
     return requested
 
 

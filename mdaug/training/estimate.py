@@ -5,6 +5,7 @@ The arithmetic is that of `mdaug.training.cost`; docs/scaling.md says how far it
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 
 from mdaug import cli, config
+from mdaug.artifacts import load_geometry
 from mdaug.training.options import EstimateConfig
 from shards.errors import UserError
 from shards.validation import height_width
@@ -107,11 +109,8 @@ def _latent_shape(asked: EstimateConfig, training: Any) -> list[int]:
     """Return (c, h, w): of the VQ-VAE where it is, else of the preset's train-vqvae.yaml, else three halvings."""
     if not hasattr(training, "vqvae_path"):
         return []
-    from mdaug.models.vqvae import GEOMETRY_FILE
-
-    for folder in (training.vqvae_path, training.vqvae_path / "best"):
-        if (folder / GEOMETRY_FILE).is_file():
-            return json.loads((folder / GEOMETRY_FILE).read_text(encoding="utf-8"))["latent_shape"]
+    with contextlib.suppress(UserError):  # the VQ-VAE need not be trained yet
+        return load_geometry(training.vqvae_path)["latent_shape"]
     beside = asked.training.with_name("train-vqvae.yaml")
     halvings = training_config(beside, []).n_layers if beside.is_file() else 3
     return [training.latent_channels, *(side >> halvings for side in height_width(training.image_size))]

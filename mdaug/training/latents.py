@@ -9,7 +9,9 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from shards.dataset import ShardDataset
-from shards.order import STREAM_AUGMENT, EpochOrder, random_at
+from shards.order import EpochOrder, random_at
+
+STREAM_AUGMENT = 1  # see shards/order.py
 
 
 class LatentSet(Dataset):

@@ -17,9 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mdaug import augment, distributed
 from mdaug import config as configuration
+from mdaug.artifacts import load_geometry
 from mdaug.images import grid, to_uint8
 from mdaug.models.hybrid_unet import HybridUNet2DModel
-from mdaug.models.vqvae import load_geometry, load_vqvae
+from mdaug.models.vqvae import load_vqvae
 from mdaug.pipeline.folder import save_pipeline
 from mdaug.pipeline.pipeline import MicroDopplerPipeline
 from mdaug.pipeline.schedulers import build_scheduler

@@ -26,7 +26,9 @@ import torch
 
 from mdaug.pipeline.schedulers import FLOW, build_scheduler
 from mdaug.training.options import LDMConfig
-from shards.order import STREAM_CONDITION_DROP, STREAM_LABEL_DROP, STREAM_NOISE, STREAM_TIMESTEP, random_at
+from shards.order import random_at
+
+STREAM_NOISE, STREAM_TIMESTEP, STREAM_LABEL_DROP, STREAM_CONDITION_DROP = 2, 3, 4, 6  # see shards/order.py
 
 
 @dataclass(frozen=True)

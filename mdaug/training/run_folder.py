@@ -29,12 +29,6 @@ OPERATIONAL = {
 }  # fmt: skip
 
 
-def require_gpu_for_fp16(precision: str, kind: str) -> None:
-    """Raise UserError for fp16 on "cpu"."""
-    if precision == "fp16" and kind == "cpu":
-        raise UserError("mixed_precision=fp16 needs a GPU: DeepSpeed refuses fp16 on a CPU; use no or bf16")
-
-
 def check(options: TrainingConfig, where: Preflight, made_from: dict[str, str]) -> None:
     """Refuse before the start what both trainings would refuse: batches, precision, DeepSpeed JSON, run folder.
 
@@ -44,7 +38,7 @@ def check(options: TrainingConfig, where: Preflight, made_from: dict[str, str]) 
     if options.deepspeed_config is not None:
         deepspeed_json.check(options, where.ranks)
     if where.device is not None:
-        require_gpu_for_fp16(options.mixed_precision, where.device)
+        distributed.require_gpu_for_fp16(options.mixed_precision, where.device)
     refuse_another_run(options, made_from)
 
 

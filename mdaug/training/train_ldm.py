@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mdaug.artifacts import find_vqvae, load_geometry
 from mdaug.training import run_folder
 from mdaug.training.encode import refuse_other_latents
 from mdaug.training.options import LDMConfig
@@ -24,7 +25,6 @@ def check(options: LDMConfig, where: Preflight) -> None:
 
 def _fitting_vqvae(config: LDMConfig) -> Path:
     """Return the folder of the VQ-VAE; raises UserError where its images or latents are of another size."""
-    from mdaug.models.vqvae import find_vqvae, load_geometry
     from shards.errors import UserError
     from shards.validation import written
 

@@ -23,13 +23,12 @@ from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.loop import Task, validation_batches
 from mdaug.training.options import VQVAEConfig
 from mdaug.training.run_folder import BatchPlan
-from shards.colormap import most_frequent, paint
+from shards.colormap import floor_of, paint
 from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.order import EpochOrder, PositionDataset
 
 START_IMAGES, START_BATCH = 256, 16  # images whose encoder outputs place the first codes, and how many go at once
-FLOOR_IMAGES = 64  # training images in which the floor is looked for
 LOW_USE = 0.3  # share of the codes below which their use is warned about
 PICTURES = 8  # pairs in a picture of reconstructions
 
@@ -101,8 +100,7 @@ class VQVAETask(Task):
         )
         if self.perceptual is not None:
             self.perceptual.to(distributed.device())
-        shown = range(0, len(self.train_set), max(1, len(self.train_set) // FLOOR_IMAGES))
-        self.floor = most_frequent(np.stack([self.train_set[i]["image"] for i in shown]))
+        self.floor = floor_of(self.train_set)
         self.floor_in_range = losses.floor_in_range(self.floor, distributed.device())
         self.adversary: Adversary | None = None
         if config.use_discriminator:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests import ranks
+from tests.generation import TIMED
 from tests.tiny_pipeline import save_tiny
 
 SHARDS = 8
@@ -34,9 +35,7 @@ def work(ldm: str, folder: str, worker: int, workers: int) -> None:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {
-        path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != "provenance.json"
-    }
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name not in TIMED}
 
 
 @pytest.fixture(scope="module")

@@ -236,8 +236,8 @@ def test_averages_move_to_other_ranks_and_stages(folders, one_rank, tmp_path, fi
 
 
 def test_average_of_another_length_is_written_as_a_pipeline(one_rank, tmp_path, capsys):
+    from mdaug.artifacts import find_pipeline
     from mdaug.cli import main
-    from mdaug.pipeline.folder import find_pipeline
     from mdaug.training.background_writer import complete
     from mdaug.training.sharded_tensors import Reader
 

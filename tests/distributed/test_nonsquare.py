@@ -59,7 +59,7 @@ def every_stage(packed: Path, root: Path) -> None:
 
 
 def test_shapes_are_right_at_every_stage(tmp_path):
-    from mdaug.models.vqvae import load_geometry
+    from mdaug.artifacts import load_geometry
     from mdaug.pipeline.pipeline import MicroDopplerPipeline
     from shards.dataset import ShardDataset
     from shards.options import PackConfig

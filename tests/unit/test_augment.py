@@ -132,7 +132,7 @@ def test_copies_change_neither_the_length_nor_the_balance_of_an_epoch():
 
 def test_unknown_transforms_and_negative_numbers_are_refused():
     assert config(augment_with="roll, gain").augment_with == ["roll", "gain"]
-    with pytest.raises(ValueError, match="names 'mirror'; there are roll, shift"):
+    with pytest.raises(ValueError, match="augment_with=mirror must be one of roll, shift"):
         config(augment_with="mirror")
     with pytest.raises(ValueError, match="augment_copies=-1"):
         config(augment_copies=-1)

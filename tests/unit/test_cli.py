@@ -1,4 +1,4 @@
-"""The command line as a whole: quick help, commands that agree with their table, presets that parse."""
+"""The command line as a whole: quick help, commands that agree with their table, mistakes in one line."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
 from launch import rank
-from launch.demo import stage_flags
-from mdaug import cli, config
+from mdaug import cli
 from shards import atomic
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "diffusers", "deepspeed", "wandb", "matplotlib", "lpips", "accelerate")
-PRESETS = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "launch")
 
 
 def python(code: str) -> str:
@@ -69,15 +68,29 @@ def test_unknown_command_and_unknown_flag_are_one_line(capsys):
     assert "no_such_flag" in errors[1]
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_presets_parse(preset):
-    config_class, _ = cli.load(preset.stem)
-    folders = stage_flags(Path("out"), Path("images"))[preset.stem]
-    config.parse(config_class, ["--config", str(preset), *folders], prog=preset.stem)
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_the_table_agrees_with_the_command(command):
+    """Options that are named have the field, and what writes a folder can say beforehand whether it may."""
+    entry = cli.find(command)
+    fields = {field.name for field in dataclasses.fields(entry.load_options())}
+    assert fields >= {*entry.inputs, *entry.given}
+    assert set(entry.given) <= set(entry.inputs)
+    module = entry.load()
+    assert callable(module.run)
+    if "output_dir" in fields:
+        assert callable(module.check)
 
 
 def test_version_is_that_of_the_package():
     assert python("from mdaug import cli; cli.main(['--version'])") == f"mdaug {importlib.metadata.version('mdaug')}\n"
+
+
+ENCODE = ["encode", "--data_dir", "a", "--vqvae_path", "b", "--output_dir"]
+
+
+def run_instead(monkeypatch: pytest.MonkeyPatch, function) -> None:
+    """Replace what every command does."""
+    monkeypatch.setattr(cli.Command, "load", lambda command: SimpleNamespace(run=function))
 
 
 def export_on_a_full_disk(config) -> None:
@@ -101,9 +114,8 @@ def text_on_a_full_disk(config) -> None:
     [(export_on_a_full_disk, "out"), (picture_on_a_full_disk, "out"), (text_on_a_full_disk, "out/report.html")],
 )
 def test_a_full_disk_is_one_line_in_every_command_and_rank(function, named, monkeypatch, tmp_path, capsys):
-    config_class, _ = cli.load("encode")
-    monkeypatch.setattr(cli, "load", lambda command: (config_class, function))
-    argv = ["encode", "--data_dir", "a", "--vqvae_path", "b", "--output_dir", str(tmp_path / "out")]
+    run_instead(monkeypatch, function)
+    argv = [*ENCODE, str(tmp_path / "out")]
     assert cli.main(argv) == 2
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1
@@ -117,29 +129,28 @@ def test_other_errors_keep_their_traceback(monkeypatch):
     def fail(config):
         raise OSError(errno.EACCES, "Permission denied")
 
-    config_class, _ = cli.load("encode")
-    monkeypatch.setattr(cli, "load", lambda command: (config_class, fail))
+    run_instead(monkeypatch, fail)
     with pytest.raises(PermissionError):
-        cli.main(["encode", "--data_dir", "a", "--vqvae_path", "b", "--output_dir", "c"])
+        cli.main([*ENCODE, "c"])
 
 
 @pytest.mark.parametrize(
-    ("written", "said"),
+    ("written", "message"),
     [
         (b"", "does not hold 'flag: value' lines"),
         (b"- image_size", "does not hold 'flag: value' lines: - image_size"),
-        (b"\xff\xfe", "no text in UTF-8"),
+        (b"\xff\xfe", "not text in UTF-8"),
         (b"seed: null", "seed is null; give it a value or leave it out"),
-        (b"seed: 99999999999999999999", "seed is 99999999999999999999; whole numbers lie between"),
+        (b"seed: 99999999999999999999", "seed=99999999999999999999 must be between"),
         (b"image_sze: 3", "image_sze"),
         (b"gap: [1, 2]", "gap"),
     ],
 )
-def test_a_file_that_holds_no_configuration_is_one_line(written, said, tmp_path, capsys):
+def test_a_file_that_holds_no_configuration_is_one_line(written, message, tmp_path, capsys):
     (tmp_path / "c.yaml").write_bytes(written)
     assert cli.main(["pack", "--config", str(tmp_path / "c.yaml"), "--data_dir", "a", "--output_dir", "b"]) == 2
     printed = capsys.readouterr().err
-    assert said in printed
+    assert message in printed
     assert printed.count("\n") == 1
 
 
@@ -151,7 +162,7 @@ def test_an_output_folder_that_cannot_be_is_one_line(tmp_path, capsys):
     for output in ("file", "file/packed", "x" * 300):
         assert cli.main(["pack", "--data_dir", str(tmp_path / "images"), "--output_dir", str(tmp_path / output)]) == 2
         printed = capsys.readouterr().err
-        assert f"{tmp_path / output} cannot be written" in printed
+        assert str(tmp_path / output) in printed
         assert printed.count("\n") == 1
 
 
@@ -168,9 +179,8 @@ def test_too_little_memory_is_one_line(error, monkeypatch, capsys):
     def run(config):
         raise error
 
-    config_class, _ = cli.load("encode")
-    monkeypatch.setattr(cli, "load", lambda command: (config_class, run))
-    assert cli.main(["encode", "--data_dir", "a", "--vqvae_path", "b", "--output_dir", "c"]) == 2
+    run_instead(monkeypatch, run)
+    assert cli.main([*ENCODE, "c"]) == 2
     printed = capsys.readouterr().err
     assert "allocate" in printed
     assert "--batch_size" in printed

@@ -24,8 +24,7 @@ from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.index import content_hash, write_index
 from shards.writer import write_shard
-from tests.tiny_pipeline import CONDITIONS, save_tiny, tiny_pipeline, tiny_unet
-from tests.unit.test_sampling_pipeline import clean_environment, sample
+from tests.tiny_pipeline import CONDITIONS, clean_environment, sample, save_tiny, tiny_pipeline, tiny_unet
 
 NAN = math.nan
 
@@ -84,7 +83,6 @@ def test_flags_and_yaml_name_columns_values_and_transforms(tmp_path):
     assert configuration.parse(LDMConfig, ["--config", str(tmp_path / "c.yaml")], "x") == config
     wanted = configuration.parse(GenerateConfig, "--ldm_path l --output_dir o --conditions speed=1.2".split(), "x")
     assert wanted.conditions == {"speed": 1.2}
-    assert wanted.describes_samples()
     encoding = configuration.parse(EncodeConfig, [*flags, "--augment_with", "roll,gain"], "mdaug encode")
     assert encoding.augment_with == ["roll", "gain"]
     for field, value in (("condition_dropout", 1), ("augment_probability", 1.5)):
@@ -262,9 +260,9 @@ def test_fixed_conditions_reach_every_sample_and_others_are_refused(ldm, tmp_pat
     assert "no training image of bird has a value of speed" in capsys.readouterr().out
     make(ldm, tmp_path / "far", conditions="speed=9", classes=["walk"], num_samples=2)
     assert "speed=9 lies outside the training images of walk (1 to 2)" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"another plan .*conditions"):
+    with pytest.raises(UserError, match=r"another run of mdaug generate .*conditions"):
         make(ldm, tmp_path / "out", conditions="speed=1.8", classes=["walk", "bird"])
     with pytest.raises(UserError, match=r"names 'sped', which the model was not trained on; .* speed, aspect"):
         make(ldm, tmp_path / "new", conditions="sped=1")
-    with pytest.raises(ValueError, match="write name=number"):
+    with pytest.raises(ValueError, match="must be written as name=number"):
         GenerateConfig(ldm, tmp_path, conditions="speed")

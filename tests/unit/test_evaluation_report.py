@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mdaug.artifacts import GEOMETRY_FILE
 from mdaug.evaluation.evaluate import run as evaluate
 from mdaug.evaluation.options import EvaluateConfig
 from mdaug.evaluation.report import pictures, plots
 from mdaug.evaluation.report.page import METRICS, REPORT, html
-from mdaug.models.vqvae import GEOMETRY_FILE, build_vqvae
+from mdaug.models.vqvae import build_vqvae
 from shards import provenance
 from tests import browser
 from tests.toy import CLASSES, toy_packed, toy_synthetic

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mdaug import config as configuration
+from mdaug.artifacts import GEOMETRY_FILE
 from mdaug.evaluation import jobs, usefulness
 from mdaug.evaluation.evaluate import check
 from mdaug.evaluation.evaluate import run as evaluate
@@ -25,7 +26,6 @@ from mdaug.evaluation.usefulness import (
     WITH_SIMULATED,
 )
 from mdaug.measures import features, image_set
-from mdaug.models.vqvae import GEOMETRY_FILE
 from shards import output_folder, provenance
 from shards.errors import UserError
 from shards.output_folder import is_finished, read_progress
@@ -328,7 +328,7 @@ def test_a_generator_of_other_images_is_refused(config, tmp_path):
 def test_a_vqvae_of_other_images_is_refused(config, tmp_path):
     best = tmp_path / "vqvae" / "best"
     best.mkdir(parents=True)
-    (best / GEOMETRY_FILE).touch()
+    (best / GEOMETRY_FILE).write_text("{}")
     provenance.write(best, kind="vqvae", content_hash="v", made_from={"images": "others"}, config={})
     with pytest.raises(UserError, match="images differ"):
         evaluate(replace(config, vqvae_path=tmp_path / "vqvae"))

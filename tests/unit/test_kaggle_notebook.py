@@ -119,7 +119,7 @@ def test_the_flags_of_full_size_parse(inputs, tmp_path, monkeypatch):
         preset = ROOT / "configs" / flags["preset"] / f"{command}.yaml"
         if command != "simulate":
             words = ["--config", str(preset), *folders, *flags.get(command, "").split()]
-            config.parse(cli.load(command)[0], words, prog=command)
+            config.parse(cli.find(command).load_options(), words, prog=command)
 
 
 def test_when_the_hours_are_over_the_rest_waits(inputs, tmp_path, monkeypatch):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mdaug.artifacts import find_vqvae, load_geometry
 from mdaug.models.perceptual import BACKBONES, PerceptualLoss
 from mdaug.models.quantizer import Codebook
-from mdaug.models.vqvae import TrainableVQVAE, build_vqvae, find_vqvae, load_geometry, save_vqvae, stock_model
+from mdaug.models.vqvae import TrainableVQVAE, build_vqvae, save_vqvae, stock_model
 from shards.errors import UserError
 
 

@@ -61,10 +61,7 @@ def test_same_images_same_bytes_wherever_and_with_any_number_of_workers(tmp_path
     packed_set(source, tmp_path / "one", shard_size=10, image_size=6)
     copy = image_folder(tmp_path / "other" / "name", contents(source))
     packed_set(copy, tmp_path / "two", shard_size=10, image_size=6, workers=3)
-    one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
-    for name in ("plan.json",):  # names the folder
-        assert one.pop(name) != two.pop(name)
-    assert one == two
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
 @pytest.mark.parametrize("stop", [0, 1, 9, 10, 25, 42, 45])
@@ -117,14 +114,14 @@ def test_again_says_finished_and_touches_nothing(tmp_path, source, capsys):
 
 def test_an_output_folder_with_another_run_is_refused_naming_the_difference(tmp_path, source):
     packed_set(source, tmp_path / "out")
-    with pytest.raises(UserError, match="image_size is None there and 16 here; choose another output_dir"):
+    with pytest.raises(UserError, match=r"image_size: None there, 16 now\); choose another --output_dir"):
         packed_set(source, tmp_path / "out", image_size=16)
     (source / "ID_2" / "ID_2_99.png").write_bytes(png(4711))
-    with pytest.raises(UserError, match=r"packing of other images \(54 files .* now 55 files"):
+    with pytest.raises(UserError, match=r"another run of mdaug pack \(made from folder: .* there, .* now"):
         packed_set(source, tmp_path / "out")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "thesis.tex").write_text("")
-    with pytest.raises(UserError, match=r"holds something else \('thesis\.tex'\)"):
+    with pytest.raises(UserError, match=r"holds other files \('thesis\.tex'\)"):
         packed_set(source, tmp_path / "foreign")
     assert [path.name for path in (tmp_path / "foreign").iterdir()] == ["thesis.tex"]
     with pytest.raises(UserError, match="lies inside data_dir"):
@@ -220,5 +217,5 @@ def test_a_full_disk_is_one_line_and_the_same_command_continues(tmp_path, source
      ("shard_size", 0), ("seed", -1), ("group_by", "("), ("group_by", "no_group"), ("group_by", "(a)(b)")],
 )  # fmt: skip
 def test_wrong_values_are_refused_by_name(field, value):
-    with pytest.raises(ValueError, match=f"{field} is"):
+    with pytest.raises(ValueError, match=f"{field}="):
         PackConfig(Path("a"), Path("b"), **{field: value})

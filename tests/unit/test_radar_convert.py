@@ -13,15 +13,16 @@ from mdaug.radar import image_folder
 from mdaug.radar import spectrogram as command
 from mdaug.radar.echo import receive
 from mdaug.radar.options import SpectrogramConfig
-from mdaug.radar.picture import record
+from mdaug.radar.presets import record
 from mdaug.radar.sensor import Sensor
 from mdaug.radar.spectrogram import run as spectrogram
 from mdaug.radar.stft import to_levels
 from mdaug.radar.targets import TARGETS, draw
 from shards import provenance
 from shards.errors import UserError
-from tests.unit.test_radar_recordings import sweeps, write_text
-from tests.unit.test_radar_simulate import contents, rows_of
+
+from .radar_helpers import rows_of, sweeps, write_text
+from .shards_helpers import contents
 
 CARRIER, PRF, SIZE = 10e9, 1000.0, 32
 
@@ -63,7 +64,7 @@ def test_every_file_is_accounted_for_and_every_picture_has_its_row(recordings, t
         "going/broken.mat": report["rejected"]["going/broken.mat"],
         "going/notes.txt": "not a .dat, .mat, .npy file",
     }
-    assert "is no MATLAB file" in report["rejected"]["going/broken.mat"]
+    assert "is not a MATLAB file" in report["rejected"]["going/broken.mat"]
     rows = rows_of(output)
     assert {row["file"] for row in rows} == {p.relative_to(output).as_posix() for p in output.glob("*/*.png")}
     assert len(rows) == report["pictures"] == sum(report["classes"].values())
@@ -124,7 +125,7 @@ def test_neither_workers_nor_an_interruption_change_a_byte(recordings, tmp_path,
 def test_the_folder_belongs_to_its_recordings_and_its_numbers(recordings, tmp_path):
     output = tmp_path / "images"
     spectrogram(config(recordings, output))
-    with pytest.raises(UserError, match=r"holds another run of spectrogram: v_max_m_s is 3\.0 there and 2\.0 here"):
+    with pytest.raises(UserError, match=r"another run of mdaug spectrogram \(v_max_m_s: 3\.0 there, 2\.0 now\)"):
         spectrogram(config(recordings, output, v_max_m_s=2.0))
     tone(recordings / "going" / "day9.npy", -1.5)
     with pytest.raises(UserError, match="are not those that"):
@@ -186,7 +187,7 @@ def test_names_of_the_glasgow_set_tell_class_person_and_copies(tmp_path):
     rejected = json.loads((tmp_path / "images" / "report.json").read_text())["rejected"]
     assert rejected == {
         "1 Dec/1P36A01R01 - Copy.dat": "the same person, activity and repetition as 1 Dec/1P36A01R01.dat",
-        "1 Dec/9P36A01R01.dat": "its name tells activity 9; 1 to 6 are known",
+        "1 Dec/9P36A01R01.dat": "its name says activity 9; 1 to 6 are known",
         "1 Dec/walk.dat": "its name is not like 1P36A01R01.dat",
     }
 
@@ -203,14 +204,14 @@ def test_a_pattern_finds_the_class_in_the_path(tmp_path):
     ("fields", "reason"),
     [
         ({"v_max_m_s": None}, "v_max_m_s is missing"),
-        ({"overlap": 1.0}, "overlap is 1.0"),
-        ({"range_m": (5.0, 2.0)}, "the nearer first"),
-        ({"class_pattern": "("}, "no regular expression"),
-        ({"class_pattern": "a"}, "0 capture groups"),
-        ({"class_pattern": "(a)", "preset": "glasgow"}, "file names tell the classes"),
-        ({"hop_s": 0.0}, "hop_s is 0.0"),
-        ({"settle_s": -1.0}, "settle_s is -1.0"),
-        ({"workers": -1}, "workers is -1"),
+        ({"overlap": 1.0}, "overlap=1.0"),
+        ({"range_m": (5.0, 2.0)}, "range_m=.* must be in ascending order"),
+        ({"class_pattern": "("}, "class_pattern=. is not a regular expression"),
+        ({"class_pattern": "a"}, "must have exactly one capture group"),
+        ({"class_pattern": "(a)", "preset": "glasgow"}, "contradicts preset=glasgow"),
+        ({"hop_s": 0.0}, "hop_s=0.0"),
+        ({"settle_s": -1.0}, "settle_s=-1.0"),
+        ({"workers": -1}, "workers=-1"),
     ],
 )
 def test_impossible_numbers_are_refused(tmp_path, fields, reason):

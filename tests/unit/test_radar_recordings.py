@@ -1,7 +1,5 @@
 """Raw recordings: a target stands at its velocity and its range, whatever file the samples come from."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy import signal
@@ -11,33 +9,7 @@ from mdaug.radar.recordings import Radar, Recording, Unreadable, read
 from mdaug.radar.sensor import SPEED_OF_LIGHT_M_S
 from mdaug.radar.stft import Chain, brightness, velocity_over_time
 
-CARRIER, PRF, PER_SWEEP, BANDWIDTH = 5.8e9, 1000.0, 128, 400e6
-WAVELENGTH = SPEED_OF_LIGHT_M_S / CARRIER
-
-
-def sweeps(*targets: tuple[float, float, float], seconds: float = 3.0, bandwidth: float = BANDWIDTH) -> np.ndarray:
-    """Beat signal (samples of a sweep, sweeps) of targets (range in m at half time, approach in m/s, amplitude).
-
-    A target at distance R beats with 2 R B / c cycles a sweep and has the phase -4 pi R / lambda.
-    """
-    time = np.arange(round(seconds * PRF)) / PRF
-    fast = np.arange(PER_SWEEP)[:, None] / PER_SWEEP
-    total = np.zeros((PER_SWEEP, len(time)), complex)
-    for range_m, approach_m_s, amplitude in targets:
-        distance = range_m - approach_m_s * (time - seconds / 2)
-        cycles = 2 * range_m * bandwidth / SPEED_OF_LIGHT_M_S
-        total += amplitude * np.exp(2j * np.pi * cycles * fast - 4j * np.pi * distance / WAVELENGTH)
-    return total
-
-
-def write_text(path: Path, samples: np.ndarray, bandwidth: float = BANDWIDTH, extra: int = 0) -> Path:
-    """An Ancortek text file, with `extra` samples of a last sweep that is not whole."""
-    flat = np.concatenate([samples.T.ravel(), np.ones(extra)])
-    lines = [f"{CARRIER:.6e}", "1", f"{samples.shape[0]}", f"{bandwidth:g}"]
-    lines += [f"{value.real:.5f}{value.imag:+.5f}i" for value in flat]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\r\n".join(lines) + "\r\n")
-    return path
+from .radar_helpers import BANDWIDTH, CARRIER, PER_SWEEP, PRF, WAVELENGTH, sweeps, write_text
 
 
 def strongest_m_s(amplitudes: np.ndarray, v_max: float) -> float:
@@ -126,21 +98,21 @@ def test_brightness_is_in_decibels_below_the_maximum():
 @pytest.mark.parametrize(
     ("name", "content", "radar", "reason"),
     [
-        ("a.dat", b"5.8e9\n1\n128\n", Radar(), "no text file of four numbers"),
-        ("a.dat", b"5.8e9\n1\n2\n4e8\n1+1i\nhello\n", Radar(), "no text file of four numbers"),
+        ("a.dat", b"5.8e9\n1\n128\n", Radar(), "not a text file of four numbers"),
+        ("a.dat", b"5.8e9\n1\n2\n4e8\n1+1i\nhello\n", Radar(), "not a text file of four numbers"),
         ("a.dat", b"5.8e9\n1\n2\n0\n1+1i\n1+1i\n", Radar(), "continuous wave"),
         ("a.dat", b"5.8e9\n0\n2\n4e8\n1+1i\n1+1i\n", Radar(), "must be above 0"),
         ("a.dat", b"5.8e9\n1\n2\n4e8\n", Radar(), "no samples"),
         ("a.dat", b"5.8e9\n1\n2\n4e8\nNaN+NaNi\n1+1i\n", Radar(), "not finite"),
-        ("a.npy", b"no array", Radar(1e9, 1e3), "is no .npy array"),
-        ("a.mat", b"no matrix", Radar(1e9, 1e3), "is no MATLAB file"),
+        ("a.npy", b"no array", Radar(1e9, 1e3), "is not an .npy array"),
+        ("a.mat", b"no matrix", Radar(1e9, 1e3), "is not a MATLAB file"),
         ("a.mat", b"MATLAB 7.3".ljust(124) + b"\x00\x02IM" + bytes(400), Radar(1e9, 1e3), "save it again with"),
         ("a.npy", np.ones((4, 3)), Radar(1e9, 1e3), r"an array \(4, 3\) of float64; complex numbers"),
         ("a.npy", np.ones((2, 3, 4), complex), Radar(1e9, 1e3), r"an array \(2, 3, 4\); \(pulses,\)"),
         ("a.npy", np.ones(9, complex), Radar(prf_hz=1e3), "give --carrier_hz"),
         ("a.npy", np.ones(9, complex), Radar(1e9), "give --prf_hz"),
         ("a.npy", np.ones(9, complex), Radar(1e9, 1e3, 1e6), "one sample for each pulse"),
-        ("a.npy", np.array([{"a": 1}], dtype=object), Radar(1e9, 1e3), "is no .npy array"),
+        ("a.npy", np.array([{"a": 1}], dtype=object), Radar(1e9, 1e3), "is not an .npy array"),
         ("a.mat", {"a": np.ones(9) * 1j, "b": np.ones(9) * 1j}, Radar(1e9, 1e3), "the arrays a, b; name one"),
     ],
 )

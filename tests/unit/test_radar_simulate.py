@@ -1,7 +1,6 @@
 """`mdaug simulate`: same bytes whatever the workers and interruptions, and a metadata row for every picture."""
 
 import contextlib
-import csv
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from mdaug.cli import main
 from mdaug.radar import flyers, targets
 from mdaug.radar.options import CLASSES, SimulateConfig
 from mdaug.radar.parameters import NOISE, Draw
-from mdaug.radar.picture import record
+from mdaug.radar.presets import record
 from mdaug.radar.sensor import Sensor
 from mdaug.radar.simulate import run as simulate
 from mdaug.radar.stft import to_levels
@@ -23,25 +22,14 @@ from shards import provenance
 from shards.colormap import jet
 from shards.errors import UserError
 
+from .radar_helpers import rows_of
+from .shards_helpers import contents
+
 
 def config(folder: Path, **fields) -> SimulateConfig:
     return SimulateConfig(
         folder, **{"images_per_class": 4, "images_per_group": 2, "image_size": 64, "workers": 1} | fields
     )
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file but the two that name the folder, the workers or the time."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in ("config.yaml", "provenance.json")
-    }
-
-
-def rows_of(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "metadata.csv", encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
@@ -185,23 +173,23 @@ def test_seed_changes_the_pictures(families, tmp_path):
 
 
 def test_folder_of_another_run_is_refused(families, tmp_path):
-    with pytest.raises(UserError, match=r"seed is 0 there and 7 here"):
+    with pytest.raises(UserError, match="seed: 0 there, 7 now"):
         simulate(config(families, seed=7))
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="holds files that simulate did not write"):
+    with pytest.raises(UserError, match=r"holds other files \('notes\.txt'\)"):
         simulate(config(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--classes", '["walking","cow"]'], "classes has 'cow'; accepted are walking"),
-        (["--image_size", "100"], "image_size is 100; accepted are multiples of 8"),
-        (["--image_size", "1000000"], "image_size is 1000000"),
-        (["--duration_s", "1e6"], "at most 1,000,000 are accepted"),
-        (["--images_per_class", "0"], "images_per_class is 0"),
-        (["--window_s", "4"], "window_s is 4"),
-        (["--preset", "gait-persons", "--classes", '["walking"]'], "give num_persons instead"),
+        (["--classes", '["walking","cow"]'], "classes=['walking', 'cow'] must hold at least one of walking"),
+        (["--image_size", "100"], "image_size=100 must be a multiple of 8"),
+        (["--image_size", "1000000"], "image_size=1000000"),
+        (["--duration_s", "1e6"], "at most 1,000,000"),
+        (["--images_per_class", "0"], "images_per_class=0"),
+        (["--window_s", "4"], "window_s=4"),
+        (["--preset", "gait-persons", "--classes", '["walking"]'], "preset=gait-persons takes num_persons"),
     ],
 )
 def test_mistakes_are_one_clear_line(flags, message, tmp_path, capsys):
@@ -215,14 +203,14 @@ def test_classes_of_the_help_are_those_that_exist():
     assert tuple(targets.TARGETS) == CLASSES
 
 
-def test_full_disk_is_one_clear_line(tmp_path, monkeypatch):
-    def full(self, data):
+def test_full_disk_is_one_clear_line(tmp_path, monkeypatch, capsys):
+    def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(UserError, match="no space left"):
-        simulate(config(tmp_path / "set", classes=["drone"]))
-    assert not list((tmp_path / "set").rglob("*.tmp"))
+    monkeypatch.setattr("os.fsync", full)
+    assert main(["simulate", f"--output_dir={tmp_path / 'set'}", "--images_per_class=2", "--workers=1"]) == 2
+    assert "no space left while writing" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 @pytest.fixture(scope="module")

@@ -158,7 +158,7 @@ def test_a_named_map_overrules_and_none_takes_the_brightness(tmp_path):
         pack(PackConfig(source, tmp_path / wanted, image_mode="gray", colormap=wanted, workers=1))
         index = ShardDataset(tmp_path / wanted / "train").index
         assert (index["image_shape"], index["colormap"]) == ([64, 64, 1], expected)
-    with pytest.raises(ValueError, match="colormap is 'hot'"):
+    with pytest.raises(ValueError, match="colormap=hot must be one of auto"):
         PackConfig(source, tmp_path / "x", colormap="hot")
 
 

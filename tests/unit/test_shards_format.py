@@ -32,7 +32,9 @@ def test_plain_webdataset_and_our_dataset_read_the_same_samples(tmp_path):
     ours = ShardDataset(folder, ("image", "array", "meta"))
     assert len(ours) == len(theirs) == 10
     assert ours.keys == [sample["__key__"] for sample in theirs]
-    for sample, other in zip((ours[i] for i in range(10)), theirs, strict=True):
+    for i, other in enumerate(theirs):
+        sample = ours[i]
+        assert (ours.raw(i, "image"), ours.raw(i, "array")) == (other["png"], other["npy"])
         assert np.array_equal(sample["image"], np.asarray(Image.open(io.BytesIO(other["png"]))))
         assert np.array_equal(sample["array"], np.load(io.BytesIO(other["npy"])))
         assert sample["label"] == int(other["cls"])
@@ -144,6 +146,36 @@ def test_a_writer_whose_new_file_was_taken_for_debris_takes_another(tmp_path, mo
     assert taken
     assert (tmp_path / "a").read_text() == "whole"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "out"
+    for text in ("old", "new"):
+        with atomic.replacing_folder(path) as folder:
+            (folder / "a").write_text(text)
+            assert path.is_dir() == (text == "new")  # the one of before stays until the end
+
+    def interrupted():
+        with atomic.replacing_folder(path) as folder:
+            (folder / "a").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert (path / "a").read_text() == "new"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_of_equal_folders_made_at_once_the_first_stays_and_debris_goes(tmp_path):
+    path = tmp_path / "out"
+    (tmp_path / ".out.0123abcd.tmp" / "sub").mkdir(parents=True)  # of a killed writer
+    with atomic.replacing_folder(path, keep_first=True) as slow:
+        (slow / "a").write_text("slow")
+        with atomic.replacing_folder(path, keep_first=True) as fast:
+            assert sorted(entry for entry in tmp_path.iterdir()) == sorted([slow, fast])
+            (fast / "a").write_text("fast")
+    assert (path / "a").read_text() == "fast"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
 
 
 def test_no_space_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from shards.dataset import ShardDataset
-from shards.order import STREAM_NOISE, EpochOrder, PositionDataset, PositionSampler, random_at
+from shards.order import STREAM_ORDER, EpochOrder, PositionDataset, PositionSampler, random_at
 
 from .shards_helpers import shard_folder
 
@@ -62,12 +64,37 @@ def test_the_order_depends_on_position_and_seed_alone():
 
 
 def test_what_a_position_draws_is_its_own():
-    draws = {position: random_at(0, STREAM_NOISE, position).normal(size=4) for position in (0, 1, 2, 2**40)}
-    assert np.array_equal(draws[1], random_at(0, STREAM_NOISE, 1).normal(size=4))
+    draws = {position: random_at(0, STREAM_ORDER, position).normal(size=4) for position in (0, 1, 2, 2**40)}
+    assert np.array_equal(draws[1], random_at(0, STREAM_ORDER, 1).normal(size=4))
     assert len({float(draw[0]) for draw in draws.values()}) == 4
     # neighbouring positions use neighbouring counters: their draws must not overlap however many are taken
-    first, second = random_at(0, STREAM_NOISE, 5).normal(size=5000), random_at(0, STREAM_NOISE, 6).normal(size=5000)
+    first, second = random_at(0, STREAM_ORDER, 5).normal(size=5000), random_at(0, STREAM_ORDER, 6).normal(size=5000)
     assert not np.intersect1d(first, second).size
+
+
+def test_every_stream_has_a_number_of_its_own_for_ever():
+    """A stream that shared or changed its number would change what a seed means."""
+    numbers = {}
+    root = Path(__file__).parents[2]
+    for path in [path for package in ("shards", "mdaug", "launch") for path in (root / package).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Assign):
+                targets = node.targets[0].elts if isinstance(node.targets[0], ast.Tuple) else node.targets
+                names = [target.id for target in targets if isinstance(target, ast.Name)]
+                if names and names[0].startswith("STREAM_"):
+                    values = ast.literal_eval(node.value)
+                    assert not numbers.keys() & names
+                    numbers |= zip(names, values if isinstance(values, tuple) else [values], strict=True)
+    assert numbers == {
+        "STREAM_ORDER": 0,
+        "STREAM_AUGMENT": 1,
+        "STREAM_NOISE": 2,
+        "STREAM_TIMESTEP": 3,
+        "STREAM_LABEL_DROP": 4,
+        "STREAM_CODEBOOK": 5,
+        "STREAM_CONDITION_DROP": 6,
+        "STREAM_CONDITION": 7,
+    }
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -82,7 +82,7 @@ def test_commands_and_paths_out_of_the_folder_are_refused(tmp_path, packed):
     url = upload(packed)
     index = MEMORY.cat(f"{url}/train/index.json").replace(b"000000.tar", b"../../x.tar")
     MEMORY.pipe(f"{url}/train/index.json", index)
-    with pytest.raises(UserError, match="no plain file name"):
+    with pytest.raises(UserError, match="not a plain file name"):
         fetch(url, tmp_path / "cache")
 
 

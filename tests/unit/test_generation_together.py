@@ -7,33 +7,30 @@ from pathlib import Path
 
 import pytest
 
-from mdaug.generation import finalize, worker
-from mdaug.generation import generate as generating
-from mdaug.generation.generate import run as generate
-from mdaug.generation.options import GenerateConfig
+from mdaug.generation import generate
 from mdaug.generation.plan import claim_folder, read_plan
 from shards import provenance
 from shards.errors import UserError
-from tests.unit.sampling_helpers import make
+from tests.generation import debris, make, step
 
 
 def test_of_workers_that_come_to_the_end_together_one_finalizes(ldm, tmp_path, monkeypatch, capsys):
     folder = make(ldm, tmp_path / "out", num_samples=20, output_format="folder", grid=True)
     (folder / provenance.FILE_NAME).unlink()  # a second pass over whole shards
-    original, missing = finalize.finalize, worker.missing_shards
+    original, complete = generate.write_data_set, generate.is_complete
     both, calls = threading.Barrier(2), Counter()
 
-    def nothing_missing(*arguments):
+    def is_complete(*arguments):
         both.wait(30)  # both have seen it before either goes on
-        return missing(*arguments)
+        return complete(*arguments)
 
-    def counted(*arguments, **options):
+    def counted(*arguments):
         calls["finalize"] += 1
-        return original(*arguments, **options)
+        return original(*arguments)
 
-    monkeypatch.setattr(worker, "missing_shards", nothing_missing)
-    monkeypatch.setattr(finalize, "finalize", counted)
-    monkeypatch.setattr(generating, "_work", lambda *arguments: None)
+    monkeypatch.setattr(generate, "is_complete", is_complete)
+    monkeypatch.setattr(generate, "write_data_set", counted)
+    monkeypatch.setattr(generate, "work", lambda job: None)
     options = {"num_samples": 20, "output_format": "folder", "num_workers": 2}
     threads = [
         threading.Thread(target=make, args=(ldm, folder), kwargs=options | {"worker": number}) for number in (0, 1)
@@ -45,7 +42,7 @@ def test_of_workers_that_come_to_the_end_together_one_finalizes(ldm, tmp_path, m
     assert calls["finalize"] == 1
     assert capsys.readouterr().out.count(f"found 20 = asked 20: {folder} is finished") == 3
     assert (folder / provenance.FILE_NAME).is_file()
-    assert not list(folder.glob(".*"))
+    assert not debris(folder)
     make(ldm, folder, step="finalize", num_samples=20, output_format="folder")
     make(ldm, folder, repair=True, num_samples=20, output_format="folder")
     assert calls["finalize"] == 3  # who asks for it gets it
@@ -75,7 +72,7 @@ def test_a_sidecar_that_cannot_be_read_is_none_and_its_shard_is_made_again(ldm, 
     for content in (b"", whole[:40], b"\xff\xfe"):
         sidecar.write_bytes(content)
         with pytest.raises(UserError, match=r"000001.tar \(1 shard is\) missing"):
-            generate(GenerateConfig(ldm_path=ldm, output_dir=folder, step="finalize"))
+            step(ldm, folder, "finalize")
         make(ldm, folder, num_samples=20, repair=content != b"")
         assert sidecar.read_bytes() == whole
 
@@ -90,6 +87,6 @@ def test_a_shard_that_finalize_finds_damaged_is_repaired(ldm, tmp_path, member):
     record["members"][member][3][0] += 1
     sidecar.write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"000001.tar \(1 shard is\) damaged .* --repair$"):
-        generate(GenerateConfig(ldm_path=ldm, output_dir=folder, step="finalize"))
+        step(ldm, folder, "finalize")
     make(ldm, folder, num_samples=20, repair=True)
     assert sidecar.read_bytes() == whole

@@ -11,14 +11,14 @@ from PIL import Image
 from pyarrow import parquet
 
 from mdaug.generation import worker
-from mdaug.generation.inspection import is_whole
 from shards import provenance
 from shards.colormap import colormap
 from shards.dataset import ShardDataset
 from shards.errors import UserError
+from shards.verify import inspect
 from shards.writer import finished, write_shard
+from tests.generation import debris, files, make, step
 from tests.tiny_pipeline import CLASSES, save_tiny
-from tests.unit.sampling_helpers import files, make, step
 
 
 def test_a_damaged_shard_is_found_and_made_again_on_request(ldm, tmp_path):
@@ -31,7 +31,7 @@ def test_a_damaged_shard_is_found_and_made_again_on_request(ldm, tmp_path):
     with pytest.raises(UserError, match=r"000001\.tar \(1 shard is\) damaged or of another plan .* --repair$") as error:
         step(ldm, folder, "finalize")
     assert not (folder / provenance.FILE_NAME).exists()  # no later step takes it for finished
-    assert sorted(path.suffix for path in folder.glob(".*")) == []
+    assert not debris(folder)
     assert f"mdaug generate --step work --ldm_path {ldm} --output_dir {folder} --repair" in str(error.value)
     make(ldm, folder, num_samples=20, repair=True)
     assert files(folder) == whole
@@ -110,7 +110,7 @@ def test_a_full_disk_stops_the_work_and_the_same_command_goes_on(ldm, tmp_path, 
         patch.setattr("shards.writer.os.fsync", full)
         with pytest.raises(UserError, match=r"no space left while writing .* run the same command again"):
             make(ldm, folder, num_samples=20)
-    assert not list(folder.glob(".*"))
+    assert not debris(folder)
     make(ldm, folder, num_samples=20)
     assert files(folder) == files(make(ldm, tmp_path / "whole", num_samples=20))
 
@@ -149,7 +149,7 @@ def test_the_folder_form_is_the_layout_of_the_user(ldm, tmp_path):
     source = read_folder(folder / "images")
     assert (source.classes, source.rejected) == (["bird", "walk"], {})
     assert source.images[0].metadata["source"] == "synthetic"
-    assert not list(folder.glob(".*"))
+    assert not debris(folder)
 
 
 @pytest.mark.parametrize(
@@ -197,10 +197,10 @@ def test_hugging_face_reads_the_shards(ldm, packed, tmp_path, monkeypatch, mixed
 def test_is_whole_sees_a_flipped_bit(ldm, tmp_path):
     shard = make(ldm, tmp_path / "out", num_samples=2) / "000000.tar"
     keys = ["000000000", "000000001"]
-    assert is_whole(shard, keys, None, [16, 16, 3])
-    assert not is_whole(shard, keys[:1], None, [16, 16, 3])
+    assert inspect(shard, keys, None, [16, 16, 3]).is_whole
+    assert not inspect(shard, keys[:1], None, [16, 16, 3]).is_whole
     content = bytearray(shard.read_bytes())
     content[700] ^= 1
     shard.write_bytes(content)
-    assert not is_whole(shard, keys, None, [16, 16, 3])
+    assert not inspect(shard, keys, None, [16, 16, 3]).is_whole
     assert finished(shard) is not None  # its length is right

@@ -12,8 +12,8 @@ from mdaug import cli
 from shards import provenance
 from shards.dataset import ShardDataset
 from shards.errors import UserError
+from tests.generation import files, make, step
 from tests.tiny_pipeline import CLASSES, save_tiny
-from tests.unit.sampling_helpers import files, make, step
 
 
 def read_plainly(folder: Path) -> list[tuple]:
@@ -62,6 +62,16 @@ def test_the_command_that_is_printed_mends_real_shards_too(ldm, packed, tmp_path
         assert cli.main(command.split()[1:]) == 0
     step(ldm, folder, "finalize")
     assert files(folder) == whole
+
+
+def test_a_worker_leaves_the_end_to_the_one_that_still_copies_real_images(ldm, packed, tmp_path):
+    folder = make(ldm, tmp_path / "out", num_samples=11, include_real=packed, worker=1, num_workers=3)
+    make(ldm, folder, num_samples=11, include_real=packed, worker=2, num_workers=3)
+    assert not list(folder.glob("real-*"))
+    assert len(list(folder.glob("*.tar"))) == 2  # worker 2 has made the shard of worker 0, too
+    assert not (folder / provenance.FILE_NAME).exists()
+    make(ldm, folder, num_samples=11, include_real=packed, worker=0, num_workers=3)
+    assert provenance.read(folder, "mixed")
 
 
 def test_a_packed_set_that_is_not_that_of_the_plan_is_refused(ldm, packed, tmp_path):

@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 
 from mdaug import cli
-from mdaug.generation import counts, make_plan, worker
-from mdaug.generation.generate import run as generate
+from mdaug.generation import counts, generate, make_plan, worker
 from mdaug.generation.options import GenerateConfig
 from mdaug.generation.plan import read_plan
-from mdaug.generation.worker import place
+from mdaug.generation.worker import worker_of_environment
 from shards import provenance
 from shards.errors import UserError
+from shards.output_folder import RUN_FILE, read_progress
+from tests.generation import files, make, step
 from tests.tiny_pipeline import CLASSES
-from tests.unit.sampling_helpers import files, make, step
 
 
 def test_plan_work_and_finalize_apart_make_what_they_make_together(ldm, tmp_path, capsys):
     whole = files(make(ldm, tmp_path / "whole", num_samples=45))
     apart = make(ldm, tmp_path / "apart", num_samples=45, step="plan")
-    assert list(files(apart)) == ["plan.json"]
+    assert list(files(apart)) == ["run.json"]
     for number in (3, 0, 1):  # worker 2 of 4 is missing
         step(ldm, apart, "work", worker=number, num_workers=4)
     command = f"mdaug generate --step work --ldm_path {ldm} --output_dir {apart}"
@@ -49,7 +49,7 @@ def test_what_is_known_to_go_badly_is_said_before_the_work(ldm, tmp_path, capsys
 
 
 def test_steps_without_a_plan_say_how_to_start(ldm, tmp_path):
-    with pytest.raises(UserError, match=r"holds no plan.json; start with: mdaug generate --step plan"):
+    with pytest.raises(UserError, match=r"has no plan; start with: mdaug generate --step plan"):
         step(ldm, tmp_path / "none", "finalize")
     assert not (tmp_path / "none").exists()
 
@@ -94,16 +94,40 @@ def test_workers_that_are_done_share_what_others_left_and_leave_nothing(ldm, tmp
 )
 def test_array_tasks_and_ranks_within_them_count_as_workers(environment, expected):
     config = GenerateConfig(ldm_path=Path("ldm"), output_dir=Path("out"))
-    assert place(config, environment) == expected
+    assert worker_of_environment(config, environment) == expected
     explicit = GenerateConfig(ldm_path=Path("ldm"), output_dir=Path("out"), worker=1, num_workers=3)
     ranks = int(environment.get("WORLD_SIZE", "1"))
-    assert place(explicit, environment) == (ranks + int(environment.get("RANK", "0")), 3 * ranks)
+    assert worker_of_environment(explicit, environment) == (ranks + int(environment.get("RANK", "0")), 3 * ranks)
 
 
 def test_an_array_with_gaps_is_refused(ldm):
     environment = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MIN": "3"}
     with pytest.raises(UserError, match=r"array task 7 of 2 from 3 .* --array=0-N without gaps"):
-        place(GenerateConfig(ldm_path=Path("ldm"), output_dir=Path("out")), environment)
+        worker_of_environment(GenerateConfig(ldm_path=Path("ldm"), output_dir=Path("out")), environment)
+
+
+def test_progress_counts_what_all_workers_have_finished_and_goes_at_the_end(ldm, tmp_path):
+    folder = make(ldm, tmp_path / "out", num_samples=45, step="plan")
+    for number, done in ((2, 13), (0, 29), (1, 45)):  # shards of 8, the last one of 5
+        step(ldm, folder, "work", worker=number, num_workers=3)
+        progress = read_progress(folder)
+        assert progress is not None
+        assert (progress.done, progress.saved, progress.total, progress.unit) == (done, done, 45, "image")
+    step(ldm, folder, "finalize")
+    assert read_progress(folder) is None
+
+
+@pytest.mark.parametrize("change", [{"format": 0}, {"identity": {"samples": 3}}])
+def test_a_plan_of_another_version_is_one_line(ldm, tmp_path, change):
+    folder = make(ldm, tmp_path / "out", num_samples=3, step="plan")
+    record = json.loads((folder / RUN_FILE).read_text())
+    (folder / RUN_FILE).write_text(json.dumps(record | change))
+    before = files(folder)
+    for options in ({"step": "work"}, {"num_samples": 3}):
+        with pytest.raises(UserError, match="version of mdaug") as error:
+            generate.run(GenerateConfig(ldm_path=ldm, output_dir=folder, **options))
+        assert "\n" not in str(error.value)
+    assert files(folder) == before
 
 
 def test_a_plan_of_a_hundred_million_samples_takes_seconds_and_little_memory(ldm, tmp_path):
@@ -123,7 +147,7 @@ print(status, peak.split()[1], resource.getrusage(resource.RUSAGE_SELF).ru_utime
     assert float(seconds) < 10  # of a processor: the machine may be busy
     plan = read_plan(tmp_path / "out")
     assert (plan.total, plan.num_shards) == (100_000_000, 100_000)
-    assert (tmp_path / "out" / "plan.json").stat().st_size < 2000
+    assert (tmp_path / "out" / "run.json").stat().st_size < 2000
     last = plan.samples(plan.num_shards - 1)
     assert len(last) == 1000
     assert np.bincount(plan.labels(last)).min() > 300
@@ -165,7 +189,7 @@ def test_level_counts_are_as_level_as_can_be():
     ("options", "message"),
     [
         ({"balance_to": "even.json"}, "nothing to make: .*even.json has walk 4, fall 4, bird 4"),
-        ({"balance_to": "list.json"}, "says not how many images"),
+        ({"balance_to": "list.json"}, "does not say how many images"),
         ({"balance_to": "broken.json"}, "is not JSON"),
         ({"balance_to": "other.json"}, "the model knows no class swim"),
         ({"fill": "swim=4"}, "the model knows no class swim"),
@@ -184,24 +208,24 @@ def test_what_cannot_be_made_is_refused_before_anything_is_written(ldm, packed, 
     places = {"packed": packed, "empty": tmp_path} | {path.name: path for path in tmp_path.glob("*.json")}
     options = {k: places.get(v, v) if isinstance(v, str) else v for k, v in options.items()}
     with pytest.raises(UserError, match=message):
-        generate(GenerateConfig(**({"ldm_path": ldm, "output_dir": tmp_path / "out"} | options)))
+        generate.run(GenerateConfig(**({"ldm_path": ldm, "output_dir": tmp_path / "out"} | options)))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fill": "fall=0"}, "fill asks for 0 of 'fall'"),
-        ({"per_class": "fall=-3"}, "per_class asks for -3 of 'fall'"),
+        ({"fill": "fall=0"}, "fill: fall=0 must be at least 1"),
+        ({"per_class": "fall=-3"}, "per_class: fall=-3"),
         ({"balance_to": Path("packed"), "num_samples": 5}, "leave out per_class, classes and num_samples"),
         ({"worker": 2}, "worker and num_workers belong together"),
-        ({"worker": 2, "num_workers": 2}, "worker is 2; with num_workers 2"),
-        ({"num_workers": 0, "worker": 0}, "num_workers is 0"),
+        ({"worker": 2, "num_workers": 2}, "worker=2 must be less than num_workers=2"),
+        ({"num_workers": 0, "worker": 0}, "num_workers=0"),
         ({"repair": True, "step": "finalize"}, "repair makes shards again"),
-        ({"guidance_interval": [0.5, 0.5]}, "guidance_interval is"),
-        ({"sift_quantile": 0.7}, "sift_quantile is 0.7"),
-        ({"max_candidates": 0}, "max_candidates is 0"),
-        ({"dynamic_range_db": 0.0}, "dynamic_range_db is 0"),
+        ({"guidance_interval": [0.5, 0.5]}, "guidance_interval=.*two rising shares"),
+        ({"sift_quantile": 0.7}, "sift_quantile=0.7"),
+        ({"max_candidates": 0}, "max_candidates=0"),
+        ({"dynamic_range_db": 0.0}, "dynamic_range_db=0"),
     ],
 )
 def test_contradicting_settings_are_refused(options, message):

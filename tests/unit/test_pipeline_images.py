@@ -1,7 +1,5 @@
 import re
 import subprocess
-import sysconfig
-import venv
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from mdaug.artifacts import PARTS, find_pipeline
 from mdaug.generation.generate import run as generate
 from mdaug.generation.options import GenerateConfig
-from mdaug.pipeline.folder import PARTS, find_pipeline, save_pipeline
+from mdaug.pipeline.folder import save_pipeline
 from mdaug.pipeline.pipeline import MicroDopplerPipeline
 from mdaug.pipeline.schedulers import FLOW, SCHEDULERS, build_scheduler, scheduler_like
 from shards.dataset import ShardDataset
 from shards.errors import UserError
-from tests.tiny_pipeline import CLASSES, save_tiny, tiny_pipeline
+from tests.tiny_pipeline import CLASSES, clean_environment, sample, save_tiny, seeded, tiny_pipeline
 
 # mdaug must not be there, and of its other libraries the lines must need none.
 FIRST = """
@@ -30,25 +29,6 @@ pipe.save_pretrained("again")
 import sys
 print("also imported:", {"deepspeed", "webdataset", "submitit", "lpips", "jsonargparse", "wandb"} & set(sys.modules))
 """
-
-
-def clean_environment(folder: Path) -> Path:
-    """Make a virtual environment that finds the libraries of this one, but no project installed in it; its python."""
-    venv.create(folder, symlinks=True)
-    packages = sysconfig.get_path("purelib", vars={"base": str(folder)})
-    # A .pth file adds a folder without reading the .pth files in it, by which an editable mdaug would be found.
-    Path(packages, "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    return folder / "bin" / "python"
-
-
-def seeded(count: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in range(count)]
-
-
-def sample(pipeline, labels=("fall", 0), count=2, **options):
-    options = {"num_inference_steps": 5, "output_type": "pt", "generator": seeded(len(labels) * count)} | options
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline(list(labels), num_images_per_prompt=count, **options).images
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +145,7 @@ def test_output_types_agree(channels):
     assert np.abs(np.asarray(images[0]).reshape(16, 16, channels) - 255 * array[0]).max() <= 0.5 + 1e-4
     latents = sample(pipeline, output_type="latent")
     assert torch.equal((pipeline.decode(latents) / 2 + 0.5).clamp(0, 1), tensor)
-    with pytest.raises(ValueError, match="output_type is 'jpg'"):
+    with pytest.raises(ValueError, match="output_type=jpg must be one of"):
         sample(pipeline, output_type="jpg")
 
 
@@ -334,7 +314,7 @@ def test_a_folder_without_a_part_is_refused_by_name(tmp_path):
     best = save_tiny(tmp_path / "run" / "best")
     assert find_pipeline(tmp_path / "run")[0] == best
     (best / PARTS[-1]).unlink()
-    with pytest.raises(UserError, match=f"lacks {PARTS[-1]}"):
+    with pytest.raises(UserError, match=f"is missing {PARTS[-1]}"):
         find_pipeline(best)
 
 

@@ -14,38 +14,19 @@ from PIL import Image
 from mdaug import config as configuration
 from mdaug.generation import worker
 from mdaug.generation.counts import even
-from mdaug.generation.generate import run as generate
 from mdaug.generation.options import GenerateConfig
 from mdaug.generation.plan import Plan
 from mdaug.pipeline.pipeline import MicroDopplerPipeline
 from shards import provenance
 from shards.dataset import ShardDataset
 from shards.errors import UserError
+from tests import generation
+from tests.generation import files
 from tests.tiny_pipeline import CLASSES, save_tiny
-
-FAST = {"num_inference_steps": 4, "batch_size": 4, "samples_per_shard": 8}
-
-
-@pytest.fixture(scope="module")
-def ldm(tmp_path_factory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("ldm") / "best").parent
-
-
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def make(ldm: Path, folder: Path, **options) -> Path:
-    generate(GenerateConfig(ldm_path=ldm, output_dir=folder, **(FAST | options)))
-    return folder
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """The files of a data set but for its provenance, which holds the time."""
-    found = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    return {name: data for name, data in found.items() if name != provenance.FILE_NAME}
+    return generation.make(ldm, folder, **({"num_inference_steps": 4, "scheduler_type": None} | options))
 
 
 def plan_of(total: int, **options) -> Plan:
@@ -150,9 +131,9 @@ def test_the_same_plan_again_is_done_and_another_is_refused_untouched(ldm, tmp_p
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
     make(ldm, folder, num_samples=20, grid=True)
     assert "found 20 = asked 20" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"another plan \(seed 42 -> 43\)"):
+    with pytest.raises(UserError, match=r"another run of mdaug generate \(seed: 42 there, 43 now\)"):
         make(ldm, folder, num_samples=20, seed=43)
-    with pytest.raises(UserError, match=r"counts .*'walk': 7.* -> .*'walk': 8"):
+    with pytest.raises(UserError, match=r"counts: .*'walk': 7.* there, .*'walk': 8.* now"):
         make(ldm, folder, num_samples=22)
     save_tiny(tmp_path / "other", channels=1)
     with pytest.raises(UserError, match="pipeline"):
@@ -163,7 +144,7 @@ def test_the_same_plan_again_is_done_and_another_is_refused_untouched(ldm, tmp_p
 
 def test_a_folder_with_other_files_is_refused(ldm, tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UserError, match=r"other files and no plan\.json"):
+    with pytest.raises(UserError, match=r"other files .* and no run\.json"):
         make(ldm, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -198,16 +179,19 @@ def test_what_does_not_fit_the_model_is_refused(ldm, tmp_path, options, message)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_samples": 0}, "num_samples is 0; it must be at least 1"),
-        ({"num_samples": -3}, "num_samples is -3"),
-        ({"per_class": "fall=0"}, "per_class asks for 0 of 'fall'"),
-        ({"per_class": "fall"}, "write it as fall=30,walk=20"),
+        ({"num_samples": 0}, "num_samples=0 must be at least 1"),
+        ({"num_samples": -3}, "num_samples=-3"),
+        ({"per_class": "fall=0"}, "per_class: fall=0 must be at least 1"),
+        ({"per_class": "fall"}, "per_class=fall must be written as fall=30,walk=20"),
         ({"per_class": "fall=3", "num_samples": 3}, "leave out classes and num_samples"),
-        ({"scheduler_type": "lms"}, "scheduler_type is 'lms'"),
-        ({"scheduler_type": "pndm", "num_inference_steps": 3}, "'pndm' needs 4 to 999"),
-        ({"guidance_scale": -1.0}, "guidance_scale is -1"),
-        ({"seed": -1}, "seed is -1"),
-        ({"cpu_threads": 10**6}, "cpu_threads is 1000000; it must be at most 1024"),
+        ({"scheduler_type": "lms"}, "scheduler_type=lms"),
+        (
+            {"scheduler_type": "pndm", "num_inference_steps": 3},
+            "num_inference_steps=3 must be 4 to 999 for scheduler_type 'pndm'",
+        ),
+        ({"guidance_scale": -1.0}, "guidance_scale=-1"),
+        ({"seed": -1}, "seed=-1"),
+        ({"cpu_threads": 10**6}, "cpu_threads=1000000 must be .*at most 1024"),
     ],
 )
 def test_impossible_configurations_are_refused(options, message):
@@ -228,16 +212,11 @@ def test_the_command_line_fills_the_configuration(tmp_path):
     assert configuration.parse(GenerateConfig, ["--config", str(tmp_path / "generate.yaml")], prog="mdaug") == counts
 
 
-def test_the_pipeline_is_saved_when_asked_and_never_waited_for(ldm, tmp_path, monkeypatch):
-    monkeypatch.setattr("builtins.input", lambda _: pytest.fail("asked where nobody can answer"))
+def test_the_pipeline_is_saved_when_asked(ldm, tmp_path):
     make(ldm, tmp_path / "silent", num_samples=1)
     assert not (tmp_path / "silent" / "vq_diffusion_pipeline").exists()
     make(ldm, tmp_path / "flag", num_samples=1, save_pipeline=True)
     MicroDopplerPipeline.from_pretrained(tmp_path / "flag" / "vq_diffusion_pipeline")
-    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("builtins.input", lambda _: "y")
-    make(ldm, tmp_path / "asked", num_samples=1)
-    assert (tmp_path / "asked" / "vq_diffusion_pipeline" / "pipeline.py").is_file()
 
 
 def test_the_grid_has_a_row_per_class_made(ldm, tmp_path):

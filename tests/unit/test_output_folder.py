@@ -1,0 +1,92 @@
+"""One claim for the output folder of every command: the same run continues, anything else is refused untouched."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from shards import output_folder
+from shards.errors import UserError
+from shards.output_folder import Progress, claim, is_finished, read_progress, read_run, refuse_other
+
+OPTIONS = {"size": 64, "names": ["a", "b"]}
+
+
+def test_the_same_run_continues_until_it_is_finished(tmp_path):
+    output = claim(tmp_path / "out", "encode", OPTIONS, {"images": "i"})
+    assert read_run(output.path)["identity"] == OPTIONS
+    assert not output.finished
+    again = claim(output.path, "encode", {**OPTIONS, "names": ("a", "b")}, {"images": "i"})
+    again.finish("latents", "hash", {})
+    assert output.finished
+    assert is_finished(output.path)
+    assert json.loads((output.path / "provenance.json").read_text())["made_from"] == {"images": "i"}
+    again.begin_again()
+    assert not output.finished
+
+
+def test_another_run_is_refused_naming_every_difference(tmp_path):
+    claim(tmp_path, "encode", OPTIONS, {"images": "i" * 64})
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(UserError, match=r"size: 64 there, 32 now; made from images: i{12} there, j{12} now"):
+        claim(tmp_path, "encode", OPTIONS | {"size": 32}, {"images": "j" * 64})
+    with pytest.raises(UserError, match="holds the output of mdaug encode, not of mdaug pack"):
+        claim(tmp_path, "pack", OPTIONS)
+    assert (tmp_path / "run.json").read_bytes() == before
+    (tmp_path / "run.json").write_text('{"format": 0}')
+    with pytest.raises(UserError, match="damaged or of another version"):
+        claim(tmp_path, "encode", OPTIONS)
+
+
+def test_files_of_others_are_refused_but_logs_are_not(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / ".hidden").touch()
+    refuse_other(tmp_path, "encode", OPTIONS)
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"holds other files \('thesis\.tex'\)"):
+        claim(tmp_path, "encode", OPTIONS)
+    assert not (tmp_path / "run.json").exists()
+    with pytest.raises(UserError, match="is a file"):
+        claim(tmp_path / "thesis.tex", "encode", OPTIONS)
+
+
+def test_an_input_that_was_not_compared_may_join_later(tmp_path):
+    claim(tmp_path, "evaluate", OPTIONS, {"images": "i"})
+    assert claim(tmp_path, "evaluate", OPTIONS, {"vqvae": "v"}).made_from == {"images": "i", "vqvae": "v"}
+    with pytest.raises(UserError, match="made from vqvae: v there, none now"):
+        claim(tmp_path, "evaluate", OPTIONS, {"images": "i", "vqvae": None})
+
+
+def test_of_many_that_claim_at_once_only_one_run_gets_the_folder(tmp_path):
+    def attempt(number: int) -> bool:
+        try:
+            claim(tmp_path / "out", "encode", OPTIONS | {"size": number % 2})
+        except UserError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        won = list(threads.map(attempt, range(32)))
+    assert won == [number % 2 == read_run(tmp_path / "out")["identity"]["size"] for number in range(32)]
+
+
+def test_progress_is_written_now_and_then_and_gone_at_the_end(tmp_path, monkeypatch):
+    output = claim(tmp_path, "encode", OPTIONS)
+    assert read_progress(tmp_path) is None
+    output.progress(10, 100, "image")
+    output.progress(20, 100, "image")  # too soon
+    assert read_progress(tmp_path).done == 10
+    monkeypatch.setattr(output_folder, "EVERY_S", 0.0)
+    output.progress(30, 100, "image", saved=25, note="loss 0.1")
+    progress = read_progress(tmp_path)
+    assert (progress.done, progress.saved, progress.began_done, progress.note) == (30, 25, 10, "loss 0.1")
+    output.finish("latents", "hash", {})
+    assert read_progress(tmp_path) is None
+
+
+def test_the_time_left_follows_from_the_rate_of_this_process():
+    progress = Progress(60, 100, "image", saved=60, time=30.0, began_done=20, began_time=10.0)
+    assert progress.seconds_left == 20.0
+    assert Progress(20, 100, "image", saved=20, time=10.0, began_done=20, began_time=10.0).seconds_left is None
