@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -56,12 +58,11 @@ STYLE = {
     "axes.spines.right": False,
     "axes.titlesize": 14,
     "axes.titlelocation": "left",
-    "axes.axisbelow": True,
-    "axes.grid": False,
     "grid.color": FRAME,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "legend.frameon": False,
+    "text.parse_math": False,  # $ in the name of a class is a $
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "mdaug",  # the same metrics give the same file
 }
@@ -108,9 +109,9 @@ class PlotGroup:
         """Write legend and plots as one PNG."""
         columns = min(self.columns, len(self.plots))
         rows = -(-len(self.plots) // columns)
-        (width, height), per_line = self.plots[0].size, max(1, columns * self.plots[0].size[0] // 240)
+        (width, height), per_line = self.plots[0].size, max(1, columns * self.plots[0].size[0] // 230)
         legend = 24 * -(-len(self.series) // per_line) + 12
-        with matplotlib.rc_context(STYLE):
+        with _style():
             figure = _drawn(self.plots, (columns * width, rows * height + legend), rows, columns)
             handles = [Patch(color=colour) for colour, _ in zip(COLOURS, self.series, strict=False)]
             figure.legend(
@@ -229,6 +230,13 @@ def _draw_boxes(axes: Axes, names: Sequence[str], sets: Sequence[Sequence[list[f
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
 
 
+@contextlib.contextmanager
+def _style() -> Iterator[None]:
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # names of classes in a script that the font does not have
+        yield
+
+
 def _drawn(plots: Sequence[Plot], size: tuple[int, int], rows: int = 1, columns: int = 1) -> Figure:
     """Return a figure of `size` units with the plots in rows and columns."""
     layout = ConstrainedLayoutEngine(w_pad=6 / UNITS, h_pad=6 / UNITS)
@@ -243,7 +251,7 @@ def _drawn(plots: Sequence[Plot], size: tuple[int, int], rows: int = 1, columns:
 def _svg(plot: Plot) -> str:
     """Return a plot as an SVG element of an HTML page, without what only a file of its own needs."""
     file = io.StringIO()
-    with matplotlib.rc_context(STYLE):
+    with _style():
         _drawn([plot], plot.size).savefig(file, format="svg", transparent=True, metadata={"Date": None})
     body = " ".join(file.getvalue().split()).partition("<svg")[2].partition(">")[2]
     body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|(?<=<g) id=\"[\w.]+\"|font-family: [^;]*;", "", body)
