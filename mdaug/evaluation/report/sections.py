@@ -79,6 +79,7 @@ def usefulness(metrics: dict) -> list[str]:
     figures, data = metrics["usefulness"], metrics["data"]
     if figures is None:
         return []
+    # Tables: arms, their differences, recall per class, confusion.
     arms = [
         [
             escape(_arm(arm)),
@@ -105,15 +106,16 @@ def usefulness(metrics: dict) -> list[str]:
     ]
     judged = figures["real_to_synthetic"]
     recall.append(["real, judging synthetic images", "–", *(share(value) for value in judged["recall"])])
+    names = [escape(name) for name in data["classes"]]
+    confusions = [
+        confusion(f"{_arm(arm)}, n = {arm['n_real'] or '–'}", names, arm["confusion"]) for arm in figures["arms"]
+    ]
+    # What the intervals resample.
     units = (
         f"{data['held_out_groups']} groups (recordings) of held-out images"
         if data["held_out_groups"] >= FEWEST_GROUPS
         else f"held-out images (too few groups, {data['held_out_groups']}: the interval says nothing of other groups)"
     )
-    names = [escape(name) for name in data["classes"]]
-    confusions = [
-        confusion(f"{_arm(arm)}, n = {arm['n_real'] or '–'}", names, arm["confusion"]) for arm in figures["arms"]
-    ]
     return [
         "<h2>Does a classifier get better?</h2>",
         f"<p>Accuracy in % on {sum(data['held_out'])} held-out real images, mean of {metrics['config']['seeds']} "
@@ -144,6 +146,7 @@ def fidelity(metrics: dict) -> list[str]:
     figures = metrics["fidelity"]
     if figures is None:
         return []
+    # Distances and shares in the features of each network.
     lines = ["<h2>How near to the real images?</h2>"]
     for network in figures["networks"]:
         if network["synthetic"] is None:
@@ -171,6 +174,7 @@ def fidelity(metrics: dict) -> list[str]:
         "images than new recordings are. Shares use "
         f"{NEIGHBOURS} neighbours.</p>"
     )
+    # Diversity, levels and colours.
     names = [escape(name) for name in metrics["data"]["classes"]]
     rows = [[NAMES[kind], *map(number, values)] for kind, values in figures["diversity"].items()]
     lines += [
@@ -216,8 +220,8 @@ def kinematics(metrics: dict) -> list[str]:
     axes = (
         "axes in m/s and s from the metadata, levels span"
         if figures["physical"]
-        else "the metadata name no axes, so velocities are parts of the axis (1 is the upper edge), levels taken to "
-        "span"
+        else "the metadata do not name the axes, so velocities are parts of the axis (1 is the upper edge), levels are "
+        "taken to span"
     )
     lines = [
         "<h2>Does it move like the real ones?</h2>",
@@ -316,7 +320,7 @@ def _sifting(sifting: dict, names: list[str]) -> list[str]:
     ]
     return [
         f"<p>Sifted are the synthetic images within four limits, each of which rejects {percent(sifting['quantile'])} "
-        "of training images set aside for that; the held-out images have no say. The second line is what the "
+        "of training images set aside for that; the held-out images do not influence them. The second line is what the "
         f"same limits do to real images of new recordings: read the first against it.{already_sifted}</p>",
         table(["rejected by the sifter, %", "all", *names], rows),
     ]
