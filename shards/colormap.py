@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 FLOOR_IMAGES = 64  # images of a set in which its floor is looked for
 # A floor colour may differ by this much (of 255, in any channel) from that of its map: JPEG does so by up to 3.
 FLOOR_TOLERANCE = 6
+ON_MAP = 30.0  # median distance in RGB units of the pixels of a picture from its map; JPEG in jet has about 23
+ALIKE = 8.0  # maps whose distances differ by less are told apart by their floor
+MOST_COMPARED = 128  # pixels of a picture that are compared with every map
 
 
 def _table(text: str) -> np.ndarray:
@@ -89,10 +92,11 @@ class Colormap:
         nearest = (np.square(entries).sum(1) - 2 * rgb @ entries.T).argmin(1)
         return np.round(nearest * 255 / (len(entries) - 1)).astype(np.uint16)
 
-    def distance(self, pictures: np.ndarray) -> np.ndarray:
-        """Return how far the colours of RGB pictures uint8 (..., 3) lie from the map, float32 (...), in RGB units."""
-        away = pictures.astype(np.float32) - self.palette[self.invert(pictures)]
-        return np.sqrt(np.square(away).sum(-1))
+    def distance(self, pixels: np.ndarray) -> np.ndarray:
+        """Return how far colours uint8 (..., 3) lie from the nearest of the map's, float32 (...), in RGB units."""
+        rgb, entries = pixels.reshape(-1, 3).astype(np.float32), self.colours.astype(np.float32)
+        away = np.square(rgb).sum(1)[:, None] + np.square(entries).sum(1) - 2 * rgb @ entries.T
+        return np.sqrt(away.min(1).clip(0)).reshape(pixels.shape[:-1])
 
     def picture(self, levels: np.ndarray) -> Image.Image:
         """Return levels uint8 (H, W) as a picture of one channel with the colours as its palette."""
@@ -157,6 +161,24 @@ def most_frequent(images: np.ndarray) -> list[int]:
     values, counts = np.unique(pixels @ (256 ** np.arange(pixels.shape[1])), return_counts=True)
     most = int(values[counts.argmax()])
     return [most >> 8 * channel & 255 for channel in range(pixels.shape[1])]
+
+
+def nearest_maps(pixels: np.ndarray) -> tuple[str, ...]:
+    """Return the names of the maps that pixels uint8 (n, 3) may be painted in, the likeliest first; () for none known.
+
+    Several where they pass through much the same colours, as the three kinds of jet do; of those the one with the floor
+    of the picture is first.
+    """
+    some = pixels[:: max(1, len(pixels) // MOST_COMPARED)]
+    away = {name: float(np.median(colormap(name).distance(some))) for name in COLORMAPS}
+    least = min(away.values())
+    if least > ON_MAP:
+        return ()
+    floor = most_frequent(pixels)
+    alike = [name for name in COLORMAPS if away[name] <= least + ALIKE]
+    return tuple(
+        sorted(alike, key=lambda name: (np.abs(colormap(name).colours[0].astype(int) - floor).max(), away[name]))
+    )
 
 
 def floor_of(dataset: ShardDataset, name: str | None = None) -> list[int]:

@@ -34,6 +34,12 @@ class PackConfig:
     """What must not be torn between train and val: a regular expression with one capture group, searched in the path
     of the image relative to data_dir, or column:<name> of metadata.csv. By default the metadata column `group`, else
     runs of consecutive numbers at the end of the file names."""
+    class_depth: int | None = None
+    """Folders from data_dir down to the class folders, those counted: 1 for <class>/*, 2 for <any>/<class>/*. By
+    default 2 below folders that have the names of splits, else 1; asked for where both can be meant."""
+    frame: Literal["ask", "crop", "keep"] = "ask"
+    """With image_mode gray and level: what becomes of rows and columns at the edge in one colour that the colour map
+    does not have, such as the white margin of a saved figure."""
     val_fraction: float = 0.2
     """Share of the images of each class that goes to val, in (0, 0.5]."""
     gap: int = 4
@@ -44,6 +50,8 @@ class PackConfig:
     """Seed of the choice of groups and of the order of the samples in the shards."""
     workers: int = operational(0)
     """Processes that decode and resize; 0: one per CPU core."""
+    dry_run: bool = operational(False)
+    """Print what was understood of the folder, and write nothing."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be used; raises ValueError naming field, value and what is accepted."""
@@ -52,6 +60,8 @@ class PackConfig:
             self.image_size = written(*height_width(self.image_size))
         one_of(self, ("auto", "rgb", "gray", "level"), "image_mode")
         one_of(self, ("auto", "none", *COLORMAPS), "colormap")
+        one_of(self, ("ask", "crop", "keep"), "frame")
+        at_least(self, 1, "class_depth")
         within(self, "(0, 0.5]", "val_fraction")
         at_least(self, 1, "shard_size")
         at_least(self, 0, "gap", "seed")

@@ -87,8 +87,9 @@ def split_images(images: list[SourceImage], *, group_by: str | None, val_fractio
     val = _choose(images, split.group, val_fraction, seed)
     split.side = {image.path: "val" if split.group[image.path] in val else "train" for image in images}
     _drop_neighbours(images, places, split, gap)
+    held = {image.class_name for image in images if split.side.get(image.path) == "val"}
     for name in sorted({image.class_name for image in images}):
-        if not any(split.side.get(image.path) == "val" for image in images if image.class_name == name):
+        if name not in held:
             split.warnings.append(f"class {name} has too few images or groups: val has none of it")
     split.side |= dict.fromkeys(test, "test")
     split.group |= {path: named.get(path, path) for path in test}
@@ -98,12 +99,12 @@ def split_images(images: list[SourceImage], *, group_by: str | None, val_fractio
 def _named_groups(images: list[SourceImage], group_by: str | None) -> dict[str, str]:
     """Return path -> group as the user or the metadata name it, {} where neither does."""
     if group_by is None:
-        if not any(image.metadata.get("group") for image in images):
+        if not any("group" in image.metadata for image in images):
             return {}
         group_by = "column:group"
     if group_by.startswith("column:"):
         column = group_by.removeprefix("column:")
-        groups = {image.path: image.metadata.get(column, "") for image in images}
+        groups = {image.path: str(image.metadata.get(column, "")) for image in images}
         remedy = f"has no value in column '{column}' of metadata.csv; fill it in or give a --group_by that fits"
     else:
         matches = {image.path: re.search(group_by, image.path) for image in images}
@@ -213,12 +214,17 @@ def _choose(images: list[SourceImage], group: dict[str, str], val_fraction: floa
     for c in range(len(classes)):
         if total[c] >= val_fraction / 2:
             continue
-        candidates = np.flatnonzero(~chosen & ~lone & (share[:, c] > 0) & (total + share < 1 - slack).all(axis=1))
-        if not len(candidates):
-            continue
-        costs = ((total + share[candidates] - val_fraction) ** 2).sum(axis=1)
-        best = candidates[costs.argmin()]
-        if total[c] == 0 or costs.min() < ((total - val_fraction) ** 2).sum():
+        # The one that helps most: by how much it changes the sum of (share - val_fraction)^2 over its own classes.
+        best, gain = None, 0.0
+        for i in np.flatnonzero(share[:, c]):
+            own = np.flatnonzero(share[i])
+            after = total[own] + share[i, own]
+            if chosen[i] or lone[i] or not (after < 1 - slack).all():
+                continue
+            change = float(((after - val_fraction) ** 2 - (total[own] - val_fraction) ** 2).sum())
+            if best is None or change < gain:
+                best, gain = i, change
+        if best is not None and (total[c] == 0 or gain < 0):
             chosen[best] = True
             total = total + share[best]
     return {names[i] for i in np.flatnonzero(chosen)}

@@ -36,15 +36,15 @@ def bad_folder(root: Path) -> tuple[Path, dict[str, str]]:
     good = {f"a/img_{i}.png": png(i) for i in range(40)} | {f"b/img_{i}.png": png(100 + i) for i in range(40)}
     bad = {
         "a/empty.png": (b"", "empty file"),
-        "a/text.png": (b"<html>404</html>", "unreadable: not a PNG or JPEG"),
+        "a/text.png": (b"<html>404</html>", "unreadable: not a PNG, JPEG"),
         "a/cut.png": (png(901, (64, 64))[:5000], "truncated"),
         "a/cut.jpg": (jpeg.getvalue()[:1500], "truncated"),
         "a/header.png": (png(902)[:20], "truncated"),
         "a/zcopy.png": (png(3), "same bytes as a/img_3.png"),
         "a/.hidden.png": (png(903), "hidden file"),
         "a/.ipynb_checkpoints/img.png": (png(904), "hidden file"),
-        "b/notes.txt": (b"hello", "not a .png, .jpg or .jpeg file"),
-        "b/Thumbs.db": (b"x", "not a .png, .jpg or .jpeg file"),
+        "b/notes.txt": (b"hello", "not a .png, .jpg"),
+        "b/Thumbs.db": (b"x", "junk of an operating system"),
     }
     files = good | {name: data for name, (data, _) in bad.items()}
     return image_folder(root, files), {name: reason for name, (_, reason) in bad.items()}
@@ -73,7 +73,7 @@ def test_a_file_that_may_not_be_read_is_rejected(tmp_path, source, monkeypatch):
 
     monkeypatch.setattr(Path, "read_bytes", denied)
     report = json.loads(json.dumps(packed_set(source, tmp_path / "out")))
-    assert {"file": "ID_2/ID_2_5.png", "reason": "unreadable: Permission denied"} in report["rejected"]
+    assert {"file": "ID_2/ID_2_5.png", "class": "ID_2", "reason": "unreadable: Permission denied"} in report["rejected"]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -220,7 +220,7 @@ def test_a_name_that_is_not_utf8_is_rejected(tmp_path, source):
         file.write(png(55))
     pack(PackConfig(source, tmp_path / "out", workers=1))
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert {"file": "ID_2/\\xff\\xfe.png", "reason": "file name is not UTF-8"} in report["rejected"]
+    assert {"file": "ID_2/\\xff\\xfe.png", "class": "ID_2", "reason": "file name is not UTF-8"} in report["rejected"]
     assert report["found"] == report["packed"] + len(report["rejected"])
 
 
