@@ -10,8 +10,7 @@ import pytest
 from mdaug.evaluation.evaluate import run as evaluate
 from mdaug.evaluation.options import EvaluateConfig
 from tests.slurm.jobs import batch_log, job_id, launch, profile, shell, wait_for, wait_for_end
-from tests.toy import toy_packed
-from tests.unit.test_evaluation_usefulness import toy_synthetic
+from tests.toy import toy_packed, toy_synthetic
 
 SETTINGS = {"n_real_per_class": [2], "synthetic_per_real": [1], "seeds": 2, "steps": 4, "image_size": 16, "workers": 1}
 

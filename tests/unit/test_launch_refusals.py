@@ -18,8 +18,8 @@ from mdaug.generation.make_plan import wanted_plan
 from mdaug.generation.plan import claim_folder
 from shards.errors import UserError
 from shards.packed import open_packed
+from tests.toy import toy_synthetic
 from tests.toy_latents import toy_latents
-from tests.unit.test_evaluation_usefulness import toy_synthetic
 
 FLAGS = {
     "simulate": "--classes [drone] --images_per_class 4 --image_size 32",
