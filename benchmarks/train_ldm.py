@@ -45,7 +45,7 @@ from mdaug.training.deepspeed_json import deepspeed_config
 from mdaug.training.encode import encode
 from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.ldm_task import LDMTask
-from mdaug.training.options import EncodeConfig, LDMConfig, VQVAEConfig
+from mdaug.training.options import EncodeConfig, LDMConfig
 from shards import provenance
 from shards.options import PackConfig
 from shards.order import PositionSampler
