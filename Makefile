@@ -23,26 +23,17 @@ REQUIREMENTS := requirements.txt requirements-dev.txt constraints.txt pyproject.
 STAGES := simulate spectrogram pack train-vqvae reconstruct encode train-ldm ema generate evaluate
 BENCHMARKS := $(filter-out bench-gpu%,$(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/*.py)))
 
-# The image folder: the user's, or the one that `make simulate` or `make spectrogram` writes.
-IMAGES = $(or $(DATA),$(OUT)/images)
-# A preset need not say anything about a command; a preset that does not exist is a mistake.
-PRESET = $(if $(wildcard configs/$(CONFIG)/.),$(if $(wildcard configs/$(CONFIG)/$@.yaml),--config configs/$(CONFIG)/$@.yaml),$(error CONFIG=$(CONFIG): there is no configs/$(CONFIG); choose one of $(filter-out launch,$(patsubst configs/%/.,%,$(wildcard configs/*/.)))))
-# The backbones of LPIPS, as torchvision names them.
-vgg := vgg16
-alex := alexnet
-squeeze := squeezenet1_1
-BACKBONE = $(or $(if $(filter vgg alex squeeze,$(NET)),$($(NET))),$(error NET=$(NET): choose one of vgg alex squeeze))
-# Given only where asked for: without SLURM they are mistakes.
+# What every way to run the stages is given. --profile and --wait only where asked for: without SLURM they are mistakes.
+CHAIN = --preset '$(CONFIG)' --out '$(OUT)' $(if $(DATA),--data '$(DATA)')
 SLURM = $(if $(PROFILE),--profile '$(PROFILE)') $(if $(WAIT),--wait)
-LAUNCH = $(BIN)/python -m launch $@ --gpus_per_node $(GPUS) --nodes $(NODES) --cluster $(CLUSTER) $(SLURM) $(if $(WORKERS),--workers $(WORKERS)) -- $(PRESET)
 
-.PHONY: help install demo pipeline slurm-up slurm-down test check fix prove-gpu weights constraints clean $(STAGES) $(BENCHMARKS)
+.PHONY: help install demo pipeline slurm-up slurm-down test test-quick check fix prove-gpu weights constraints clean $(STAGES) $(BENCHMARKS)
 
 help:
 	@echo 'make demo             all stages at small scale: simulated radar images in, synthetic shards and a report out'
 	@echo 'make demo DATA=folder GROUP_BY=regex    the same on your images folder/<class>/*.png (see mdaug pack --help)'
 	@echo 'make pipeline NODES=2 GPUS=8    all stages as one chain of SLURM jobs (see docs/cluster.md)'
-	@echo 'make test             the tests'
+	@echo 'make test             the tests (make test-quick: those of one process, a few minutes)'
 	@echo 'make check            lint, format and types, as in CI; make fix mends what can be mended'
 	@echo ''
 	@echo 'make simulate         labelled image folder from physics'
@@ -65,12 +56,12 @@ help:
 	@echo ''
 	@echo 'variables  (value now)'
 	@echo 'DATA       image folder <class>/*.png to pack           ($(if $(DATA),$(DATA),OUT/images))'
-	@echo 'CONFIG     preset: a folder below configs/              ($(CONFIG); make demo: demo)'
+	@echo 'CONFIG     preset: the name of a YAML file in configs/  ($(CONFIG); make demo: demo)'
 	@echo 'OUT        folder for the results of all stages         (runs/CONFIG)'
 	@echo 'GPUS       ranks per machine: a number, or auto         ($(GPUS); make demo: 1)'
 	@echo 'NODES      machines                                     ($(NODES))'
 	@echo 'CLUSTER    auto (slurm where sbatch is), slurm, local (ranks here) or inline (1 rank)  ($(CLUSTER))'
-	@echo 'PROFILE    what the SLURM cluster wants to know, such as configs/launch/gpu-cluster.yaml  ($(PROFILE))'
+	@echo 'PROFILE    what the SLURM cluster needs to know, such as configs/launch/gpu-cluster.yaml  ($(PROFILE))'
 	@echo 'SAMPLES    number of images to generate                 ($(SAMPLES); else that of the preset)'
 	@echo 'WORKERS    generate and evaluate: an array of so many SLURM jobs   ($(WORKERS))'
 	@echo 'WAIT       1: stay until the SLURM job has ended        ($(WAIT))'
@@ -93,12 +84,11 @@ $(READY): $(REQUIREMENTS)
 
 demo: CONFIG = demo
 demo: $(READY)
-	@$(BIN)/python -m launch.demo --preset '$(CONFIG)' --out '$(OUT)' --gpus_per_node $(GPUS:auto=1) \
-	  $(if $(DATA),--data '$(DATA)') $(if $(GROUP_BY),--group_by '$(GROUP_BY)') $(ARGS)
+	@$(BIN)/python -m launch.demo $(CHAIN) --gpus_per_node $(GPUS:auto=1) $(if $(GROUP_BY),--group_by '$(GROUP_BY)') $(ARGS)
 
 pipeline: $(READY)
-	@$(BIN)/python -m launch.pipeline --preset '$(CONFIG)' --out '$(OUT)' --nodes $(NODES) --gpus_per_node $(GPUS) $(SLURM) \
-	  $(if $(DATA),--data '$(DATA)') $(if $(GROUP_BY),--group_by '$(GROUP_BY)') $(ARGS)
+	@$(BIN)/python -m launch.pipeline $(CHAIN) --nodes $(NODES) --gpus_per_node $(GPUS) $(SLURM) \
+	  $(if $(GROUP_BY),--group_by '$(GROUP_BY)') $(ARGS)
 
 slurm-up:
 	@tests/slurm/cluster.sh up
@@ -110,6 +100,9 @@ slurm-down:
 test: $(READY)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 $(ARGS)
 
+test-quick: $(READY)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 tests/unit $(ARGS)
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -119,29 +112,14 @@ fix: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-simulate: $(READY)
-	$(LAUNCH) --output_dir '$(IMAGES)' $(ARGS)
-spectrogram: $(READY)
-	$(LAUNCH) --output_dir '$(IMAGES)' $(ARGS)
-pack: $(READY)
-	$(LAUNCH) --data_dir '$(IMAGES)' --output_dir '$(OUT)/packed' $(ARGS)
-train-vqvae: $(READY)
-	$(LAUNCH) --data_dir '$(OUT)/packed' --output_dir '$(OUT)/vqvae' $(ARGS)
-reconstruct: $(READY)
-	$(LAUNCH) --data_dir '$(OUT)/packed' --vqvae_path '$(OUT)/vqvae' --preset '$(CONFIG)' $(ARGS)
-encode: $(READY)
-	$(LAUNCH) --data_dir '$(OUT)/packed' --vqvae_path '$(OUT)/vqvae' --output_dir '$(OUT)/latents' $(ARGS)
-train-ldm: $(READY)
-	$(LAUNCH) --data_dir '$(OUT)/packed' --vqvae_path '$(OUT)/vqvae' --latents_dir '$(OUT)/latents' --output_dir '$(OUT)/ldm' $(ARGS)
-ema: $(READY)
-	$(LAUNCH) --run_dir '$(OUT)/ldm' $(ARGS)
-generate: $(READY)
-	$(LAUNCH) --ldm_path '$(OUT)/ldm' --output_dir '$(OUT)/synthetic' $(if $(SAMPLES),--num_samples $(SAMPLES)) $(ARGS)
-evaluate: $(READY)
-	$(LAUNCH) --data_dir '$(OUT)/packed' --synthetic_dir '$(OUT)/synthetic' --vqvae_path '$(OUT)/vqvae' --output_dir '$(OUT)/evaluation' $(ARGS)
+# The folders of a stage stand in launch/stages.py.
+generate: COUNT = $(if $(SAMPLES),--num_samples $(SAMPLES))
+$(STAGES): $(READY)
+	$(BIN)/python -m launch $@ $(CHAIN) --gpus_per_node $(GPUS) --nodes $(NODES) --cluster $(CLUSTER) $(SLURM) \
+	  $(if $(WORKERS),--workers $(WORKERS)) -- $(COUNT) $(ARGS)
 
 weights: $(READY)
-	$(BIN)/python -c "import torchvision; torchvision.models.$(BACKBONE)(weights='IMAGENET1K_V1')"
+	$(BIN)/mdaug weights --net $(NET) $(ARGS)
 
 $(BENCHMARKS): $(READY)
 	$(BIN)/python benchmarks/$(@:bench-%=%).py $(ARGS)

@@ -7,21 +7,20 @@ adds to a first. A training holds more, since normalisations keep fp32 under aut
 Attention is counted as the fused kernel that a GPU runs, which keeps no matrix of scores.
 
     python benchmarks/attention_cost.py
-    python benchmarks/attention_cost.py --config configs/gpu-16gb/train-ldm.yaml --attention none,none,full,full
+    python benchmarks/attention_cost.py --config gpu-16gb --attention none,none,full,full
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from unittest import mock
 
 import torch
-import yaml
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mdaug import cli
 from mdaug.models.hybrid_unet import HybridUNet2DModel
 from shards import provenance
 
@@ -58,13 +57,14 @@ def cost(network: nn.Module, *inputs: torch.Tensor) -> tuple[int, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("configs/default/train-ldm.yaml"))
+    parser.add_argument("--config", default="default")
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128], help="sides of the latents")
     parser.add_argument("--attention", nargs="+", default=KINDS, help="the first is what the others are compared with")
     options = parser.parse_args()
 
-    preset = yaml.safe_load(options.config.read_text(encoding="utf-8"))
-    settings = {name: preset[name] for name in U_NET if name in preset}
+    flags = ["--config", options.config, "--data_dir=d", "--output_dir=o", "--vqvae_path=v"]
+    training = cli.parse("train-ldm", flags)
+    settings = {name: getattr(training, name) for name in U_NET}
     print(f"{'latents':>9s}  {'attention':20s}{'M params':>9s}{'GFLOP':>9s}{'':8s}{'MB kept':>9s}")
     rows = []
     for size in options.sizes:
@@ -82,7 +82,7 @@ def main() -> None:
             print(f"{f'{size} x {size}':>9s}  {attention:20s}{parameters / 1e6:9.1f}{counted}")
             rows.append({"size": size, "attention": attention, "parameters": parameters, "flops": flops, "kept": kept})
     card = {"benchmark": "attention_cost", "version": provenance.code_version(), "torch": torch.__version__}
-    print(json.dumps({**card, "config": str(options.config), "results": rows}))
+    print(json.dumps({**card, "config": options.config, "results": rows}))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ medians count. Lists of values make a sweep.
 
     python benchmarks/generate.py --pipeline runs/demo/ldm/best
     python benchmarks/generate.py --pipeline runs/demo/ldm/best --steps 10,20 --batch_size 8,32
-    python benchmarks/generate.py --config configs/gpu-80gb/train-ldm.yaml --mixed_precision bf16  # untrained
+    python benchmarks/generate.py --config gpu-80gb --mixed_precision bf16  # untrained
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mdaug import config as configuration
+from mdaug import cli
 from mdaug.artifacts import find_pipeline
 from mdaug.distributed import DTYPES, autocast
 from mdaug.generation.counts import even
@@ -42,7 +42,6 @@ from mdaug.pipeline.pipeline import MicroDopplerPipeline
 from mdaug.pipeline.schedulers import build_scheduler, scheduler_like
 from mdaug.training.cost import GPUS
 from mdaug.training.ldm_task import build_unet
-from mdaug.training.options import LDMConfig, VQVAEConfig
 from shards.provenance import code_version
 from shards.validation import height_width
 
@@ -50,12 +49,10 @@ PLAIN_BATCH = 4
 SETTINGS = ("scheduler_type", "num_inference_steps", "mixed_precision", "batch_size")
 
 
-def untrained(preset: Path, folder: Path) -> Path:
-    """Write the untrained pipeline of a train-ldm.yaml with train-vqvae.yaml beside it: sampling is the same work."""
-    places = ["--data_dir=d", "--output_dir=o"]
-    beside = str(preset.with_name("train-vqvae.yaml"))
-    vq = configuration.parse(VQVAEConfig, ["--config", beside, *places], "benchmark")
-    config = configuration.parse(LDMConfig, ["--config", str(preset), *places, "--vqvae_path=v"], "benchmark")
+def untrained(preset: str, folder: Path) -> Path:
+    """Write the untrained pipeline of a preset: sampling is the same work."""
+    flags = ["--config", preset, "--data_dir=d", "--output_dir=o"]
+    vq, config = cli.parse("train-vqvae", flags), cli.parse("train-ldm", [*flags, "--vqvae_path=v"])
     height, width = height_width(vq.image_size)
     shape = [vq.latent_channels, height >> vq.n_layers, width >> vq.n_layers]
     classes = [f"class {label}" for label in range(10)]
@@ -211,7 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--pipeline", type=Path, help="pipeline folder or run of train-ldm")
-    model.add_argument("--config", type=Path, help="a train-ldm.yaml instead, untrained")
+    model.add_argument("--config", help="a preset instead, untrained")
     parser.add_argument("--images", type=int, default=128, help="images of a turn, divided among the workers")
     parser.add_argument("--steps", default="20", help="one or several, 10,20")
     parser.add_argument("--batch_size", default="32", help="of ours; one or several")

@@ -26,8 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 from gpu_results import ROOT, path_of, write
+
+from launch import stages
+from mdaug import cli
 
 SHARES = {"tests": 1.0, "bench": 2.0, "training": 3.0}  # of the minutes; what a part leaves over goes to the next
 ALL = ",".join(SHARES)
@@ -38,8 +40,8 @@ TOY = {  # what a rehearsal adds to a step: the last of two equal flags counts
     "train_ldm": "--steps=1 --turns=1 --batch_size=2 --mixed_precision=no",
     "train_ldm-zero1": "--steps=1 --turns=1 --batch_size=2 --mixed_precision=no",
     "train_ldm-full-attention": "--steps=1 --turns=1 --batch_size=2 --mixed_precision=no",
-    "memory-gpu-16gb": "--steps=1 --turns=1 --batch_size=2 --mixed_precision=no --config=configs/demo/train-ldm.yaml",
-    "memory-gpu-6gb": "--steps=1 --turns=1 --batch_size=2 --mixed_precision=no --config=configs/demo/train-ldm.yaml",
+    "memory-gpu-16gb": "--steps=1 --turns=1 --batch_size=2 --mixed_precision=no --config=demo",
+    "memory-gpu-6gb": "--steps=1 --turns=1 --batch_size=2 --mixed_precision=no --config=demo",
     "train_vqvae": "--steps=1 --turns=1 --batch_size=2 --mixed_precision=no --image_size=32",
     "generate-50": "--steps=2 --images=4 --workers=1 --batch_size=2 --mixed_precision=no",
     "generate-few": "--steps=2 --images=4 --workers=1 --batch_size=2 --mixed_precision=no",
@@ -151,9 +153,9 @@ class Proof:
     def bench(self) -> None:
         """Run the benchmarks with the networks of the card's preset."""
         low = f"--mixed_precision={self.card['low']}"
-        config, often = f"--config=configs/{self.preset}/train-ldm.yaml", ["--steps=20", "--turns=3"]
+        config, often = f"--config={self.preset}", ["--steps=20", "--turns=3"]
         ldm = ["benchmarks/train_ldm.py", config, low, *often]
-        vqvae = ["benchmarks/train_vqvae.py", f"--config=configs/{self.preset}/train-vqvae.yaml", low, *often]
+        vqvae = ["benchmarks/train_vqvae.py", config, low, *often]
         together = "--batch_size=64,256" if self.preset == "gpu-80gb" else "--batch_size=32"
         sampling = ["benchmarks/generate.py", config, low, together, "--images=512", "--turns=1", "--compile"]
         small = ["benchmarks/train_ldm.py", "--mixed_precision=fp16", *often, "--only"]
@@ -163,8 +165,8 @@ class Proof:
             "train_ldm-zero1": [*ldm, "--zero_stage=1", "--only", "latents"],
             "generate-few": [*sampling, "--steps=8,20", "--scheduler_type=ddim,ddpm"],
             "train_vqvae": [*vqvae, "--compile"],
-            "memory-gpu-16gb": [*small, "--config=configs/gpu-16gb/train-ldm.yaml"],
-            "memory-gpu-6gb": [*small, "--config=configs/gpu-6gb/train-ldm.yaml"],
+            "memory-gpu-16gb": [*small, "--config=gpu-16gb"],
+            "memory-gpu-6gb": [*small, "--config=gpu-6gb"],
             "train_ldm-full-attention": [*ldm, "--compile", "--attention=full", "--only"],
         }
         for done, (name, command) in enumerate(steps.items()):
@@ -195,14 +197,14 @@ class Proof:
         self.results["evaluate"] = read(runs / "evaluation" / "metrics.json")
 
     def stage(self, command: str, *flags: str, share: float = 1.0, name: str | None = None) -> None:
-        """Run a command of mdaug with the preset's file; raises NotWell."""
-        preset = [f"--config={path}"] if (path := self.file_of(command)).is_file() and command != "simulate" else []
+        """Run a command of mdaug with the preset; raises NotWell."""
+        preset = [] if command == "simulate" else [f"--config={self.preset}"]
         if self.run(name or command, ["-m", "mdaug", command, *preset, *flags], share) is None:
             raise NotWell
 
     def train(self, command: str, share: float, flags: list[str], folder: str) -> None:
         """Train for a share of the time left: a trial tells the speed, and so how many samples that makes."""
-        batch = self.setting(command, "batch_size") * self.setting(command, "gradient_accumulation_steps", 1)
+        batch = self.setting(command, "batch_size") * self.setting(command, "gradient_accumulation_steps")
         flags, runs = [*flags, "--early_stop_patience=0", "--logging_steps=10"], self.out / "runs"
         trial = [f"--train_samples={30 * batch}", "--save_images=false", f"--output_dir={runs}/{folder}-trial"]
         self.stage(command, *flags, *trial, share=0.5, name=f"{command}-trial")
@@ -220,13 +222,9 @@ class Proof:
                 "memory_gb": max(memory, default=None),
             }
 
-    def file_of(self, command: str) -> Path:
-        """Return the preset's file of a command."""
-        return ROOT / "configs" / self.preset / f"{command}.yaml"
-
-    def setting(self, command: str, name: str, default: Any = None) -> Any:
-        """Return a value of the preset."""
-        return yaml.safe_load(self.file_of(command).read_text(encoding="utf-8")).get(name, default)
+    def setting(self, command: str, name: str) -> Any:
+        """Return the value of an option under the preset."""
+        return getattr(cli.parse(command, stages.flags(command, self.out, preset=self.preset)), name)
 
 
 class NotWell(Exception):

@@ -9,8 +9,8 @@
 The three take turns in one process; the table shows medians. Networks are untrained: the work is the same.
 
     python benchmarks/train_ldm.py                          # the demo's U-Net at 64 pixels
-    python benchmarks/train_ldm.py --config configs/gpu-80gb/train-ldm.yaml --compile
-    python benchmarks/train_ldm.py --config configs/gpu-6gb/train-ldm.yaml --mixed_precision fp16 --only    # ours alone
+    python benchmarks/train_ldm.py --config gpu-80gb --compile
+    python benchmarks/train_ldm.py --config gpu-6gb --mixed_precision fp16 --only    # ours alone
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from mdaug import config as configuration
-from mdaug import distributed
+from mdaug import cli, distributed
 from mdaug.models.vqvae import build_vqvae, load_vqvae, save_vqvae
 from mdaug.radar.options import SimulateConfig
 from mdaug.radar.simulate import run as simulate
@@ -46,7 +45,7 @@ from mdaug.training.deepspeed_json import deepspeed_config
 from mdaug.training.encode import encode
 from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.ldm_task import LDMTask
-from mdaug.training.options import EncodeConfig, LDMConfig, VQVAEConfig
+from mdaug.training.options import EncodeConfig, LDMConfig
 from shards import provenance
 from shards.options import PackConfig
 from shards.order import PositionSampler
@@ -190,8 +189,8 @@ def measure(step: Callable[[], float], steps: int, batch: int) -> tuple[float, f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("configs/demo/train-ldm.yaml"))
-    parser.add_argument("--vqvae_config", type=Path, help="default: train-vqvae.yaml beside --config")
+    parser.add_argument("--config", default="demo")
+    parser.add_argument("--vqvae_config", help="default: that of --config")
     parser.add_argument("--batch_size", type=int)
     parser.add_argument("--mixed_precision", default="auto")
     parser.add_argument("--zero_stage", type=int, default=0)
@@ -205,14 +204,13 @@ def main() -> None:
     device = distributed.init()
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        vqvae_yaml = options.vqvae_config or options.config.with_name("train-vqvae.yaml")
         common = ["--data_dir", str(root / "packed"), "--output_dir", str(root / "run")]
-        vq = configuration.parse(VQVAEConfig, ["--config", str(vqvae_yaml), *common], "benchmark")
-        flags = ["--config", str(options.config), *common, "--vqvae_path", str(root / "vqvae")]
+        vq = cli.parse("train-vqvae", ["--config", options.vqvae_config or options.config, *common])
+        flags = ["--config", options.config, *common, "--vqvae_path", str(root / "vqvae")]
         flags += [f"--mixed_precision={options.mixed_precision}", f"--zero_stage={options.zero_stage}"]
         flags += [f"--compile={str(options.compile).lower()}"]
         flags += [f"--{name}={value}" for name in ("batch_size", "attention") if (value := getattr(options, name))]
-        config = configuration.parse(LDMConfig, flags, "benchmark")
+        config = cli.parse("train-ldm", flags)
         assert isinstance(config.batch_size, int), "give --batch_size a number"
         assert isinstance(vq.image_size, int), "the plain loop wants square images"
         precision = resolve_precision(config.mixed_precision, device)

@@ -9,7 +9,7 @@
 All take turns in one process; the table shows medians, and ratios of neighbouring turns. Networks are untrained.
 
     python benchmarks/train_vqvae.py                        # the demo's VQ-VAE at 64 pixels
-    python benchmarks/train_vqvae.py --config configs/gpu-80gb/train-vqvae.yaml
+    python benchmarks/train_vqvae.py --config gpu-80gb
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from train_ldm import DTYPES, make_images, measure
 
-from mdaug import config as configuration
-from mdaug import distributed
+from mdaug import cli, distributed
 from mdaug.images import to_tensor
 from mdaug.models import perceptual
 from mdaug.models.vqvae import build_vqvae
@@ -117,7 +116,7 @@ def plain(config: VQVAEConfig, plan: BatchPlan, precision: str, packed: Path) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("configs/demo/train-vqvae.yaml"))
+    parser.add_argument("--config", default="demo")
     parser.add_argument("--batch_size", type=int)
     parser.add_argument("--image_size", type=int)
     parser.add_argument("--mixed_precision", default="auto")
@@ -133,11 +132,11 @@ def main() -> None:
     on_gpu = device.type == "cuda"
     with tempfile.TemporaryDirectory() as scratch:
         packed = Path(scratch) / "packed"
-        flags = ["--config", str(options.config), "--data_dir", str(packed), "--output_dir", str(Path(scratch) / "run")]
+        flags = ["--config", options.config, "--data_dir", str(packed), "--output_dir", str(Path(scratch) / "run")]
         flags += [f"--mixed_precision={options.mixed_precision}", "--use_perceptual=false", "--save_images=false"]
         flags += [f"--compile={str(options.compile).lower()}"]
         flags += [f"--{name}={value}" for name in ("batch_size", "image_size") if (value := getattr(options, name))]
-        config = configuration.parse(VQVAEConfig, flags, "benchmark")
+        config = cli.parse("train-vqvae", flags)
         assert isinstance(config.batch_size, int), "give --batch_size a number"
         assert isinstance(config.image_size, int), "the plain loop wants square images"
         precision = resolve_precision(config.mixed_precision, device)

@@ -14,11 +14,11 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import psutil
 
+from launch import stages
 from mdaug import config
 from shards.errors import UserError
 
@@ -26,58 +26,22 @@ POLL_S = 1.0  # asking for the shared memory of a process stops it for milliseco
 
 
 @dataclass
-class DemoConfig:
+class DemoConfig(stages.ChainConfig):
     """Run simulate, pack, train-vqvae, encode, train-ldm, generate and evaluate, one after the other."""
 
-    out: Path = Path("runs/demo")
-    """Folder for the result of every stage; finished stages are skipped when the command is given again."""
-    data: Path | None = None
-    """Image folder `<class>/*.png` to use instead of the built-in simulator."""
-    group_by: str | None = None
-    """Passed to `mdaug pack`: what must not be torn between training and validation."""
-    preset: str = "demo"
-    """Folder below configs/ with one YAML file for each command."""
     gpus_per_node: int | Literal["auto"] = 1
     """Ranks of the stages that can use several."""
-
-    def __post_init__(self) -> None:
-        """Refuse what is not there; raises ValueError naming field, value and what is accepted."""
-        if not Path("configs", self.preset).is_dir():
-            raise ValueError(f"preset={self.preset}: there is no folder configs/{self.preset}; run from the repository")
-        if self.data is not None and not self.data.is_dir():
-            raise ValueError(f"data={self.data} is no folder; give an image folder <class>/*.png")
-
-
-def stage_flags(out: Path, images: Path) -> dict[str, list[str]]:
-    """Return command -> the flags that name its folders, in the order of the stages."""
-    return {
-        "simulate": ["--output_dir", f"{images}"],
-        "pack": ["--data_dir", f"{images}", "--output_dir", f"{out}/packed"],
-        "train-vqvae": ["--data_dir", f"{out}/packed", "--output_dir", f"{out}/vqvae"],
-        "encode": ["--data_dir", f"{out}/packed", "--vqvae_path", f"{out}/vqvae", "--output_dir", f"{out}/latents"],
-        "train-ldm": ["--data_dir", f"{out}/packed", "--vqvae_path", f"{out}/vqvae", "--latents_dir", f"{out}/latents",
-                      "--output_dir", f"{out}/ldm"],
-        "generate": ["--ldm_path", f"{out}/ldm", "--output_dir", f"{out}/synthetic"],
-        "evaluate": ["--data_dir", f"{out}/packed", "--synthetic_dir", f"{out}/synthetic",
-                     "--vqvae_path", f"{out}/vqvae", "--output_dir", f"{out}/evaluation"],
-    }  # fmt: skip
 
 
 def stage_commands(demo: DemoConfig) -> dict[str, list[str]]:
     """Return command -> the full command line of each stage to run."""
-    flags = stage_flags(demo.out, demo.data or demo.out / "images")
-    if demo.data is not None:
-        del flags["simulate"]
-    if demo.group_by is not None:
-        flags["pack"] += ["--group_by", demo.group_by]
-    commands, alone = {}, demo.gpus_per_node == 1
-    for command, folders in flags.items():
-        preset = Path("configs", demo.preset, f"{command}.yaml")
-        chosen = ["--config", str(preset)] if preset.is_file() else []
-        # Here, also where sbatch is: the demo is small, and its stages follow each other.
-        ranks = ["--gpus_per_node", str(demo.gpus_per_node), "--cluster", "inline" if alone else "local"]
-        commands[command] = [sys.executable, "-m", "launch", command, *ranks, "--", *chosen, *folders]
-    return commands
+    # Here, also where sbatch is: the demo is small, and its stages follow each other.
+    cluster = "inline" if demo.gpus_per_node == 1 else "local"
+    size = ["--gpus_per_node", str(demo.gpus_per_node), "--cluster", cluster]
+    return {
+        command: [sys.executable, "-m", "launch", command, *launcher_flags, *size, "--", *flags]
+        for command, (launcher_flags, flags) in demo.stages().items()
+    }
 
 
 def main(argv: list[str]) -> int:
@@ -125,7 +89,7 @@ class _Runner:
                 self.child.wait(POLL_S)
         self.peak = max(self.peak, peak)
         status = self.child.returncode
-        if self.signal:  # a stage that saved and ended well when told to is no reason to start the next
+        if self.signal:  # a stage that saved and ended well when asked to stop is no reason to start the next
             return 128 + self.signal, peak
         return (status if status >= 0 else 128 - status), peak
 
@@ -136,7 +100,7 @@ class _Runner:
 
 
 def _memory(pid: int) -> int:
-    """Return the bytes of memory of a process and its descendants; shared pages count once where Linux tells."""
+    """Return the bytes of memory of a process and its descendants; shared pages count once where Linux reports that."""
     total = 0
     try:
         processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
@@ -152,21 +116,13 @@ def _memory(pid: int) -> int:
 
 
 def _summary(demo: DemoConfig, table: list[str], seconds: float, peak: int) -> str:
-    out = demo.out
-    places = {
-        "real images": demo.data or out / "images",
-        "packed shards": out / "packed",
-        "VQ-VAE": out / "vqvae/best",
-        "pipeline": out / "ldm/pipeline",
-        "synthetic": out / "synthetic",
-        "samples": out / "synthetic/grid.png",
-        "report": out / "evaluation/report.html",
-    }
-    metrics = json.loads((out / "evaluation/metrics.json").read_text(encoding="utf-8"))
+    """Return times and memory of the stages, the folders that they have written, and the verdict of the evaluation."""
+    outputs = {command: stages.folders(command, demo.out, demo.data)["output_dir"] for command in demo.stages()}
+    outputs |= {"samples": outputs["generate"] / "grid.png", "report": outputs["evaluate"] / "report.html"}
     lines = ["", "=== summary ===", *table, f"  {'all':12s} {seconds:7.1f} s   {peak / 1e9:5.2f} GB at most", ""]
-    lines += [f"  {name:14s} {path}" for name, path in places.items() if path.exists()]
-    lines += ["", *metrics["verdict"]["sentences"]]
-    return "\n".join(lines)
+    lines += [f"  {name:14s} {path}" for name, path in outputs.items() if path.exists()]
+    metrics = json.loads((outputs["evaluate"] / "metrics.json").read_text(encoding="utf-8"))
+    return "\n".join([*lines, "", *metrics["verdict"]["sentences"]])
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """Ranks on this machine through submitit's local executor, and a watch over them.
 
 submitit's controller waits for all of its tasks whatever happens to one of them, so the watch is ours: it streams
-rank 0, takes the others down when one fails, passes signals on, and says which rank failed first.
+rank 0, takes the others down when one fails, passes signals on, and reports which rank failed first.
 """
 
 from __future__ import annotations
 
 import codecs
 import contextlib
-import json
 import os
 import random
 import signal
@@ -23,9 +22,9 @@ import psutil
 import submitit
 from submitit.core.utils import JobPaths
 
-from launch import attempt
-from launch import local_job as here
-from launch.rank import Report, account, log_path, report_path, run_rank, started_path
+from launch import job as jobs
+from launch.rank import run_rank
+from shards.pool import cores
 
 POLL = 0.1
 GRACE = 2.0  # seconds that the other ranks have to report their own errors before they are killed
@@ -39,20 +38,25 @@ def run(entry: str, argv: list[str], output_dir: Path, ranks: int) -> int:
     Args:
         entry: "module:function", called as function(argv) in every rank.
         argv: the command and its arguments, the only thing that travels.
-        output_dir: ranks log to `<output_dir>/logs/rank-00000.log` and so on; rank 0 is also shown. `logs/local/` tells
-            other terminals how the run stands.
+        output_dir: ranks log to `<output_dir>/logs/rank-00000.log` and so on; rank 0 is also shown. The record in
+            `logs/local/` shows other terminals how the run stands.
         ranks: number of processes; each finds RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
     """
     logs = output_dir / "logs"
-    here.begin(argv[0] if argv else entry, output_dir, ranks)
+    jobs.begin_local(argv[0] if argv else entry, output_dir, ranks)
+    # Reports and submitit's own files are for this launcher alone.
     with tempfile.TemporaryDirectory(prefix="mdaug-launch-", ignore_cleanup_errors=True) as name, _Signals() as signals:
         scratch = Path(name)
-        stream = LogStream(log_path(logs, 0))
+        stream = LogStream(jobs.log_path(logs, 0))
+
+        # Start the ranks: strings travel to them, and an environment in which they find each other.
         executor = submitit.AutoExecutor(folder=scratch / "submitit", cluster="local")
         executor.update_parameters(tasks_per_node=ranks, timeout_min=A_YEAR)
         with submitit.helpers.clean_env(), _environment(ranks):
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             job = executor.submit(run_rank, entry, argv, str(logs), str(scratch), visible, os.getpid())
+
+        # Watch them until the last has ended.
         watch = _Watch(job, ranks, scratch, signals)
         try:
             while watch.step():
@@ -61,9 +65,9 @@ def run(entry: str, argv: list[str], output_dir: Path, ranks: int) -> int:
         finally:
             watch.kill()
             stream.forward()
-        status, text = watch.conclude(logs)
-    attempt.write_outcome(here.folder(output_dir), status, text)
-    return status
+        outcome = watch.conclude(logs)
+    jobs.write_outcome(jobs.local_folder(output_dir), *outcome)
+    return outcome.status
 
 
 class _Watch:
@@ -73,8 +77,8 @@ class _Watch:
         self.job, self.ranks, self.scratch, self.signals = job, ranks, scratch, signals
         self.controller = psutil.Process(int(job.job_id))
         self.processes: dict[int, psutil.Process] = {}
-        self.reports: dict[int, Report] = {}
-        self.told: set[int] = set()
+        self.reports: dict[int, jobs.Report] = {}
+        self.signalled: set[int] = set()
         self.deadline: float | None = None
         self.killed = False
 
@@ -97,30 +101,28 @@ class _Watch:
     def kill(self) -> None:
         """Kill every rank that still runs."""
         for process in self.processes.values():
-            if here.alive(process):
+            if jobs.is_alive(process):
                 self.killed = True
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
 
-    def conclude(self, logs: Path) -> tuple[int, str]:
-        """Say what went wrong, the earliest error first; return the exit status and what to remember of the end."""
+    def conclude(self, logs: Path) -> jobs.Outcome:
+        """Print what went wrong, the earliest error first, and return the outcome."""
         for rank in set(range(self.ranks)) - set(self.reports):
             if not self.killed:
                 self.reports[rank] = self._unreported(rank)
         failures = sorted((r for r in self.reports.values() if r.error), key=lambda report: report.time)
-        text = ""
+        lines: list[str] = []
         if failures:
-            headline, error, *others = account(failures, self.ranks, logs)
-            shown = self.reports.get(0)
-            already_streamed = shown is not None and shown.error == failures[0].error
-            say = [headline, *([] if already_streamed else [error]), *others]
-            print("launch: " + "\n".join(say), file=sys.stderr, flush=True)
-            text = "\n".join([headline, error, *others])
+            lines = jobs.describe_failures(failures, self.ranks, logs)
+            streamed = 0 in self.reports and self.reports[0].error == failures[0].error  # the error, with rank 0's log
+            print("launch: " + "\n".join(lines[:1] + lines[1 + streamed :]), file=sys.stderr, flush=True)
+        text = "\n".join(lines)
         if self.signals.count:
-            return 128 + self.signals.number, text or "told to stop"
+            return jobs.Outcome(128 + self.signals.number, text or "asked to stop")
         worst = max((report.status for report in self.reports.values()), default=1)
         status = worst if len(self.reports) == self.ranks else max(worst, 1)
-        return status, text or ("done" if status == 0 else f"ended with status {status}")
+        return jobs.Outcome(status, text or ("done" if status == 0 else f"ended with status {status}"))
 
     def _find_processes(self) -> None:
         """Learn which child of submitit's controller is which rank."""
@@ -132,25 +134,24 @@ class _Watch:
                     self.processes.setdefault(int(child.environ()["SUBMITIT_LOCAL_GLOBALID"]), child)
 
     def _look_at(self, rank: int) -> None:
-        dead = not here.alive(self.processes[rank])  # asked before the report: a rank reports, then ends
-        path = report_path(self.scratch, rank)
+        dead = not jobs.is_alive(self.processes[rank])  # asked before the report: a rank reports, then ends
+        path = jobs.report_path(self.scratch, rank)
         if path.is_file():
-            self.reports[rank] = Report(**json.loads(path.read_text(encoding="utf-8")))
+            self.reports[rank] = jobs.read_report(path)
         elif dead and not self.killed:
             self.reports[rank] = self._unreported(rank)
 
-    def _unreported(self, rank: int) -> Report:
-        """Describe a rank that ended without a word: killed, crashed in native code, or never started."""
-        text = f"rank {rank} was killed from outside, ran out of memory, or crashed in native code"
-        if not started_path(self.scratch, rank).is_file():
-            said = JobPaths(self.job.paths.folder, self.job.job_id, rank).stderr
-            text = said.read_text(errors="replace") if said.is_file() else f"rank {rank} did not start"
+    def _unreported(self, rank: int) -> jobs.Report:
+        """Describe a rank that left no report: killed, crashed in native code, or never started."""
+        error = f"rank {rank} was killed from outside, ran out of memory, or crashed in native code"
+        if not jobs.started_path(self.scratch, rank).is_file():
+            stderr = JobPaths(self.job.paths.folder, self.job.job_id, rank).stderr
+            error = stderr.read_text(errors="replace") if stderr.is_file() else ""
+            error = error or f"rank {rank} did not start"
         # Whatever the others report in the same moment is a consequence: put this one before them.
-        return Report(
-            rank=rank, status=1, error=text or f"rank {rank} did not start", stopped=False, time=time.time() - 2 * POLL
-        )
+        return jobs.Report(rank=rank, status=1, error=error, stopped=False, time=time.time() - 2 * POLL)
 
-    def _takes_down(self, report: Report) -> bool:
+    def _takes_down(self, report: jobs.Report) -> bool:
         """Whether the other ranks cannot go on: one failed, or has left while they may wait for it."""
         if self.signals.count and not report.error:
             return report.stopped  # one that ended in its own way has saved; the others are about to
@@ -159,8 +160,8 @@ class _Watch:
     def _pass_signal_on(self) -> None:
         """Send SIGTERM once to every rank that can take it: the trainer saves at a step boundary and ends."""
         for rank, process in self.processes.items():
-            if rank not in self.told and started_path(self.scratch, rank).is_file():
-                self.told.add(rank)
+            if rank not in self.signalled and jobs.started_path(self.scratch, rank).is_file():
+                self.signalled.add(rank)
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.terminate()
 
@@ -190,7 +191,7 @@ class _Signals:
 
 
 class LogStream:
-    """Shows what a file gains from now on."""
+    """Shows what is appended to a file from now on."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -203,36 +204,29 @@ class LogStream:
             return
         with open(self.path, "rb") as file:
             file.seek(self.position)
-            gained = file.read()
-        self.position += len(gained)
-        if gained:
-            sys.stdout.write(self.decoder.decode(gained))
+            new = file.read()
+        self.position += len(new)
+        if new:
+            sys.stdout.write(self.decoder.decode(new))
             sys.stdout.flush()
 
 
 @contextlib.contextmanager
 def _environment(ranks: int) -> Iterator[None]:
-    """Put into the environment, for the moment of submission, what all ranks share."""
+    """Set what all ranks share in the environment, for the moment of submission."""
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     if "OMP_NUM_THREADS" not in os.environ:
-        shared["OMP_NUM_THREADS"] = str(max(1, _cores() // ranks))
-    previous = {name: os.environ.get(name) for name in shared}
+        shared["OMP_NUM_THREADS"] = str(max(1, cores() // ranks))
+    previous = dict(os.environ)
     os.environ.update(shared)
     ignoring = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, ignoring)
-        for name, value in previous.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _cores() -> int:
-    """Return the number of CPU cores this process may use (fewer than the machine has, inside many containers)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        for name in shared:
+            del os.environ[name]
+        os.environ.update(previous)
 
 
 def free_port() -> int:

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from launch import attempt, slurm_query
-from launch import status as follow
+from launch import slurm_query, stages, status
 from launch.__main__ import launch
-from launch.demo import DemoConfig, stage_flags
+from launch.job import find, read_job
 from mdaug import cli, config
 from shards.errors import UserError
 
 
 @dataclass
-class PipelineConfig(DemoConfig):
+class PipelineConfig(stages.ChainConfig):
     """Queue simulate, pack, train-vqvae, encode, train-ldm, generate and evaluate as one chain of SLURM jobs."""
 
     nodes: int = 1
@@ -24,7 +23,7 @@ class PipelineConfig(DemoConfig):
     gpus_per_node: int | Literal["auto"] = "auto"
     """Ranks on each machine of the stages that can use several; auto: all GPUs of a machine."""
     profile: Path | None = None
-    """What the SLURM cluster wants to know: a YAML file such as configs/launch/gpu-cluster.yaml."""
+    """What the SLURM cluster needs to know: a YAML file such as configs/launch/gpu-cluster.yaml."""
     wait: bool = False
     """Stay until the last stage has ended, and end with the status of the first stage that failed."""
 
@@ -43,30 +42,23 @@ def main(argv: list[str]) -> int:
 
 def run(chain: PipelineConfig) -> int:
     """Submit the stages in order; a mistake in a later one cancels those that are queued already."""
-    stages = stage_flags(chain.out, chain.data or chain.out / "images")
-    if chain.data is not None:
-        del stages["simulate"]
-    if chain.group_by is not None:
-        stages["pack"] += ["--group_by", chain.group_by]
     queued: list[Path] = []
     after: list[str] = []
+    profile = ["--profile", str(chain.profile)] if chain.profile is not None else []
     try:
-        for command, folders in stages.items():
-            preset = Path("configs", chain.preset, f"{command}.yaml")
-            flags = [*(["--config", str(preset)] if preset.is_file() else []), *folders]
+        for command, (launcher_flags, flags) in chain.stages().items():
             nodes, ranks = (chain.nodes, chain.gpus_per_node) if cli.find(command).parallel else (1, 1)
-            where = ["--cluster", "slurm", "--nodes", str(nodes), "--gpus_per_node", str(ranks), *after]
-            where += ["--profile", str(chain.profile)] if chain.profile else []
-            launch(command, where, flags)
-            queued.append(follow.find(Path(folders[folders.index("--output_dir") + 1])))
-            after = ["--after", attempt.read_job(queued[-1]).job_id]
+            size = ["--nodes", str(nodes), "--gpus_per_node", str(ranks)]
+            launch(command, [*launcher_flags, "--cluster", "slurm", *size, *profile, *after], flags)
+            queued.append(find(stages.folders(command, chain.out, chain.data)["output_dir"]))
+            after = ["--after", read_job(queued[-1]).job_id]
     except UserError:
         for folder in queued:
-            slurm_query.cancel(attempt.read_job(folder).job_id)
+            slurm_query.cancel(read_job(folder).job_id)
         raise
     if not chain.wait:
         return 0
-    return next((status for status in map(follow.wait, queued) if status != 0), 0)
+    return next((code for code in map(status.wait, queued) if code != 0), 0)
 
 
 if __name__ == "__main__":

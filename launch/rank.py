@@ -1,4 +1,4 @@
-"""What one rank does: set its environment, run an entry point by name, leave a report for the launcher."""
+"""One rank: set its environment, run an entry point by name, leave a report for the launcher."""
 
 from __future__ import annotations
 
@@ -11,65 +11,20 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 import submitit
 
+from launch import caches
+from launch import job as jobs
 from shards import atomic
 from shards.errors import UserError
 
 
-@dataclass(frozen=True)
-class Report:
-    """How a rank ended. A rank that was killed leaves none."""
-
-    rank: int
-    status: int
-    """Exit status: 0 done, 1 a failure with a traceback, 2 a mistake of the user, else what the command chose."""
-    error: str
-    """The traceback or the line for the user; empty if there was none."""
-    stopped: bool
-    """Whether SIGTERM ended it because the command had no handler of its own."""
-    time: float
-    """When it ended (seconds since the epoch)."""
-
-
 class _Stopped(SystemExit):
     pass
-
-
-def log_path(logs: Path, rank: int) -> Path:
-    """Return the file that holds everything a rank printed."""
-    return logs / f"rank-{rank:05d}.log"
-
-
-def started_path(reports: Path, rank: int) -> Path:
-    """Return the file that a rank makes once a signal can no longer be lost."""
-    return reports / f"rank-{rank:05d}.started"
-
-
-def report_path(reports: Path, rank: int) -> Path:
-    """Return the file that holds the Report of a rank."""
-    return reports / f"rank-{rank:05d}.json"
-
-
-def account(failures: list[Report], ranks: int, logs: Path) -> list[str]:
-    """Return what to tell of failed ranks: a headline, the first error, a line for each other error.
-
-    Args:
-        failures: the reports that name an error, the earliest first.
-        ranks: number of ranks of the job.
-        logs: folder of their logs.
-    """
-    first, *others = failures
-    lines = [f"rank {first.rank} of {ranks} failed first; its log: {log_path(logs, first.rank)}", first.error.rstrip()]
-    for other in others:
-        if other.error != first.error:
-            after = other.time - first.time
-            lines.append(f"then rank {other.rank} ({after:.1f} s later): {other.error.splitlines()[-1]}")
-    return lines
 
 
 def run_rank(entry: str, argv: list[str], logs: str, reports: str, visible_devices: str | None, launcher: int) -> int:
@@ -99,9 +54,9 @@ def run_rank(entry: str, argv: list[str], logs: str, reports: str, visible_devic
     else:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible_devices
     logging.getLogger("submitit").setLevel(logging.WARNING)  # the log is the command's
-    _redirect(log_path(Path(logs), rank))
+    _redirect(jobs.log_path(Path(logs), rank))
     threading.Thread(target=_stop_without, args=(launcher,), daemon=True).start()
-    started_path(Path(reports), rank).touch()
+    jobs.started_path(Path(reports), rank).touch()
     return _run(entry, argv, Path(reports), rank)
 
 
@@ -114,33 +69,33 @@ def run_slurm_rank(entry: str, argv: list[str], logs: str, folder: str) -> int:
         logs: folder for `rank-00003.log`.
         folder: the folder of the job, for the reports of this attempt.
     """
-    from launch import attempt, caches
-
     job = submitit.JobEnvironment()
-    mine, workers, before = Path(folder), 1, 0
-    # The command meets ranks alone, numbered through all tasks: what it does is the same without an array.
+    record, workers, ranks_before = Path(folder), 1, 0
+    # The command sees ranks alone, numbered through all tasks of an array: it does the same with and without one.
     if (worker := os.environ.pop("SLURM_ARRAY_TASK_ID", None)) is not None:
-        workers, before = len(attempt.parts(mine)), int(worker) * job.num_tasks
-        mine, logs = attempt.of_worker(mine, worker), f"{logs}/worker-{worker}"
+        workers, ranks_before = len(jobs.tasks(record)), int(worker) * job.num_tasks
+        record, logs = jobs.worker_folder(record, worker), f"{logs}/worker-{worker}"
         Path(logs).mkdir(exist_ok=True)
         os.environ.pop("SLURM_ARRAY_TASK_COUNT")
+
+    # Signals and environment, as torch and the command expect them.
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, _stop)  # submitit would requeue the job before anything was saved
-    cores = os.environ.get("SLURM_CPUS_PER_TASK", "1")
-    os.environ.setdefault("OMP_NUM_THREADS", cores)
+    os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
     os.environ.update(
-        RANK=str(before + job.global_rank),
+        RANK=str(ranks_before + job.global_rank),
         WORLD_SIZE=str(workers * job.num_tasks),
         LOCAL_RANK=str(local_device(job.local_rank)),
         LOCAL_WORLD_SIZE=str(job.num_tasks // job.num_nodes),
         MASTER_ADDR=job.hostnames[0],
-        MASTER_PORT=str(master_port(int(job.raw_job_id), attempt.number())),
+        MASTER_PORT=str(master_port(int(job.raw_job_id), jobs.attempt_number())),
     )
-    reports = attempt.reports_folder(mine, attempt.number())
-    started_path(reports, job.global_rank).touch()
+
+    reports = jobs.reports_folder(record, jobs.attempt_number())
+    jobs.started_path(reports, job.global_rank).touch()
     logging.getLogger("submitit").setLevel(logging.WARNING)
-    print(f"{attempt.BEGINS}: {attempt.number()}", flush=True)  # the slurmd of a node writes below it
-    _redirect(log_path(Path(logs), job.global_rank))
+    print(f"{jobs.BEGINS}: {jobs.attempt_number()}", flush=True)  # the slurmd of a node writes below it
+    _redirect(jobs.log_path(Path(logs), job.global_rank))
     caches.prepare()
     return _run(entry, argv, reports, job.global_rank)
 
@@ -162,9 +117,9 @@ def master_port(job_id: int, attempt: int) -> int:
 def _run(entry: str, argv: list[str], reports: Path, rank: int) -> int:
     """Call the entry point and leave a report."""
     status, error, stopped = _call(entry, argv)
-    report = Report(rank=rank, status=status, error=error, stopped=stopped, time=time.time())
+    report = jobs.Report(rank=rank, status=status, error=error, stopped=stopped, time=time.time())
     sys.stdout.flush()
-    atomic.write_text(report_path(reports, rank), json.dumps(asdict(report)))
+    atomic.write_text(jobs.report_path(reports, rank), json.dumps(asdict(report)))
     if status != 0:
         # At once: the clean-up at interpreter exit may wait for a peer that is gone.
         os._exit(status)
@@ -200,7 +155,7 @@ def _stop_without(launcher: int) -> None:
 
 
 def _redirect(log: Path) -> None:
-    """Send everything this process and its children print into `log`; nobody answers a question at a rank."""
+    """Send everything this process and its children print into `log`; a rank has no input."""
     with open(log, "ab", buffering=0) as file, open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
         os.dup2(file.fileno(), 1)

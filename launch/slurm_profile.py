@@ -1,4 +1,4 @@
-"""Launch profiles: what a SLURM cluster wants to know of every job, in one YAML file per cluster or partition."""
+"""Launch profiles: what a SLURM cluster needs to know about every job, one YAML file per cluster or partition."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mdaug import config
+from shards.validation import at_least
 
 
 @dataclass
@@ -47,19 +48,13 @@ class Profile:
     """Further sbatch options by their long names, such as `reservation: radar`; `true` stands for a bare switch."""
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work; raises ValueError naming field and value."""
-        if self.signal_delay_seconds < 0:
-            raise ValueError(f"signal_delay_seconds={self.signal_delay_seconds} must be 0 or greater")
+        """Refuse values that cannot work; raises ValueError naming field, value and what is accepted."""
+        at_least(self, 0, "signal_delay_seconds", "max_restarts")
+        at_least(self, 1, "time_minutes", "memory_gb", "cpus_per_task")
         if self.time_minutes * 60 <= self.signal_delay_seconds:
             raise ValueError(
                 f"time_minutes={self.time_minutes} must be longer than signal_delay_seconds={self.signal_delay_seconds}"
             )
-        for name in ("memory_gb", "cpus_per_task"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value} must be 1 or greater")
-        if self.max_restarts < 0:
-            raise ValueError(f"max_restarts={self.max_restarts} must be 0 or greater")
 
 
 def load(path: Path | None) -> Profile:

@@ -8,8 +8,7 @@ import socket
 import subprocess
 from pathlib import Path
 
-from launch import local_job as here
-from launch.attempt import BEGINS
+from launch.job import BEGINS, CONTINUES
 from shards.errors import UserError
 
 ENDED = {
@@ -31,26 +30,26 @@ def state(job_id: str) -> str:
     A job array runs while any of its tasks does, and has completed when all have of which Slurm knows.
     Raises UserError when Slurm does not answer: nothing is known then, least of all that the job has ended.
     """
-    asked = _ask(["squeue", "--noheader", "--states=all", "--array", f"--jobs={job_id}", "--format=%T"])
-    if asked.returncode == 0:
-        states = asked.stdout.split()
-        return _of_all(states) if states else _accounted(job_id)
-    if "Invalid job id" in asked.stderr:
-        return _accounted(job_id)
-    raise UserError(f"squeue does not answer: {asked.stderr.strip()}")
+    answer = _ask(["squeue", "--noheader", "--states=all", "--array", f"--jobs={job_id}", "--format=%T"])
+    if answer.returncode == 0:
+        states = answer.stdout.split()
+        return _state_of_array(states) if states else _accounted_state(job_id)
+    if "Invalid job id" in answer.stderr:
+        return _accounted_state(job_id)
+    raise UserError(f"squeue does not answer: {answer.stderr.strip()}")
 
 
-def _of_all(states: list[str]) -> str:
+def _state_of_array(states: list[str]) -> str:
     return min(states, key=lambda each: (each == "COMPLETED", each in ENDED, each != "RUNNING"))
 
 
-def _accounted(job_id: str) -> str:
+def _accounted_state(job_id: str) -> str:
     """Return how a job ended that squeue has forgotten, or GONE where sacct does not know or has missed it."""
     if shutil.which("sacct") is None:
         return GONE
-    asked = _ask(["sacct", "--allocations", "--noheader", "--parsable2", f"--jobs={job_id}", "--format=State"])
-    states = [line.split()[0] for line in asked.stdout.splitlines() if line.strip()]  # "CANCELLED by 1000"
-    return _of_all(states) if asked.returncode == 0 and states and set(states) <= ENDED else GONE
+    answer = _ask(["sacct", "--allocations", "--noheader", "--parsable2", f"--jobs={job_id}", "--format=State"])
+    states = [line.split()[0] for line in answer.stdout.splitlines() if line.strip()]  # "CANCELLED by 1000"
+    return _state_of_array(states) if answer.returncode == 0 and states and set(states) <= ENDED else GONE
 
 
 def reason(job_id: str) -> str:
@@ -60,47 +59,49 @@ def reason(job_id: str) -> str:
 
 def cancel(job_id: str) -> None:
     """Cancel a job; raises UserError where Slurm refuses."""
-    done = _ask(["scancel", job_id])
-    if done.returncode != 0:
-        raise UserError(f"scancel {job_id}: {done.stderr.strip()}")
+    answer = _ask(["scancel", job_id])
+    if answer.returncode != 0:
+        raise UserError(f"scancel {job_id}: {answer.stderr.strip()}")
 
 
 def nodes_of(partition: str | None) -> dict[int, int]:
-    """Return number of GPUs -> number of nodes that have so many, of a partition (default: the default one).
+    """Return number of GPUs -> number of nodes with that many, of a partition (default: the default one).
 
-    Raises UserError for a partition that is not there.
+    Raises UserError for a partition that does not exist.
     """
     nodes: dict[int, int] = {}
-    for gres, count in _of_partition(partition, "%G|%D"):
+    for gres, count in _sinfo(partition, "%G|%D"):
         gpus = sum(int(number) for number in re.findall(r"gpu(?::[A-Za-z][^:,(]*)?:(\d+)", gres))
         nodes[gpus] = nodes.get(gpus, 0) + int(count)
     return nodes
 
 
-def tells_gpus() -> bool:
+def reports_gpus() -> bool:
     """Return whether this Slurm knows of GPUs at all; where it does not, nodes without any may have some."""
     kinds = re.search(r"^GresTypes\s*=(.*)$", _ask(["scontrol", "show", "config"]).stdout, re.MULTILINE)
     return kinds is not None and "gpu" in kinds[1]
 
 
-def only_here(partition: str | None) -> bool:
+def single_machine(partition: str | None) -> bool:
     """Return whether all nodes of a partition are this very machine; raises UserError as `nodes_of` does."""
-    hosts = {host.partition(".")[0] for (host,) in _of_partition(partition, "%n")}
+    hosts = {host.partition(".")[0] for (host,) in _sinfo(partition, "%n")}
     return hosts == {socket.gethostname().partition(".")[0]}
 
 
-def _of_partition(partition: str | None, columns: str) -> list[list[str]]:
-    """Return rows of columns of sinfo for a partition (None: the default one); raises UserError where there is none."""
-    asked = _ask(["sinfo", "--noheader", f"--format=%P|{columns}"])
-    if asked.returncode != 0:
-        raise UserError(f"sinfo does not answer: {asked.stderr.strip()}; --cluster local runs on this machine")
-    rows = [line.strip().split("|") for line in asked.stdout.splitlines()]
-    found = [row for name, *row in rows if (name.endswith("*") if partition is None else name.rstrip("*") == partition)]
-    if not found:
+def _sinfo(partition: str | None, columns: str) -> list[list[str]]:
+    """Return rows of columns of sinfo for a partition (None: the default); raises UserError if it does not exist."""
+    answer = _ask(["sinfo", "--noheader", f"--format=%P|{columns}"])
+    if answer.returncode != 0:
+        raise UserError(f"sinfo does not answer: {answer.stderr.strip()}; --cluster local runs on this machine")
+    rows = [line.strip().split("|") for line in answer.stdout.splitlines()]
+    chosen = [
+        row for name, *row in rows if (name.endswith("*") if partition is None else name.rstrip("*") == partition)
+    ]
+    if not chosen:
         which = "the default partition" if partition is None else f"partition {partition}"
         names = sorted({name.rstrip("*") for name, *_ in rows})
         raise UserError(f"{which} does not exist here; the partitions are {', '.join(names)}")
-    return found
+    return chosen
 
 
 def _ask(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -113,7 +114,7 @@ def _ask(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 # State -> what happened; what helps.
-WORDS = {
+EXPLANATIONS = {
     "OUT_OF_MEMORY": "a process took more main memory than the job has; raise memory_gb in the profile, or lower "
     "--num_workers or --batch_size",
     "TIMEOUT": "the time limit came before all ranks had saved; raise signal_delay_seconds in the profile, to twice "
@@ -127,8 +128,8 @@ WORDS = {
     GONE: "Slurm has forgotten the job, which left no outcome: it was killed together with its batch script, or "
     "cancelled while it waited",
 }
-# What the slurmd of a node writes into the log of its first rank, or of the batch script -> state; without accounts
-# nothing else tells it for long.
+# What the slurmd of a node writes into the log of its first rank, or of the batch script -> state; without accounting
+# nothing else shows it for long.
 SIGNS = {
     "oom-kill": "OUT_OF_MEMORY",
     "oom_kill": "OUT_OF_MEMORY",
@@ -140,8 +141,8 @@ SIGNS = {
 VAGUE = {"FAILED", "CANCELLED", GONE}
 
 
-def judged(folder: Path, state: str) -> str:
-    """Return the state of an ended job, by what the last attempt printed, where Slurm knows no better."""
+def state_by_log(folder: Path, state: str) -> str:
+    """Return the state of an ended job, by what the last attempt printed where Slurm does not know it."""
     if state not in VAGUE:
         return state
     for log in sorted(folder.glob("*_log.out")):
@@ -152,9 +153,9 @@ def judged(folder: Path, state: str) -> str:
     return state
 
 
-def explained(folder: Path, state: str) -> str | None:
-    """Return what such an end means and what to change; None for a state that needs no words."""
-    if state not in WORDS:
-        return here.WORDS.get(state)
+def explain_end(folder: Path, state: str) -> str | None:
+    """Explain how a job died that left no outcome, and what to change; None for a state that needs no explanation."""
+    if state not in EXPLANATIONS:
+        return None
     log = f"; see {folder}/*_0_log.out" if state in VAGUE else ""
-    return f"{WORDS[state]}{log}; the same command continues from what was saved"
+    return f"{EXPLANATIONS[state]}{log}; {CONTINUES}"

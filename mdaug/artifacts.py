@@ -1,4 +1,4 @@
-"""Trained models on disk: where the folder of a VQ-VAE or a pipeline is, and what it says of itself. Needs no torch."""
+"""Trained models on disk: find the folder of a VQ-VAE or a pipeline and read its description. Needs no torch."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Label-safe augmentation of spectrograms: what can change without another class having been measured.
+"""Label-safe augmentation of spectrograms: changes after which an image still shows its class.
 
 Columns are time, rows Doppler with zero in the middle. An augmentation is a row of numbers, one or two for each
-transform, all zero where an image is left as it is: a network that is told the row learns what the images look like
-without augmentation, too, and is asked for zeros when it samples (Karras et al. 2022, "Elucidating the design space of
+transform, all zero for an image that stays as it is. A network that gets the row as input also learns what images look
+like without augmentation, and gets zeros when it samples (Karras et al. 2022, "Elucidating the design space of
 diffusion-based generative models", section 5 and appendix F.2; Jun et al. 2020, "Distribution augmentation").
 """
 
@@ -38,8 +38,8 @@ PLACES = {
     "flip_doppler": (12,),
 }
 SIZE = 13  # numbers in a row
-# A flip in time makes standing up of sitting down, one in Doppler leaving of coming: only their owner can say that the
-# classes of a set allow it. "shift" is for events, which "roll" would cut in two.
+# A flip in time turns sitting down into standing up, one in Doppler approaching into leaving: only the user knows
+# whether the classes allow it. "shift" is for events, which "roll" would cut in two.
 SAFE = ("roll", "doppler_scale", "doppler_shift", "gain", "noise", "time_mask", "doppler_mask")
 LEVELS_ONLY = ("gain", "noise")  # on colours they would make colours that the map does not have
 
@@ -80,8 +80,8 @@ def transform(
 ) -> torch.Tensor:
     """Return augmented images; a row of zeros leaves its image as it is.
 
-    Rows of a picture between two others are interpolated, in coloured ones (C = 3) the nearer is taken: colours
-    between two of a map are none of the map's.
+    Rows of an image between two others are interpolated. In coloured images (C = 3) the nearer is taken: a colour
+    between two of a map is not in the map.
 
     Args:
         images: float32 (n, C, H, W) in [-1, 1].

@@ -132,7 +132,9 @@ def _take_sections(
         if not path.is_file():
             presets = {preset.stem: preset for preset in sorted(PRESETS.glob("*.yaml"))}
             if str(path) not in presets:
-                raise UserError(f"{prog}: --config {path} does not exist; presets are {', '.join(presets)}")
+                old = path.parent.name  # presets were folders once, with a file for each command
+                hint = f"; a preset is one file now: --config {old}" if old in presets else ""
+                raise UserError(f"{prog}: --config {path} does not exist{hint}; presets are {', '.join(presets)}")
             path = presets[str(path)]
         taken.append(f"--config={_section_of(config_class, path, prog, section, sections)}")
     return taken

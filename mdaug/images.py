@@ -1,4 +1,4 @@
-"""The one way between 8-bit images and tensors: float32, channels first, in [-1, 1]."""
+"""8-bit images to tensors and back (float32, channels first, in [-1, 1]), and pictures of many images."""
 
 from __future__ import annotations
 

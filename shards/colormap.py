@@ -1,7 +1,7 @@
-"""Colour maps: from the scalar that a radar measured to the colours that its owner looks at, and back.
+"""Colour maps: from the scalar that a radar measured to the colours that people look at, and back.
 
-Pictures are inverted in one place, where they are packed, and painted in one place: by the palette of
-the PNG that holds the scalar. Programs read one channel, and any viewer shows the user's colours.
+Pictures are inverted in one place, where they are packed, and painted in one place: by the palette of the PNG that
+holds the scalar. Programs read one channel, and any viewer shows the user's colours.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Colormap:
 
     @functools.cached_property
     def _known(self) -> np.ndarray:
-        """1 + the level of every 24-bit colour that has been met, 0 for the others: uint16 (2 ** 24,)."""
-        return np.zeros(1 << 24, np.uint16)  # memory is taken where it is written to: pictures hold few of the colours
+        """1 + the level of every 24-bit colour seen so far, 0 for the others: uint16 (2 ** 24,)."""
+        return np.zeros(1 << 24, np.uint16)  # memory is taken only where written: pictures hold few colours
 
     def invert(self, pictures: np.ndarray) -> np.ndarray:
         """Return the levels uint8 (...) of the entries nearest to the colours of RGB pictures uint8 (..., 3)."""

@@ -91,7 +91,7 @@ class ShardDataset(Dataset):
             data = self.raw(i, field)
             try:
                 sample[field] = DECODERS[field](data)
-            except Exception as error:  # whatever a decoder says about damaged bytes
+            except Exception as error:  # decoders raise many types for damaged bytes
                 raise UserError(
                     f"sample '{self.keys[i]}' of {self.folder} has no readable {field} ({error}); "
                     f"find what is damaged with: python -m shards.verify {self.folder}"
@@ -141,7 +141,7 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {"image": decode_image, "array": d
 
 @functools.lru_cache(maxsize=256)
 def _mapped(path: str, size: int, changed: int) -> mmap.mmap:
-    """Map a shard, at most 256 at once in a process (file descriptors are few); `changed` tells a new file apart."""
+    """Map a shard, at most 256 at once in a process (file descriptors are few); `changed` identifies a new file."""
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size != size:
             raise UserError(_damaged(Path(path)))

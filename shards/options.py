@@ -28,10 +28,10 @@ class PackConfig:
     (or there are no coloured images), else rgb."""
     colormap: str = "auto"
     """Colour map that image_mode gray and level invert: jet-256 and jet-64 (MATLAB), matplotlib-jet, parula (MATLAB
-    until R2016b), parula-2017 (since) or viridis; auto: told by the most frequent colour, which is the floor; none: the
+    until R2016b), parula-2017 (since) or viridis; auto: found by the most frequent colour, the floor; none: the
     brightness of the colours."""
     group_by: str | None = None
-    """What must not be torn between train and val: a regular expression with one capture group, searched in the path
+    """What must stay together in train or val: a regular expression with one capture group, searched in the path
     of the image relative to data_dir, or column:<name> of metadata.csv. By default the metadata column `group`, else
     runs of consecutive numbers at the end of the file names."""
     class_depth: int | None = None

@@ -1,11 +1,11 @@
-"""The folder that one run of one command writes: whose it is, how far it is, whether it is finished.
+"""The output folder of one run of one command: which run it belongs to, how far it is, whether it is finished.
 
     run.json         first: the command, the options that decide what it makes, the hashes of what it is made from
     progress.json    while it runs: how much is done of how much; gone at the end
     provenance.json  last: the content hash. A folder with it is finished.
 
 The same command continues in its folder; anything else is refused, and nothing is touched. The launcher reads the first
-two and needs to know nothing else of a command.
+two and needs nothing else from a command.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Progress:
     """How far a run is, as `progress.json` keeps it.
 
     Attributes:
-        done, total: units that are made, and that there will be.
+        done, total: units made so far, and units at the end.
         unit: what is counted, such as "image", "shard" or "sample".
         saved: units that a killed run would still have; a training has more done than saved.
         time: when this was written, in seconds since the epoch.
         began_done, began_time: the same when this process began, from which a rate follows.
-        note: what else there is to say, such as the loss of a training.
+        note: further text, such as the loss of a training.
     """
 
     done: int
@@ -60,7 +60,7 @@ class Progress:
 
 
 class OutputFolder:
-    """A folder that is claimed for a run; made by `claim`."""
+    """The folder of a run; `claim` returns it."""
 
     def __init__(self, path: Path, command: str, made_from: Mapping[str, str | None]):
         self.path, self.command, self.made_from = path, command, dict(made_from)
@@ -89,7 +89,7 @@ class OutputFolder:
         atomic.write_text(self.path / PROGRESS_FILE, json.dumps(asdict(record)) + "\n")
 
     def begin_again(self) -> None:
-        """Take the mark of the end away, before anything in a finished folder is changed."""
+        """Remove the mark of the end, before anything in a finished folder is changed."""
         (self.path / provenance.FILE_NAME).unlink(missing_ok=True)
 
     def finish(self, kind: str, content_hash: str, config: dict[str, Any], note: str = "") -> None:
@@ -189,7 +189,7 @@ def read_run(path: Path) -> dict[str, Any] | None:
 
 
 def read_progress(path: Path) -> Progress | None:
-    """Return how far the run of a folder is, or None before it has said so."""
+    """Return the progress of the run of a folder, or None where there is no record of it."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         return Progress(**json.loads((path / PROGRESS_FILE).read_text(encoding="utf-8")))
     return None
@@ -201,7 +201,7 @@ def is_finished(path: Path) -> bool:
 
 
 def exclusive(path: Path) -> contextlib.AbstractContextManager[None]:
-    """Let one process at a time work in a folder that is there; the others wait, and then find what it has made."""
+    """Let one process at a time work in an existing folder; the others wait, and then find what it has made."""
 
     def waiting() -> None:
         if os.environ.get("RANK", "0") == "0":

@@ -1,4 +1,4 @@
-"""What a command reads images from: a packed folder, or an image folder that is packed once into a cache."""
+"""Open the images of a command: a packed folder, or an image folder that is packed once into a cache."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -9,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from shards.errors import UserError
 
@@ -17,6 +18,8 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 MOST_WORKERS = 256  # all of them start at once
+
+_shared: tuple = ()  # of a worker process
 
 
 def cores() -> int:
@@ -32,40 +35,49 @@ class Pool:
     Args:
         workers: number of processes; 0: one per core.
         jobs: the most that will ever be mapped at once, so that no more processes start than have work.
+        shared: further arguments of the functions that are mapped, sent once to each process.
     """
 
-    def __init__(self, workers: int = 0, jobs: int = MOST_WORKERS):
+    def __init__(self, workers: int = 0, jobs: int = MOST_WORKERS, shared: tuple = ()):
         self.workers = min(workers or cores(), jobs, MOST_WORKERS)
+        self.shared = shared
         self._executor: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Pool:
         if self.workers > 1:
             context = multiprocessing.get_context("spawn")
-            self._executor = ProcessPoolExecutor(self.workers, context, _begin)
+            self._executor = ProcessPoolExecutor(self.workers, context, _begin, (self.shared,))
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
 
-    def map(self, function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
-        """Yield function(job) for every job in their order.
+    def map(self, function: Callable[..., Result], jobs: Sequence[Job], chunk: int = 8) -> Iterator[Result]:
+        """Yield function(job, *shared) for every job in their order; a process takes up to `chunk` jobs at a time.
 
         Raises UserError where a process was killed; whatever `function` raises is raised here.
         """
         if self._executor is None:
-            yield from map(function, jobs)
+            yield from (function(job, *self.shared) for job in jobs)
             return
         try:
-            yield from self._executor.map(function, jobs, chunksize=max(1, min(8, len(jobs) // self.workers)))
+            size = max(1, min(chunk, len(jobs) // self.workers))
+            yield from self._executor.map(functools.partial(_call, function), jobs, chunksize=size)
         except BrokenProcessPool:
             raise UserError(
                 "a worker process was killed, perhaps because memory ran out; run the same command with fewer --workers"
             ) from None
 
 
-def _begin() -> None:
+def _call(function: Callable[..., Result], job: Any) -> Result:
+    return function(job, *_shared)
+
+
+def _begin(shared: tuple) -> None:
     """Leave Ctrl-C to the parent, and end when it is gone: a killed parent cannot stop its workers."""
+    global _shared
+    _shared = shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait() -> None:

@@ -1,16 +1,12 @@
-"""A progress bar on a terminal, a line now and then where the output goes to a file."""
+"""A progress bar on a terminal, a line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 
 from tqdm import tqdm
-
-# What `Progress` prints where there is no terminal: name, count, total, unit, units per second.
-LINE = re.compile(r"^(.+): (\d+)/(\d+) (\w+), ([\d.]+)/s$", re.MULTILINE)
 
 
 class Progress:

@@ -37,7 +37,7 @@ def write(
 
     Args:
         folder: the folder that the step has made.
-        kind: what it holds: "images", "latents", "vqvae", "pipeline", "synthetic" or "evaluation".
+        kind: what it holds: "images", "latents", "vqvae", "pipeline", "synthetic", "mixed" or "evaluation".
         content_hash: sha256 of what it holds; a later step repeats it in its own `made_from`.
         made_from: role -> content hash of every folder it was made from, such as {"images": ..., "vqvae": ...}.
         config: the resolved configuration of the step, as plain JSON values.
@@ -55,13 +55,13 @@ def write(
     atomic.write_text(folder / FILE_NAME, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
-def read(folder: Path, kind: str) -> dict:
-    """Return the provenance of `folder`, or raise UserError if it is not a finished folder of that kind."""
-    path = folder / FILE_NAME
+def read(folder: Path, *kinds: str) -> dict:
+    """Return the provenance of `folder`, or raise UserError if it is not a finished folder of one of the kinds."""
+    path, kind = folder / FILE_NAME, "' or '".join(kinds)
     if not path.is_file():
         raise UserError(f"{folder} is not a finished '{kind}' folder: no {FILE_NAME}; run the step that makes it")
     record = json.loads(path.read_text(encoding="utf-8"))
-    if record["kind"] != kind:
+    if record["kind"] not in kinds:
         raise UserError(f"{folder} holds '{record['kind']}', but '{kind}' is needed here; name a folder of that")
     return record
 

@@ -22,7 +22,7 @@ BESIDE = ("classes.json", "statistics.json", "report.json", RUN_FILE)
 
 
 def url_of(path: str | Path) -> str | None:
-    """Return the URL that a path stands for, also after pathlib made `s3:/bucket` of it; None for a local path."""
+    """Return the URL in a path, also where pathlib has made it `s3:/bucket`; None for a local path."""
     match = re.fullmatch(r"([a-z][a-z0-9]+):/{1,2}([^/].*)", str(path))
     return f"{match.group(1)}://{match.group(2)}" if match else None
 
@@ -30,8 +30,8 @@ def url_of(path: str | Path) -> str | None:
 def fetch(url: str, cache_dir: Path | None = None) -> Path:
     """Return a local copy of a packed folder.
 
-    Shards that are there already, with the hash that the remote index names, are not fetched again. The processes of
-    a node may call this at once: one fetches, the others wait.
+    Shards that are here already, with the hash in the remote index, are not fetched again. The processes of a node may
+    call this at once: one fetches, the others wait.
 
     Args:
         url: the folder, in a protocol of fsspec; commands (`pipe:`) are not.
@@ -87,7 +87,7 @@ class _Remote:
 
 
 def _fetch_all(remote: _Remote, local: Path) -> None:
-    """Fetch what differs; the provenance last, since it says that all the rest is there."""
+    """Fetch what differs; the provenance last, since it marks the rest as complete."""
     made = remote.require(provenance.FILE_NAME).decode()
     for split in SPLITS:
         text = remote.require(f"{split}/{FILE_NAME}") if split == "train" else remote.read(f"{split}/{FILE_NAME}")

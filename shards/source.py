@@ -238,7 +238,7 @@ def _walk(root: Path):
             full = os.path.join(folder, name)
             try:
                 status = os.stat(full)
-            except OSError:  # a link to nothing: reading it will say so
+            except OSError:  # a broken link: reading it will fail with the reason
                 status = os.lstat(full)
             yield os.path.relpath(full, root).replace(os.sep, "/"), status
 

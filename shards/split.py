@@ -1,7 +1,7 @@
-"""Train and validation by group, so that no window is validated on whose neighbour was trained on.
+"""Train and validation by group, so that no window is validated on if its neighbour was trained on.
 
 Windows cut from one recording overlap; a random split of them measures memory, not generalisation. The unit that
-goes to one side is therefore a group: what the user names, or a run of consecutively numbered files.
+goes to one side is therefore a group: one that the user names, or a run of consecutively numbered files.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def split_images(images: list[SourceImage], *, group_by: str | None, val_fractio
     split = Split()
     given = {image.path: image.given_split for image in images if image.given_split}
     named = _named_groups(images, group_by)
+    # The source is split already.
     if "val" in given.values():
         split.rule = "the folders train and val of the source"
         split.side = {path: side for path, side in given.items() if side}
@@ -68,6 +69,7 @@ def split_images(images: list[SourceImage], *, group_by: str | None, val_fractio
     test = {path for path, side in given.items() if side == "test"}
     images = [image for image in images if image.path not in test]
     sequences = _sequences(images)
+    # Which images belong together.
     if named:
         split.rule = f"groups by {group_by or 'metadata column group'}"
         split.group = {image.path: named[image.path] for image in images}
@@ -84,6 +86,7 @@ def split_images(images: list[SourceImage], *, group_by: str | None, val_fractio
     places = {} if named else sequences
     if named:
         places = _cut_lone_classes(images, split, val_fraction)
+    # Which groups go to val; what lies too close to them is dropped.
     val = _choose(images, split.group, val_fraction, seed)
     split.side = {image.path: "val" if split.group[image.path] in val else "train" for image in images}
     _drop_neighbours(images, places, split, gap)
@@ -91,6 +94,7 @@ def split_images(images: list[SourceImage], *, group_by: str | None, val_fractio
     for name in sorted({image.class_name for image in images}):
         if name not in held:
             split.warnings.append(f"class {name} has too few images or groups: val has none of it")
+    # A test folder of the source stays as it is.
     split.side |= dict.fromkeys(test, "test")
     split.group |= {path: named.get(path, path) for path in test}
     return split

@@ -16,7 +16,7 @@ LARGEST_SIDE = 16384  # pixels; a mistyped number would fill the memory with the
 
 @dataclass(frozen=True)
 class Preflight:
-    """Where a command is about to run, as far as is known at submission; `check(options, where)` relies on it."""
+    """Where a command is about to run, as far as it is known at submission; `check(options, where)` relies on it."""
 
     ranks: int = 1
     """Processes that share the work."""
@@ -102,7 +102,7 @@ def one_of(options: Any, accepted: Collection[str], *names: str) -> None:
 
 
 def one_of_each(options: Any, accepted: Collection[str], *names: str) -> None:
-    """Refuse lists that are empty, or hold a word twice or one that is not accepted; None passes."""
+    """Refuse lists that are empty, repeat a word, or hold one that is not accepted; None passes."""
     for name in names:
         values = getattr(options, name)
         if values is not None and (not values or len(set(values)) < len(values) or not set(values) <= set(accepted)):

@@ -91,7 +91,7 @@ def inspect(
         return found
     found.statistics = record["statistics"]
     if keys not in (None, record["keys"]) or labels not in (None, record["labels"]):
-        found.fault(DAMAGED, f"{path} holds other samples than it must")
+        found.fault(DAMAGED, f"{path} does not hold the samples that it must")
     # The bytes, and where the members lie in them.
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != record["sha256"]:
@@ -122,13 +122,13 @@ def inspect(
                 continue
             kind = FIELD_OF.get(extension)
             if kind is None:
-                found.fault(DAMAGED, f"{path}: {key}.{extension} is of a kind that no reader knows")
+                found.fault(DAMAGED, f"{path}: {key}.{extension} is of a kind that no reader supports")
                 continue
             try:
                 value = DECODERS[kind](data)
                 if kind == "meta":
                     row.update(value)
-            except Exception as error:  # whatever a decoder says about damaged bytes
+            except Exception as error:  # decoders raise many types for damaged bytes
                 found.fault(DAMAGED, f"{path}: {key}.{extension} cannot be read: {error}")
                 continue
             if kind == "image" and list(value.shape) != (image_shape or list(value.shape)):

@@ -35,7 +35,7 @@ def write_shard(
     """Write one shard and return its sidecar.
 
     Args:
-        path: the tar to write, such as `train/000000.tar`; a shard that is there already is replaced.
+        path: the tar to write, such as `train/000000.tar`; an existing shard is replaced.
         samples: (key, {extension: bytes}); every sample has the same extensions, `cls` (the ascii label index) among
             them.
         statistics: called after the last sample; what it returns is stored in the sidecar.
@@ -64,7 +64,7 @@ def write_shard(
 
 
 def finished(path: Path) -> dict | None:
-    """Return the sidecar of a finished shard, or None where there is no such shard (no sidecar, or a cut tar)."""
+    """Return the sidecar of a finished shard, or None where it is not finished (no sidecar, or a cut tar)."""
     record = _read_sidecar(path)
     return record if record and path.is_file() and path.stat().st_size == record["bytes"] else None
 

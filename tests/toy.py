@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,4 +42,23 @@ def toy_packed(folder: Path, *, size: int = 16, train: int = 64, val: int = 16, 
         write_index(folder / split, CLASSES, image_shape=[size, size, 1])
     atomic.write_text(folder / "classes.json", json.dumps(CLASSES))
     provenance.write(folder, kind="images", content_hash=content_hash(folder), made_from={}, config={})
+    return folder
+
+
+def toy_synthetic(
+    folder: Path, packed: Path, *, per_class: int = 16, shift: int = 0, classes: Sequence[str] = CLASSES, size: int = 32
+) -> Path:
+    """Write fresh draws of the toy distribution as a synthetic set; `shift` turns all labels into wrong ones."""
+    rng = np.random.default_rng(7)
+    samples = []
+    for i in range(per_class * len(CLASSES)):
+        file = io.BytesIO()
+        Image.fromarray(toy_image(i % 4, rng, size)[:, :, 0]).save(file, "PNG")
+        label = (i + shift) % 4
+        meta = json.dumps({"class": CLASSES[label], "seed": i}).encode()
+        samples.append((f"s_{i:05d}", {"png": file.getvalue(), "cls": str(label).encode(), "json": meta}))
+    write_shard(folder / "000000.tar", samples)
+    write_index(folder, list(classes))
+    made_from = {"images": provenance.read(packed, "images")["hash"], "pipeline": "p"}
+    provenance.write(folder, kind="synthetic", content_hash=content_hash(folder), made_from=made_from, config={})
     return folder

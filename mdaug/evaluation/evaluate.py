@@ -4,163 +4,131 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mdaug.config import as_dict
-from mdaug.evaluation import inputs as folders
-from mdaug.evaluation.inputs import PARTS, RESULTS
+from mdaug import distributed
+from mdaug.config import as_dict, dump
+from mdaug.evaluation import measure
+from mdaug.evaluation.inputs import check_inputs, held_out, measurable_parts
+from mdaug.evaluation.measure import EvaluationInputs
 from mdaug.evaluation.options import ALL, EvaluateConfig, Part
+from mdaug.evaluation.report import page, pictures
+from mdaug.evaluation.report.verdict import targets, verdict
+from mdaug.measures import image_set
 from shards import atomic, provenance
-from shards.errors import UserError
-from shards.index import read_index
-from shards.validation import Preflight
+from shards.output_folder import OutputFolder, claim, exclusive, refuse_other
+from shards.validation import Preflight, identity_of
 
-if TYPE_CHECKING:
-    from mdaug.evaluation import measure as parts
-
+PARTS = "parts"  # folder of one JSON per part, and of the commands that measured them
 COMMANDS = "commands.json"
-LOCK = ".lock"  # of the rank that writes the report
 
 
 def check(options: EvaluateConfig, where: Preflight) -> None:
     """Raise UserError where output_dir holds something else, or inputs that are there do not belong together."""
-    made_from = folders.check_origin(options) if where.inputs_there else {}
-    if where.inputs_there:
-        folders.check_alike(options)
-        _measurable(options)
-        folders.held_out(options.data_dir)
-        if options.classifier != "small":
-            from mdaug.measures.classifier import build
-
-            train = read_index(options.data_dir / "train")
-            build(options.classifier, train["image_shape"][2], len(train["classes"]), options.image_size)
-    folders.refuse_others(options, made_from)
+    made_from = check_inputs(options) if where.inputs_there else {}
+    refuse_other(options.output_dir, "evaluate", identity_of(options), made_from)
 
 
-def run(config: EvaluateConfig) -> dict | None:
+def run(options: EvaluateConfig) -> dict | None:
     """Run what is not done yet of an evaluation, write its report, print the summary and return the metrics.
 
-    Of several ranks all but the last to finish return None.
+    Of several ranks all but the one that writes the report return None.
 
     Raises:
-        UserError: the synthetic images or the VQ-VAE do not come from data_dir, classes or shapes differ, a split is
-            missing, or the output folder holds something else.
+        UserError: the inputs do not belong together (see `check_inputs`), or the output folder holds something else.
     """
-    from mdaug.evaluation.report import page as report
-
-    made_from = folders.check_origin(config)
-    folders.check_alike(config)
-    wanted = _measurable(config)
-    folders.claim(config, made_from)
-    files = {part: config.output_dir / PARTS / f"{part}.json" for part in ALL}
-    if _finished(config, files, wanted):
-        print(f"{config.output_dir} holds this evaluation already, finished; delete the folder to run it again.")
-        metrics = json.loads((config.output_dir / report.METRICS).read_text(encoding="utf-8"))
+    made_from = check_inputs(options)
+    parts = measurable_parts(options)
+    folder = claim(options.output_dir, "evaluate", identity_of(options), made_from)
+    if _is_complete(folder, parts):
+        print(f"{folder.path} holds this evaluation already, finished; delete the folder to run it again.")
+        metrics = json.loads((folder.path / page.METRICS).read_text(encoding="utf-8"))
     else:
-        done = _measure(config, made_from, files, wanted)
-        if done is None:
+        print(dump(options), end="")
+        folder.begin_again()
+        (folder.path / PARTS).mkdir(exist_ok=True)
+        inputs = _load(options, folder)
+        metrics = None
+        if measure.share(inputs, _missing(folder, parts)):
+            # Ranks that end in the same moment all find the work done. One of them writes the report; the others wait,
+            # and write it in its place if it dies.
+            with exclusive(folder.path):
+                if not _is_complete(folder, parts):
+                    metrics = _write(inputs, parts)
+        if metrics is None:
             print("this rank is done; the last rank to finish writes the report", flush=True)
             return None
-        metrics = done
-    print(report.summary(metrics, config.output_dir))
+    print(page.summary(metrics, folder.path))
     return metrics
 
 
-def _finished(config: EvaluateConfig, files: dict[Part, Path], wanted: tuple[Part, ...]) -> bool:
-    record = config.output_dir / provenance.FILE_NAME
-    return record.is_file() and all(files[part].is_file() for part in wanted)
-
-
-def _measure(
-    config: EvaluateConfig, made_from: dict[str, str], files: dict[Part, Path], wanted: tuple[Part, ...]
-) -> dict | None:
-    """Do this rank's share, and if it ends last the rest too; return the metrics, or None where another rank does.
-
-    Ranks that end in the same moment both find all shares done. One of them writes; the other waits, goes on in its
-    place should it die, and otherwise finds the report.
-    """
-    from mdaug import distributed
-    from mdaug.evaluation import measure as parts
-    from mdaug.measures import image_set
-
+def _load(options: EvaluateConfig, folder: OutputFolder) -> EvaluationInputs:
+    """Read all images into memory."""
     distributed.device()  # "cuda" is the GPU of this rank from here on
-    places: dict[str, Path | None] = {
-        "train": config.data_dir / "train",
-        "held_out": folders.held_out(config.data_dir),
-        "synthetic": config.synthetic_dir,
-        "simulated": config.simulated_dir and config.simulated_dir / "train",
-    }
-    sets = {
-        name: folder and image_set.load(folder, image_size=config.image_size, max_per_class=config.max_per_class)
-        for name, folder in places.items()
-    }
-    inputs = parts.Inputs(config=config, results=config.output_dir / RESULTS, **sets)  # type: ignore[arg-type]
-    missing = [part for part in wanted if not files[part].is_file()]
-    if not parts.share(inputs, missing):
-        return None
-    with atomic.locked(config.output_dir / LOCK):
-        return None if _finished(config, files, wanted) else _write(inputs, made_from, files, wanted)
 
+    def load(path: Path) -> image_set.ImageSet:
+        return image_set.load(path, image_size=options.image_size, max_per_class=options.max_per_class)
 
-def _write(inputs: parts.Inputs, made_from: dict[str, str], files: dict[Part, Path], wanted: tuple[Part, ...]) -> dict:
-    """Measure the parts that are wanted and not there yet, and write the report of all that are there."""
-    from mdaug.evaluation import measure as parts
-    from mdaug.evaluation.report import page as report
-    from mdaug.evaluation.report import pictures
-    from mdaug.evaluation.report.verdict import targets, verdict
-
-    config = inputs.config
-    (config.output_dir / provenance.FILE_NAME).unlink(missing_ok=True)
-    missing = [part for part in wanted if not files[part].is_file()]
-    # Before the parts, so that none is without its command.
-    recorded = config.output_dir / PARTS / COMMANDS
-    commands = json.loads(recorded.read_text(encoding="utf-8")) if recorded.is_file() else {}
-    commands |= dict.fromkeys(missing, report.command(as_dict(config)))
-    atomic.write_text(recorded, json.dumps(commands) + "\n")
-    for part in missing:
-        atomic.write_text(files[part], json.dumps(getattr(parts, part)(inputs)) + "\n")
-    train, held_out, synthetic = inputs.train, inputs.held_out, inputs.synthetic
-    metrics: dict[str, Any] = {
-        "data": {
-            "classes": train.dataset.classes,
-            "image_shape": list(train.original(0).shape),
-            "train": train.counts(),
-            "held_out": held_out.counts(),
-            "held_out_split": folders.held_out(config.data_dir).name,
-            "held_out_groups": len(set(held_out.groups)),
-            "synthetic": synthetic.counts(),
-            "simulated": inputs.simulated and inputs.simulated.counts(),
-            "in_folders": [len(images.dataset) for images in (train, held_out, synthetic)],
-            "made_from": made_from,
-        },
-        "config": as_dict(config),
-        "commands": commands,
-        **{
-            part: json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-            for part, file in files.items()
-        },
-    }
-    metrics = {"verdict": verdict(metrics), "targets": targets(metrics), **metrics}
-    pictures.save(config.output_dir / report.GRID, pictures.real_and_synthetic(held_out, synthetic))
-    report.write(config.output_dir, metrics)
-    provenance.write(
-        config.output_dir,
-        kind="evaluation",
-        content_hash=provenance.hash_files([config.output_dir / report.METRICS]),
-        made_from=made_from,
-        config=as_dict(config),
+    return EvaluationInputs(
+        options=options,
+        folder=folder,
+        train=load(options.data_dir / "train"),
+        held_out=load(held_out(options.data_dir)),
+        synthetic=load(options.synthetic_dir),
+        simulated=load(options.simulated_dir / "train") if options.simulated_dir is not None else None,
     )
+
+
+def _write(inputs: EvaluationInputs, parts: tuple[Part, ...]) -> dict:
+    """Measure the parts that are missing, and write the report of all parts that were ever measured here."""
+    options, folder = inputs.options, inputs.folder
+    folder.begin_again()
+    missing = _missing(folder, parts)
+    # The command of each part, before its figures, so that none is without.
+    file = folder.path / PARTS / COMMANDS
+    commands = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    commands |= dict.fromkeys(missing, page.command(as_dict(options)))
+    atomic.write_text(file, json.dumps(commands) + "\n")
+    # The figures.
+    for done, part in enumerate(missing, start=1):
+        atomic.write_text(_file(folder, part), json.dumps(measure.MEASURE[part](inputs)) + "\n")
+        folder.progress(done, len(missing), "part")
+    metrics: dict[str, Any] = {"data": _data(inputs), "config": as_dict(options), "commands": commands}
+    for part in ALL:
+        file = _file(folder, part)
+        metrics[part] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    metrics = {"verdict": verdict(metrics), "targets": targets(metrics), **metrics}
+    # The report, and last the mark of the end.
+    pictures.save(folder.path / pictures.GRID, pictures.real_and_synthetic(inputs.held_out, inputs.synthetic))
+    page.write(folder.path, metrics)
+    folder.finish("evaluation", provenance.hash_files([folder.path / page.METRICS]), as_dict(options))
     return metrics
 
 
-def _measurable(config: EvaluateConfig) -> tuple[Part, ...]:
-    """Return the wanted parts that the images allow; UserError where none is left."""
-    classes = read_index(config.data_dir / "train")["classes"]
-    if len(classes) > 1:
-        return config.wanted
-    if config.part == "usefulness":
-        raise UserError(
-            f"{config.data_dir} has one class only ('{classes[0]}'), and a classifier has nothing to tell apart; "
-            "measure something else: mdaug evaluate, or evaluate fidelity, kinematics or memorization"
-        )
-    return tuple(part for part in config.wanted if part != "usefulness")
+def _data(inputs: EvaluationInputs) -> dict[str, Any]:
+    """Return what was measured on: classes, shapes, images of each class and set, hashes."""
+    train, held_out_set, synthetic = inputs.train, inputs.held_out, inputs.synthetic
+    return {
+        "classes": train.dataset.classes,
+        "image_shape": list(train.original(0).shape),
+        "train": train.counts(),
+        "held_out": held_out_set.counts(),
+        "held_out_split": held_out(inputs.options.data_dir).name,
+        "held_out_groups": len(set(held_out_set.groups)),
+        "synthetic": synthetic.counts(),
+        "simulated": inputs.simulated and inputs.simulated.counts(),
+        "in_folders": [images.available for images in (train, held_out_set, synthetic)],
+        "made_from": {role: content for role, content in inputs.folder.made_from.items() if content is not None},
+    }
+
+
+def _is_complete(folder: OutputFolder, parts: tuple[Part, ...]) -> bool:
+    return folder.finished and not _missing(folder, parts)
+
+
+def _missing(folder: OutputFolder, parts: tuple[Part, ...]) -> list[Part]:
+    return [part for part in parts if not _file(folder, part).is_file()]
+
+
+def _file(folder: OutputFolder, part: Part) -> Path:
+    return folder.path / PARTS / f"{part}.json"

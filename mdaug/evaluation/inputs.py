@@ -1,21 +1,32 @@
-"""The folders of an evaluation: that those it reads belong together, and that the one it writes is its own."""
+"""The folders that an evaluation reads: whether they belong together, and what can be measured on them."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from mdaug.artifacts import find_vqvae
-from mdaug.config import as_dict, dump, save
-from shards import atomic, provenance
+from mdaug.evaluation.options import EvaluateConfig, Part
+from mdaug.measures import classifier
+from shards import provenance
+from shards.dataset import ShardDataset
 from shards.errors import UserError
-
-if TYPE_CHECKING:
-    from mdaug.evaluation.options import EvaluateConfig
+from shards.index import read_index
 
 
-IDENTITY, RESULTS, PARTS = "evaluation.json", "results", "parts"
+def check_inputs(options: EvaluateConfig) -> dict[str, str | None]:
+    """Return role -> content hash of all inputs; None for a simulated set that was left out, no role for a VQ-VAE.
+
+    Raises:
+        UserError: the synthetic images or the VQ-VAE do not come from data_dir, classes or shapes differ, data_dir has
+            no split to judge on or only one class where that is not enough, or the classifier cannot be built.
+    """
+    made_from = _origins(options)
+    _require_alike(options)
+    held_out(options.data_dir)
+    measurable_parts(options)
+    train = read_index(options.data_dir / "train")
+    classifier.build(options.classifier, train["image_shape"][2], len(train["classes"]), options.image_size)
+    return made_from
 
 
 def held_out(data_dir: Path) -> Path:
@@ -26,91 +37,58 @@ def held_out(data_dir: Path) -> Path:
     raise UserError(f"{data_dir} has no val split to judge on; pack the images again, into more than one group a class")
 
 
-def check_origin(config: EvaluateConfig) -> dict[str, str]:
-    """Return role -> hash of all inputs after refusing a generator or VQ-VAE that was trained on other images."""
-    images = provenance.read(config.data_dir, "images")
-    made_from = {"images": images["hash"]}
-    inputs = {"synthetic": config.synthetic_dir}
-    if config.vqvae_path is not None:
-        inputs["vqvae"] = find_vqvae(config.vqvae_path)
-    for kind, folder in inputs.items():
-        record = provenance.read(folder, kind)
-        provenance.require_same("images", config.data_dir, images["hash"], folder, record["made_from"]["images"])
-        made_from[kind] = record["hash"]
-    if config.simulated_dir is not None:
-        made_from["simulated"] = provenance.read(config.simulated_dir, "images")["hash"]
-        if made_from["simulated"] == made_from["images"]:
+def measurable_parts(options: EvaluateConfig) -> tuple[Part, ...]:
+    """Return the parts that are asked for and that the images allow; raises UserError where none is left."""
+    classes = read_index(options.data_dir / "train")["classes"]
+    if len(classes) > 1:
+        return options.parts
+    if options.part == "usefulness":
+        raise UserError(
+            f"{options.data_dir} has only one class ('{classes[0]}'), and a classifier has nothing to tell apart; "
+            "measure something else: mdaug evaluate, or evaluate fidelity, kinematics or memorization"
+        )
+    return tuple(part for part in options.parts if part != "usefulness")
+
+
+def _origins(options: EvaluateConfig) -> dict[str, str | None]:
+    """Return role -> content hash after refusing a generator or VQ-VAE that was trained on other images."""
+    images = provenance.read(options.data_dir, "images")["hash"]
+    made_from: dict[str, str | None] = {"images": images, "simulated": None}
+    # Of a mixed set the synthetic images are measured, see `image_set.load`.
+    kinds = {"synthetic": ("synthetic", "mixed"), "vqvae": ("vqvae",)}
+    folders = {"synthetic": options.synthetic_dir}
+    if options.vqvae_path is not None:
+        folders["vqvae"] = find_vqvae(options.vqvae_path)
+    for role, folder in folders.items():
+        record = provenance.read(folder, *kinds[role])
+        provenance.require_same("images", options.data_dir, images, folder, record["made_from"]["images"])
+        made_from[role] = record["hash"]
+    if options.simulated_dir is not None:
+        made_from["simulated"] = provenance.read(options.simulated_dir, "images")["hash"]
+        if made_from["simulated"] == images:
             raise UserError(
-                f"simulated_dir {config.simulated_dir} holds the very images of data_dir {config.data_dir}; "
+                f"simulated_dir {options.simulated_dir} holds the very images of data_dir {options.data_dir}; "
                 "name the packed set of a simulator, or leave simulated_dir out"
             )
     return made_from
 
 
-def check_alike(config: EvaluateConfig) -> None:
+def _require_alike(options: EvaluateConfig) -> None:
     """Refuse synthetic or simulated images of other classes or another shape than the real ones."""
-    from shards.dataset import ShardDataset
-
-    real = ShardDataset(config.data_dir / "train")
-    others = {config.synthetic_dir: f"generate again with a pipeline trained on {config.data_dir}"}
-    if config.simulated_dir is not None:
-        others[config.simulated_dir / "train"] = "simulate the same classes, and pack them with the same --image_size"
+    real = ShardDataset(options.data_dir / "train")
+    others = {options.synthetic_dir: f"generate again with a pipeline trained on {options.data_dir}"}
+    if options.simulated_dir is not None:
+        others[options.simulated_dir / "train"] = "simulate the same classes, and pack them with the same --image_size"
     for folder, remedy in others.items():
         other = ShardDataset(folder)
         if not (len(real) and len(other)):
-            raise UserError(f"{config.data_dir / 'train'} or {folder} holds no images; make it again")
-        for what, mine, theirs in (
+            raise UserError(f"{options.data_dir / 'train'} or {folder} holds no images; make it again")
+        for what, of_real, of_other in (
             ("classes", real.classes, other.classes),
             ("images of (height, width, channels)", real[0]["image"].shape, other[0]["image"].shape),
         ):
-            if mine != theirs:
+            if of_real != of_other:
                 raise UserError(
-                    f"{config.data_dir} and {folder} do not belong together: they hold {what} {mine} and {theirs}; "
-                    f"{remedy}"
+                    f"{options.data_dir} and {folder} do not belong together: they hold {what} {of_real} and "
+                    f"{of_other}; {remedy}"
                 )
-
-
-def refuse_others(config: EvaluateConfig, made_from: dict[str, str]) -> None:
-    """Refuse an output folder that holds another evaluation or anything else; touches nothing.
-
-    Inputs count by their content (`made_from`, empty where they are not there yet) and not by their path; the settings
-    count all, but not which part is wanted. A VQ-VAE may be named later, for only its own part depends on it.
-    """
-    folder = config.output_dir
-    path = folder / IDENTITY
-    # Looked at before the file: another rank that has written anything here has written the file first.
-    foreign = folder.exists() and any(entry.name != "logs" and entry.name[0] != "." for entry in folder.iterdir())
-    if path.is_file():
-        other = json.loads(path.read_text(encoding="utf-8"))
-        mine = {**made_from, **_settings(config)}
-        theirs = {**(other["made_from"] if made_from else {}), **other["settings"]}
-        differing = sorted(name for name in mine | theirs if mine.get(name) != theirs.get(name))
-        if differing and not (differing == ["vqvae"] and None in (mine.get("vqvae"), theirs.get("vqvae"))):
-            raise UserError(
-                f"{folder} holds another evaluation, of other {', '.join(differing)}; "
-                "choose another --output_dir or delete that folder"
-            )
-    elif foreign:
-        raise UserError(f"{folder} is not empty and holds no evaluation; choose another --output_dir")
-
-
-def claim(config: EvaluateConfig, made_from: dict[str, str]) -> None:
-    """Make the output folder that of this evaluation; refuse one that holds another or anything else."""
-    refuse_others(config, made_from)
-    folder = config.output_dir
-    path = folder / IDENTITY
-    identity = {"made_from": made_from, "settings": _settings(config)}
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        atomic.write_text(path, json.dumps(identity, indent=2) + "\n")
-        print(dump(config), end="")
-        save(config, folder / "config.yaml")
-    elif "vqvae" in made_from and "vqvae" not in json.loads(path.read_text(encoding="utf-8"))["made_from"]:
-        atomic.write_text(path, json.dumps(identity, indent=2) + "\n")
-    for name in (RESULTS, PARTS):
-        (folder / name).mkdir(exist_ok=True)
-
-
-def _settings(config: EvaluateConfig) -> dict[str, Any]:
-    left_out = ("part", "workers")
-    return {k: v for k, v in as_dict(config).items() if not k.endswith(("_dir", "_path")) and k not in left_out}

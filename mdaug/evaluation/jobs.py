@@ -1,13 +1,11 @@
-"""Train the classifiers of an experiment: on a GPU one after the other, on CPU cores side by side, each only once."""
+"""Train the classifiers of an experiment, each once: shared among ranks, side by side on CPU cores, or one by one."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,11 +15,10 @@ from mdaug.evaluation.usefulness import Job
 from mdaug.measures.classifier import one_thread
 from mdaug.measures.image_set import ImageSet
 from shards.atomic import write_text
+from shards.pool import Pool, cores
 from shards.progress import Progress
 
 MOST_WORKERS = 8  # each holds its own copy of the images and of torch
-
-_inputs: dict = {}  # of a worker process
 
 
 def run_all(
@@ -34,9 +31,10 @@ def run_all(
     synthetic: ImageSet,
     sifted: ImageSet | None = None,
     simulated: ImageSet | None = None,
-    **settings,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+    **settings: Any,
 ) -> list[dict] | None:
-    """Return the results of all jobs in their order; a result that `folder` holds already is read, not made again.
+    """Return the results of all jobs in their order; a result that `folder` already holds is read, not made again.
 
     Of W ranks (environment RANK and WORLD_SIZE), rank r runs every W-th job from the r-th on. The ranks need not run
     at the same time; all but the last to finish get None.
@@ -50,46 +48,27 @@ def run_all(
         synthetic: synthetic images.
         sifted: those of them that the sifter keeps, if there are any.
         simulated: images of a simulator, if there are any.
-        settings: further arguments of `usefulness.run`.
+        progress: called after each job with the number of results of all ranks, and of all jobs.
+        settings: further arguments of `usefulness.run_job`.
     """
     sets = {"train": train, "held_out": held_out, "synthetic": synthetic, "sifted": sifted, "simulated": simulated}
-    inputs = {**sets, **settings}
     paths = {job: folder / f"{job.name}.json" for job in jobs}
+    # This rank's share of what is missing.
     missing = [job for job in jobs[rank() :: world_size()] if not paths[job].is_file()]
-    with Progress("classifiers", len(missing), "classifier") as progress:
-        for job, result in _run(missing, workers, inputs):
-            write_text(paths[job], json.dumps(result) + "\n")
-            progress.update()
+    workers = 1 if torch.cuda.is_available() else min(workers or cores(), MOST_WORKERS)
+    with (
+        Progress("classifiers", len(missing), "classifier") as bar,
+        Pool(workers, len(missing), shared=(folder, {**sets, **settings})) as pool,
+    ):
+        for _ in pool.map(_run, missing, chunk=1):
+            bar.update()
+            progress(sum(path.is_file() for path in paths.values()), len(paths))
+    # All results, where no other rank is still at work.
     if not all(path.is_file() for path in paths.values()):
         return None
     return [json.loads(paths[job].read_text(encoding="utf-8")) for job in jobs]
 
 
-def _run(jobs: list[Job], workers: int, inputs: dict) -> Iterator[tuple[Job, dict]]:
-    workers = min(workers or len(os.sched_getaffinity(0)), len(jobs), MOST_WORKERS)
-    if workers <= 1 or torch.cuda.is_available():
-        for job in jobs:
-            yield job, _on_one_thread(job, inputs)
-        return
-    # spawn: a forked child of a process that has run a backward pass cannot run one itself.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(inputs,))
-    try:
-        futures = {pool.submit(_in_worker, job): job for job in jobs}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker(inputs: dict) -> None:
-    _inputs.update(inputs)
-
-
-def _in_worker(job: Job) -> dict:
-    return _on_one_thread(job, _inputs)
-
-
-def _on_one_thread(job: Job, inputs: dict) -> dict:
+def _run(job: Job, folder: Path, inputs: dict[str, Any]) -> None:
     with one_thread():
-        return usefulness.run(job, **inputs)
+        write_text(folder / f"{job.name}.json", json.dumps(usefulness.run_job(job, **inputs)) + "\n")

@@ -1,4 +1,4 @@
-"""The parts of an evaluation, each measured into one JSON."""
+"""The parts of an evaluation, each measured into one dictionary of plain JSON values."""
 
 from __future__ import annotations
 
@@ -7,45 +7,39 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mdaug.evaluation import jobs
-from mdaug.evaluation import usefulness as experiment
-from mdaug.evaluation.report import page as report
+from mdaug import distributed
+from mdaug.evaluation import jobs, reconstruct, usefulness
+from mdaug.evaluation.options import EvaluateConfig, Part
 from mdaug.evaluation.report import pictures
-from mdaug.measures import features, image_quality, levels
-from mdaug.measures import fidelity as measures
-from mdaug.measures import kinematics as motion
-from mdaug.measures import memorization as memory
-from mdaug.measures import sifter as sift
+from mdaug.measures import features, fidelity, image_quality, kinematics, levels, memorization, sifter
 from mdaug.measures.classifier import one_thread
-from mdaug.measures.image_quality import reconstruction as reconstruct
 from mdaug.measures.image_set import ImageSet
+from mdaug.models.vqvae import load_vqvae
 from shards.atomic import write_text
 from shards.colormap import COLORMAPS
+from shards.output_folder import OutputFolder
 
-if TYPE_CHECKING:
-    from mdaug.evaluation.options import EvaluateConfig
-
-
-FEATURES = "features"
+RESULTS, FEATURES, SIFTING = "results", "features", "sifting.json"
 CLASSIFIER = "classifier trained on the real images"
+SIFT_QUANTILE = 0.05  # share of real images that each measure of the sifter may reject, the default of `mdaug generate`
+CHUNK = 512  # images that the sifter judges at once
 
 
 @dataclass
-class Inputs:
-    """What the parts work on.
+class EvaluationInputs:
+    """What the parts are measured on, and where they keep what is made only once.
 
     Attributes:
-        config: the settings.
-        results: folder of one file per trained classifier.
+        options: the settings.
+        folder: the output folder.
         train, held_out, synthetic, simulated: the images.
     """
 
-    config: EvaluateConfig
-    results: Path
+    options: EvaluateConfig
+    folder: OutputFolder
     train: ImageSet
     held_out: ImageSet
     synthetic: ImageSet
@@ -53,126 +47,129 @@ class Inputs:
 
     @cached_property
     def palette(self) -> str:
-        """How the images show power."""
+        """How the images show power, see `levels.palette`."""
         return levels.palette(self.train)
 
     @property
-    def three(self) -> dict[str, ImageSet]:
+    def compared(self) -> dict[str, ImageSet]:
         """The image sets of every comparison, by name."""
         return {"train": self.train, "held_out": self.held_out, "synthetic": self.synthetic}
 
     @cached_property
     def sifting(self) -> dict:
-        """What the sifter says, see `sifting.judge`."""
-        file = self.config.output_dir / "sifting.json"
-        return judge(self.train, self.held_out, self.synthetic, steps=self.config.steps, file=file)
+        """What the sifter rejects, see `sift`."""
+        file = self.folder.path / SIFTING
+        return sift(self.train, self.held_out, self.synthetic, steps=self.options.steps, file=file)
 
-    def classifiers(self, references_only: bool = False) -> list[dict] | None:
-        """Return the results of the experiment's classifiers, training those that are missing; None: other ranks do."""
-        config = self.config
-        sifted = None if references_only else kept(self.sifting, self.synthetic)
+    def classifier_results(self, references_only: bool = False) -> list[dict] | None:
+        """Return the results of the experiment, training missing classifiers; None while other ranks are at work."""
+        options = self.options
+        sifted = None if references_only else sifted_images(self.sifting, self.synthetic)
         sources = (self.train, self.synthetic, sifted, self.simulated)
-        plan = experiment.plan(config.n_real_per_class, config.synthetic_per_real, config.seeds, *sources)
+        plan = usefulness.plan_jobs(options.n_real_per_class, options.synthetic_per_real, options.seeds, *sources)
+        results = self.folder.path / RESULTS
+        results.mkdir(exist_ok=True)
         return jobs.run_all(
             [job for job in plan if job.reference or not references_only],
-            self.results,
-            config.workers,
-            **self.three,
+            results,
+            options.workers,
+            **self.compared,
             sifted=sifted,
             simulated=self.simulated,
-            steps=config.steps,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            network=config.classifier,
+            progress=lambda done, total: self.folder.progress(done, total, "classifier"),
+            steps=options.steps,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            network=options.classifier,
         )
 
-    def features(self) -> dict[str, dict[str, np.ndarray]] | None:
-        """Return the features of all images in all networks, extracting what is missing; None: other ranks do."""
-        return features.extract_all(self.three, self.config.output_dir / FEATURES)
+    def network_features(self) -> dict[str, dict[str, np.ndarray]] | None:
+        """Return network -> set -> features, extracting what is missing; None while other ranks are at work."""
+        return features.extract_all(self.compared, self.folder.path / FEATURES)
 
 
-def share(inputs: Inputs, wanted: Collection[str]) -> bool:
-    """Do this rank's share of the work of the parts: classifiers and features. Return whether all ranks' is done."""
+def share(inputs: EvaluationInputs, parts: Collection[Part]) -> bool:
+    """Do this rank's share of classifiers and features for the parts; return whether those of all ranks are done."""
     work: list[Callable[[], object]] = []
-    if {"usefulness", "fidelity"} & set(wanted):
-        work.append(partial(inputs.classifiers, references_only="usefulness" not in wanted))
-    if "fidelity" in wanted:
-        work.append(inputs.features)
-    there = [do() is not None for do in work]
-    # What others lacked at the first look they may have finished since. Whoever ends its share last finds all of it.
-    return all(found or do() is not None for found, do in zip(there, work, strict=True))
+    if {"usefulness", "fidelity"} & set(parts):
+        work.append(partial(inputs.classifier_results, references_only="usefulness" not in parts))
+    if "fidelity" in parts:
+        work.append(inputs.network_features)
+    done = [do() is not None for do in work]
+    # What was missing at the first look other ranks may have made since. The last rank to end its share finds all.
+    return all(is_done or do() is not None for is_done, do in zip(done, work, strict=True))
 
 
-def usefulness(inputs: Inputs) -> dict:
-    """Return the tables of the experiment, see `usefulness.summarize`, and what the sifter rejected: `sifting.judge`.
+def measure_usefulness(inputs: EvaluationInputs) -> dict:
+    """Return the tables of the experiment, see `usefulness.summarize`, and "sifting": what the sifter rejects.
 
-    "already_sifted" says whether `mdaug generate --sift` had sifted the synthetic images before.
+    "sifting" is that of `sift` with the "share" rejected of both sets instead of the reasons; "already_sifted" tells
+    whether `mdaug generate --sift` had sifted the synthetic images before.
     """
-    results = inputs.classifiers()
-    assert results is not None
-    sifted = {key: value for key, value in inputs.sifting.items() if key != "reasons"}
+    results = inputs.classifier_results()
+    assert results is not None  # `share` was done
+    sifting = {key: value for key, value in inputs.sifting.items() if key != "reasons"}
     reasons = inputs.sifting["reasons"]
-    sifted["share"] = {kind: sum(map(bool, said)) / len(said) for kind, said in reasons.items()}
-    before = (inputs.config.synthetic_dir / "sift.json").is_file()
-    return {
-        **experiment.summarize(results, inputs.held_out, inputs.synthetic),
-        "sifting": {**sifted, "already_sifted": before},
-    }
+    sifting["share"] = {name: sum(map(bool, of_set)) / len(of_set) for name, of_set in reasons.items()}
+    sifting["already_sifted"] = (inputs.options.synthetic_dir / "sift.json").is_file()
+    return {**usefulness.summarize(results, inputs.held_out, inputs.synthetic), "sifting": sifting}
 
 
-def fidelity(inputs: Inputs) -> dict:
+def measure_fidelity(inputs: EvaluationInputs) -> dict:
     """Return distances and shares in the features of each network, diversity, colour and level checks.
 
     Returns:
         "networks": [{"name", "size", "synthetic": {measure: figure}, "floor": {...}, "spread": standard deviations of
         both over the classifiers, or None}]; "diversity": MS-SSIM per class of the three sets; "palette": see
-        `levels.palette`; "off_palette": median RGB distance of the three sets from that colour map, None where it is
-        none; "levels": of the three sets, see `spectral.levels_of`, with the "distance" of their histograms from that
-        of the training images.
+        `levels.palette`; "off_palette": median RGB distance of the three sets from that colour map, None where there
+        is no map; "levels": of the three sets, see `levels.summarize`, with the "distance" of their histograms from
+        that of the training images.
     """
-    results, found = inputs.classifiers(references_only=True), inputs.features()
-    assert results is not None
-    assert found is not None
-    table = [_over_seeds(CLASSIFIER, [result["fidelity"] for result in results])]
-    for name, of_set in found.items():
-        figures = measures.with_floor(
+    results, network_features = inputs.classifier_results(references_only=True), inputs.network_features()
+    assert results is not None  # `share` was done
+    assert network_features is not None
+    # Distances between sets, in the features of every network.
+    networks = [_over_seeds(CLASSIFIER, [result["fidelity"] for result in results])]
+    for name, of_set in network_features.items():
+        figures = fidelity.with_floor(
             of_set["train"], of_set["held_out"], inputs.held_out.labels, of_set["synthetic"], inputs.synthetic.labels
         )
-        table.append({"name": name, **figures, "spread": None})
-    spectra = {name: levels.levels_of(levels.stack(images, inputs.palette)) for name, images in inputs.three.items()}
-    for spectrum in spectra.values():
-        spectrum["distance"] = levels.histogram_distance(spectra["train"], spectrum)
+        networks.append({"name": name, **figures, "spread": None})
+    # Levels and colours of every set.
+    sets, palette = inputs.compared, inputs.palette
+    level_figures = {name: levels.summarize(levels.stack(images, palette)) for name, images in sets.items()}
+    for figures in level_figures.values():
+        figures["distance"] = levels.histogram_distance(level_figures["train"], figures)
+    off_palette = None
+    if palette in COLORMAPS:
+        off_palette = {name: float(np.median(levels.off_palette(images, palette))) for name, images in sets.items()}
     return {
-        "networks": table,
-        "diversity": {name: image_quality.within_class(images) for name, images in inputs.three.items()},
-        "palette": inputs.palette,
-        "off_palette": {
-            name: float(np.median(levels.off_palette(images, inputs.palette))) for name, images in inputs.three.items()
-        }
-        if inputs.palette in COLORMAPS
-        else None,
-        "levels": spectra,
+        "networks": networks,
+        "diversity": {name: image_quality.within_class(images) for name, images in sets.items()},
+        "palette": palette,
+        "off_palette": off_palette,
+        "levels": level_figures,
     }
 
 
-def kinematics(inputs: Inputs) -> dict:
-    """Return the measures of motion of synthetic beside held-out images, both against the training images.
+def measure_kinematics(inputs: EvaluationInputs) -> dict:
+    """Return the kinematics of synthetic beside held-out images, both against the training images.
 
     Returns:
         "units", "palette", "clip_db", "physical"; "synthetic" and "floor", see `kinematics.compare`; "quantiles": per
         set, measure and class the 5, 25, 50, 75 and 95 % quantiles, None where too few pictures show the measure;
         "found": share of images that show it; "error": see `kinematics.estimator_error`, of the held-out images.
     """
-    classes = inputs.train.dataset.classes
-    meta = {
-        name: [images.dataset[int(i)]["meta"] for i in images.indices]
-        for name, images in inputs.three.items()
-        if name != "synthetic"
-    }
-    axes = motion.Axes.of(meta["train"])
-    values = {name: motion.measure(levels.stack(images, inputs.palette), axes) for name, images in inputs.three.items()}
+    sets, train = inputs.compared, inputs.train
+    count = len(train.dataset.classes)
+
+    def meta_of(images: ImageSet) -> list[dict]:
+        return [images.dataset[i]["meta"] for i in images.indices.tolist()]
+
+    axes = kinematics.Axes.of(meta_of(train))
+    values = {name: kinematics.measure(levels.stack(images, inputs.palette), axes) for name, images in sets.items()}
     comparisons = {
-        key: motion.compare(values["train"], inputs.train.labels, values[name], inputs.three[name].labels, len(classes))
+        key: kinematics.compare(values["train"], train.labels, values[name], sets[name].labels, count)
         for key, name in (("synthetic", "synthetic"), ("floor", "held_out"))
     }
     return {
@@ -181,34 +178,41 @@ def kinematics(inputs: Inputs) -> dict:
         "clip_db": axes.clip_db,
         "physical": axes.physical,
         **comparisons,
-        "quantiles": {
-            name: motion.quantiles(values[name], images.labels, len(classes)) for name, images in inputs.three.items()
-        },
+        "quantiles": {name: kinematics.quantiles(values[name], sets[name].labels, count) for name in sets},
         "found": {
-            name: {measure: float((~np.isnan(column)).mean()) for measure, column in values[name].items()}
-            for name in values
+            name: {measure: float((~np.isnan(column)).mean()) for measure, column in of_set.items()}
+            for name, of_set in values.items()
         },
-        "error": motion.estimator_error(values["held_out"], meta["held_out"], inputs.held_out.labels),
+        "error": kinematics.estimator_error(values["held_out"], meta_of(inputs.held_out), inputs.held_out.labels),
     }
 
 
-def memorization(inputs: Inputs) -> dict:
-    """Return nearest-neighbour distances, see `memorization.memorization`, and draw the nearest pairs."""
-    size = (inputs.config.image_size, inputs.config.image_size)
-    train, held_out, synthetic = (levels.stack(images, inputs.palette, size) for images in inputs.three.values())
-    figures = memory.memorization(train, held_out, synthetic)
-    drawn = pictures.pairs(inputs.synthetic, inputs.train, figures)
-    pictures.save(inputs.config.output_dir / report.PAIRS, drawn)
+def measure_memorization(inputs: EvaluationInputs) -> dict:
+    """Return nearest-neighbour distances, see `memorization.compare`, and draw the nearest pairs."""
+    size = (inputs.options.image_size, inputs.options.image_size)
+    train, held_out, synthetic = (levels.stack(images, inputs.palette, size) for images in inputs.compared.values())
+    figures = memorization.compare(train, held_out, synthetic)
+    pictures.save(inputs.folder.path / pictures.PAIRS, pictures.pairs(inputs.synthetic, inputs.train, figures))
     return figures
 
 
-def reconstruction(inputs: Inputs) -> dict:
-    """Return how well the VQ-VAE keeps held-out images, and draw the worst of each class."""
-    assert inputs.config.vqvae_path is not None
-    figures, strips = reconstruct(inputs.config.vqvae_path, inputs.held_out, batch_size=inputs.config.batch_size)
-    drawn = pictures.strips(strips, figures["classes"])
-    pictures.save(inputs.config.output_dir / report.RECONSTRUCTION, drawn)
+def measure_reconstruction(inputs: EvaluationInputs) -> dict:
+    """Return what the VQ-VAE keeps of held-out images, see `reconstruct.measure`, and draw the worst of each class."""
+    assert inputs.options.vqvae_path is not None  # this part needs it
+    vqvae = load_vqvae(inputs.options.vqvae_path).to(distributed.device())
+    dataset, indices = inputs.held_out.dataset, inputs.held_out.indices
+    figures, worst = reconstruct.measure(vqvae, dataset, indices, inputs.options.batch_size, familiar={}, lpips=None)
+    pictures.save(inputs.folder.path / pictures.RECONSTRUCTION, pictures.strips(worst, figures["classes"]))
     return figures
+
+
+MEASURE: dict[Part, Callable[[EvaluationInputs], dict]] = {
+    "usefulness": measure_usefulness,
+    "fidelity": measure_fidelity,
+    "kinematics": measure_kinematics,
+    "memorization": measure_memorization,
+    "reconstruction": measure_reconstruction,
+}
 
 
 def _over_seeds(name: str, tables: list[dict]) -> dict:
@@ -217,20 +221,16 @@ def _over_seeds(name: str, tables: list[dict]) -> dict:
         return {"name": name, **tables[0], "spread": None}
     mean, spread = (
         {
-            kind: {key: function([table[kind][key] for table in tables]) for key in measures.MEASURES}
+            kind: {key: function([table[kind][key] for table in tables]) for key in fidelity.MEASURES}
             for kind in ("synthetic", "floor")
         }
-        for function in (lambda values: float(np.mean(values)), experiment.spread)
+        for function in (lambda values: float(np.mean(values)), usefulness.spread)
     )
     return {"name": name, "size": tables[0]["size"], **mean, "spread": spread}
 
 
-QUANTILE = 0.05  # share of real images that each of the four measures may reject, as `mdaug generate` has it
-CHUNK = 512  # images
-
-
-def judge(train: ImageSet, held_out: ImageSet, synthetic: ImageSet, *, steps: int, file: Path) -> dict:
-    """Return what the sifter says of synthetic and of held-out images; read from `file` where it is there already.
+def sift(train: ImageSet, held_out: ImageSet, synthetic: ImageSet, *, steps: int, file: Path) -> dict:
+    """Return what the sifter rejects of synthetic and of held-out images; read from `file` where that exists.
 
     Returns:
         {"quantile"; "accuracy" of the sifter's classifier on the images that set the limits; "reasons": of "synthetic"
@@ -240,28 +240,28 @@ def judge(train: ImageSet, held_out: ImageSet, synthetic: ImageSet, *, steps: in
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))
     limits = limit_setters(train)
-    settings = {"quantile": QUANTILE, "steps": steps, "max_candidates": 1}
-    sifter, accuracy = sift.fit(train.subset(np.flatnonzero(~limits)), train.subset(np.flatnonzero(limits)), settings)
+    settings = {"quantile": SIFT_QUANTILE, "steps": steps, "max_candidates": 1}
+    fitted, accuracy = sifter.fit(train.subset(np.flatnonzero(~limits)), train.subset(np.flatnonzero(limits)), settings)
     sets = {"synthetic": synthetic, "held_out": held_out}
-    reasons = {name: _reasons(sifter, images) for name, images in sets.items()}
+    reasons = {name: _reasons(fitted, images) for name, images in sets.items()}
     rejected = {name: _rejected(reasons[name], images) for name, images in sets.items()}
-    said = {"quantile": QUANTILE, "accuracy": accuracy, "reasons": reasons, "rejected": rejected}
-    if not file.is_file():  # otherwise another rank was faster, and all take what it says
-        write_text(file, json.dumps(said) + "\n")
+    if not file.is_file():  # otherwise another rank was faster, and all take its result
+        result = {"quantile": SIFT_QUANTILE, "accuracy": accuracy, "reasons": reasons, "rejected": rejected}
+        write_text(file, json.dumps(result) + "\n")
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def kept(said: dict, synthetic: ImageSet) -> ImageSet | None:
-    """Return the synthetic images within all limits; None where there are none."""
-    chosen = np.flatnonzero([reason == "" for reason in said["reasons"]["synthetic"]])
-    return synthetic.subset(chosen) if len(chosen) else None
+def sifted_images(sifting: dict, synthetic: ImageSet) -> ImageSet | None:
+    """Return the synthetic images within all limits of `sift`; None where there are none."""
+    kept = np.flatnonzero([reason == "" for reason in sifting["reasons"]["synthetic"]])
+    return synthetic.subset(kept) if len(kept) else None
 
 
 def limit_setters(train: ImageSet) -> np.ndarray:
     """Return which training images set the limits, bool (n,): about a quarter of every class.
 
-    Whole groups are taken, in an order that is always the same; a class all of whose groups fall on one side gives
-    every fourth of its images.
+    Whole groups are taken, in an order that is always the same; of a class whose groups all fall on one side, every
+    fourth image is taken.
     """
     names, group_of = np.unique(np.asarray(train.groups), return_inverse=True)
     order = np.random.default_rng(0).permutation(len(names))
@@ -274,16 +274,16 @@ def limit_setters(train: ImageSet) -> np.ndarray:
 
 
 @one_thread()
-def _reasons(sifter: sift.Sifter, images: ImageSet) -> list[str]:
-    found: list[str] = []
+def _reasons(fitted: sifter.Sifter, images: ImageSet) -> list[str]:
+    reasons: list[str] = []
     for start in range(0, len(images), CHUNK):
-        places = range(start, min(start + CHUNK, len(images)))
-        pixels = np.stack([images.original(i) for i in places])
-        found += [reason for reason, _, _ in sifter.judge(pixels, images.labels[start : start + CHUNK])]
-    return found
+        chunk = range(start, min(start + CHUNK, len(images)))
+        pixels = np.stack([images.original(i) for i in chunk])
+        reasons += [reason for reason, _, _ in fitted.judge(pixels, images.labels[start : start + CHUNK])]
+    return reasons
 
 
 def _rejected(reasons: list[str], images: ImageSet) -> list[float | None]:
-    out = np.array([reason != "" for reason in reasons])
-    of_class = [out[images.labels == label] for label in range(len(images.dataset.classes))]
+    is_rejected = np.array([reason != "" for reason in reasons])
+    of_class = [is_rejected[images.labels == label] for label in range(len(images.dataset.classes))]
     return [float(part.mean()) if len(part) else None for part in of_class]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from shards.validation import operational
+from shards.validation import at_least, operational, within
 
 Part = Literal["usefulness", "fidelity", "kinematics", "memorization", "reconstruction"]
 ALL: tuple[Part, ...] = ("usefulness", "fidelity", "kinematics", "memorization", "reconstruction")
@@ -33,14 +34,13 @@ class ReconstructConfig:
     perceptual_weights: Path | None = None
     """File of its weights; default: where torch.hub keeps it."""
     preset: str | None = None
-    """Name over the table of targets, such as the preset that the VQ-VAE was trained with (default: vqvae_path)."""
+    """Name over the table of goals, such as the preset that the VQ-VAE was trained with (default: vqvae_path)."""
 
     ALIASES: ClassVar[dict[str, str]] = {"data": "data_dir"}
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
-        if self.batch_size <= 0:
-            raise ValueError(f"batch_size={self.batch_size} must be greater than 0")
+        """Refuse values that cannot work; raises ValueError naming field, value and what is accepted."""
+        at_least(self, 1, "batch_size")
         if self.output_dir is None:
             self.output_dir = self.vqvae_path / "reconstruction"
 
@@ -57,7 +57,7 @@ class EvaluateConfig:
     data_dir: Path = operational()
     """Packed real images (`mdaug pack`) that the generator was trained on; the split test, else val, is the judge."""
     synthetic_dir: Path = operational()
-    """Synthetic shards (`mdaug generate`) of a generator trained on data_dir."""
+    """Synthetic shards (`mdaug generate`) of a generator trained on data_dir; real ones among them do not count."""
     output_dir: Path = operational()
     """Folder for report.html, metrics.json and the pictures; the same command again resumes or shows it."""
     vqvae_path: Path | None = operational(None)
@@ -87,32 +87,30 @@ class EvaluateConfig:
     workers: int = operational(0)
     """Processes that train classifiers on CPU, one thread each; 0: one per core. A GPU takes them one by one."""
 
-    def __post_init__(self):
-        for name, least in (("seeds", 1), ("steps", 1), ("batch_size", 1), ("max_per_class", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if self.batch_size > 4096:
-            raise ValueError(f"batch_size is {self.batch_size}; it must be at most 4096")
-        if self.workers < 0:
-            raise ValueError(f"workers is {self.workers}; it must be at least 0")
-        if not 0 < self.learning_rate <= 1:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0 and at most 1")
-        if not 16 <= self.image_size <= 1024 or self.image_size % 16:
-            raise ValueError(f"image_size is {self.image_size}; it must be a multiple of 16 up to 1024, such as 64")
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work; raises ValueError naming field, value and what is accepted."""
+        at_least(self, 1, "seeds", "steps")
+        at_least(self, 2, "max_per_class")
+        at_least(self, 0, "workers")
+        within(self, "[1, 4096]", "batch_size")
+        within(self, "(0, 1]", "learning_rate")
+        within(self, "[16, 1024]", "image_size")
+        if self.image_size % 16:
+            raise ValueError(f"image_size={self.image_size} must be a multiple of 16")
         for name, least in (("n_real_per_class", 1), ("synthetic_per_real", 0)):
-            numbers = [float("inf") if n == "all" else n for n in getattr(self, name)]
+            values = getattr(self, name)
+            numbers = [math.inf if value == "all" else value for value in values]
             if not numbers or numbers[0] < least or any(a >= b for a, b in pairwise(numbers)):
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}; it must be ascending numbers from {least}, 'all' last, "
-                    "such as [10, all]"
+                    f"{name}={values} must be ascending numbers of at least {least}, 'all' last, such as [10, all]"
                 )
         if self.synthetic_per_real == [0]:
-            raise ValueError("synthetic_per_real is [0]; at least one number above 0 is needed")
+            raise ValueError("synthetic_per_real=[0] must hold at least one number greater than 0")
         if self.part == "reconstruction" and self.vqvae_path is None:
-            raise ValueError("part is 'reconstruction', which measures a VQ-VAE; name it by --vqvae_path")
+            raise ValueError("part=reconstruction measures a VQ-VAE; name it with --vqvae_path")
 
     @property
-    def wanted(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[Part, ...]:
         """The parts to measure, in order."""
         if self.part != "all":
             return (self.part,)

@@ -27,8 +27,8 @@ WITH_SIMULATED, SIMULATED = "real + simulated", "simulated"
 TRANSFORMED = (TRANSFORMS, BOTH_TRANSFORMS, WITH_SIFTED_TRANSFORMS)
 UNSIFTED = {WITH_SIFTED: BOTH, WITH_SIFTED_TRANSFORMS: BOTH_TRANSFORMS}
 RESAMPLES = 2000
-LEARNT_FROM = 512  # training images, spread over them, on which it is measured how well a classifier has learnt them
-FEWEST_GROUPS = 8  # below it a bootstrap over groups says little, and images are resampled instead
+LEARNT_FROM = 512  # training images, evenly spread, on which it is measured how well a classifier has learnt them
+FEWEST_GROUPS = 8  # with fewer a bootstrap over groups says little, and images are resampled instead
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Job:
     Attributes:
         arm: one of the names above.
         n_real: real images per class, a number or "all"; 0 for the arms without real images.
-        ratio: further images per real one, a number or "all"; 0 for the arms without any.
+        ratio: further images per real one, a number or "all"; 0 for the arms without further images.
         seed: decides the subsets, the initial weights and the order.
-        reference: whether this classifier, trained on all real images there are, also judges the synthetic ones.
+        reference: whether this classifier, trained on all real images, also judges the synthetic ones.
     """
 
     arm: str
@@ -56,7 +56,7 @@ class Job:
         return f"{arm}_n-{self.n_real}_ratio-{self.ratio}_seed-{self.seed}"
 
 
-def plan(
+def plan_jobs(
     n_real_per_class: Sequence[int | str],
     ratios: Sequence[int | str],
     seeds: int,
@@ -67,12 +67,14 @@ def plan(
 ) -> list[Job]:
     """Return the jobs: every arm with every number of real images, every ratio and every seed.
 
-    Left out is what would repeat another job: a number of real images that no class exceeds beside "all", and a
-    ratio that finds no more synthetic images than the ratio before it. Sifted, simulated and duplicated images are
-    tried at the largest ratio only.
+    Jobs that would repeat another are left out: a number of real images that no class exceeds beside "all", and a ratio
+    that finds no more synthetic images than the one before it. Sifted, simulated and duplicated images are tried at the
+    largest ratio only.
     """
+    # Numbers of real images that differ.
     most = max(train.counts())
     numbers = [n for n in n_real_per_class if n == "all" or "all" not in n_real_per_class or int(n) < most]
+    # Arms with real images: at ratios that differ.
     arms: list[tuple[str, int | str, int | str]] = []
     for n_real in numbers:
         used: list[int | str] = []
@@ -89,6 +91,7 @@ def plan(
                 arms += [(WITH_SIFTED, n_real, used[-1]), (WITH_SIFTED_TRANSFORMS, n_real, used[-1])]
             if simulated:
                 arms.append((WITH_SIMULATED, n_real, used[-1]))
+    # Arms without.
     arms.append((SYNTHETIC, 0, "all"))
     arms += [(arm, 0, "all") for arm, source in ((SIFTED, sifted), (SIMULATED, simulated)) if source]
     return [
@@ -98,7 +101,7 @@ def plan(
     ]
 
 
-def run(
+def run_job(
     job: Job,
     train: ImageSet,
     held_out: ImageSet,
@@ -118,6 +121,7 @@ def run(
         512 of) them, "predictions": class of each held-out image} and, of a reference, "on_synthetic": class of each
         synthetic image, and "fidelity": what `fidelity.with_floor` finds in its features.
     """
+    # Train.
     parts, labels_of_parts = training_images(job, train, synthetic, sifted, simulated)
     images, labels = np.concatenate(parts), np.concatenate(labels_of_parts)
     model = classifier.train(
@@ -131,6 +135,7 @@ def run(
         transforms=job.arm in TRANSFORMED,
         network=network,
     )
+    # Judge held-out images, and some that it was trained on.
     predictions, features = classifier.outputs(model, held_out.images)
     some = np.unique(np.linspace(0, len(images) - 1, LEARNT_FROM).astype(int))
     learnt = float((classifier.outputs(model, images[some])[0] == labels[some]).mean())
@@ -144,6 +149,7 @@ def run(
         "learnt": learnt,
         "predictions": predictions.tolist(),
     }
+    # Judge synthetic images, and lend the features to the distances between sets.
     if job.reference:
         on_synthetic, synthetic_features = classifier.outputs(model, synthetic.images)
         _, train_features = classifier.outputs(model, train.images)
@@ -161,7 +167,7 @@ def training_images(
     sifted: ImageSet | None = None,
     simulated: ImageSet | None = None,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return [real, further] images and labels of a job; the subsets depend on the seed alone, so arms are paired."""
+    """Return images and labels of a job, [real, further] each; subsets depend on the seed alone, so arms are paired."""
     if job.n_real == 0:
         real = np.arange(0)
     elif job.n_real == "all":
@@ -170,7 +176,7 @@ def training_images(
         real = take_per_class(train.labels, int(job.n_real), seed=job.seed)
     images, labels = [train.images[real]], [train.labels[real]]
     if job.arm == DUPLICATED:
-        # As many copies as make the set at least as large as the one with synthetic images.
+        # Copies until the set is at least as large as the one with synthetic images.
         times = -(-sum(_further(train, job.n_real, job.ratio, synthetic)) // len(real))
         return [*images, *images * times], [*labels, *labels * times]
     further = {WITH_SIMULATED: simulated, SIMULATED: simulated, SIFTED: sifted} | dict.fromkeys(UNSIFTED, sifted)
@@ -187,7 +193,7 @@ def _further(train: ImageSet, n_real: int | str, ratio: int | str, source: Image
     if ratio == "all":
         return source.counts()
     real = [count if n_real == "all" else min(int(n_real), count) for count in train.counts()]
-    return [min(int(ratio) * wanted, there) for wanted, there in zip(real, source.counts(), strict=True)]
+    return [min(int(ratio) * count, available) for count, available in zip(real, source.counts(), strict=True)]
 
 
 def summarize(results: list[dict], held_out: ImageSet, synthetic: ImageSet) -> dict:
@@ -196,10 +202,9 @@ def summarize(results: list[dict], held_out: ImageSet, synthetic: ImageSet) -> d
     Returns:
         "arms": accuracy mean and standard deviation over seeds, its 95 % interval, mean accuracy on the training images
         themselves ("learnt"), recall per class and the confusion matrix (rows: true class, columns: predicted, summed
-        over seeds); "comparisons": differences with 95 % intervals
-        against the arms "real" and "real + transforms", of the sifted arms also against those without sifting;
-        "real_to_synthetic": the same figures for synthetic images judged by classifiers trained on all real ones;
-        "chance".
+        over seeds); "comparisons": differences with 95 % intervals against the arms "real" and "real + transforms", of
+        the sifted arms also against those without sifting; "real_to_synthetic": the same figures for synthetic images
+        judged by classifiers trained on all real ones; "chance".
     """
     num_classes = len(held_out.dataset.classes)
     by_arm: dict[tuple[str, int | str, int | str], list[dict]] = {}
@@ -207,6 +212,7 @@ def summarize(results: list[dict], held_out: ImageSet, synthetic: ImageSet) -> d
         by_arm.setdefault((result["arm"], result["n_real"], result["ratio"]), []).append(result)
     arms, comparisons = [], []
     for (arm, n_real, ratio), group in by_arm.items():
+        # The arm by itself.
         figures = judge([result["predictions"] for result in group], held_out.labels, num_classes)
         counts = {"real": group[0]["real"], "further": group[0]["further"]}
         learnt = float(np.mean([result["learnt"] for result in group]))
@@ -214,13 +220,15 @@ def summarize(results: list[dict], held_out: ImageSet, synthetic: ImageSet) -> d
         _, low, high = paired_interval(hits, np.zeros_like(hits), held_out.groups)
         case = {"arm": arm, "n_real": n_real, "ratio": ratio}
         arms.append({**case, **counts, "learnt": learnt, "low": max(low, 0.0), "high": high, **figures})
+        # The arm against its baselines, of the same number of real images.
         if n_real == 0 or arm == REAL:
             continue
         for baseline in (REAL, TRANSFORMS, *([UNSIFTED[arm]] if arm in UNSIFTED else [])):
             if arm == baseline or (arm, baseline) == (DUPLICATED, TRANSFORMS):
                 continue
-            theirs = _hits(by_arm[baseline, n_real, ratio if baseline in UNSIFTED.values() else 0], held_out.labels)
-            difference, low, high = paired_interval(hits, theirs, held_out.groups)
+            baseline_ratio = ratio if baseline in UNSIFTED.values() else 0
+            baseline_hits = _hits(by_arm[baseline, n_real, baseline_ratio], held_out.labels)
+            difference, low, high = paired_interval(hits, baseline_hits, held_out.groups)
             comparisons.append({**case, "baseline": baseline, "difference": difference, "low": low, "high": high})
     judged = judge([r["on_synthetic"] for r in results if "on_synthetic" in r], synthetic.labels, num_classes)
     return {"chance": 1 / num_classes, "arms": arms, "comparisons": comparisons, "real_to_synthetic": judged}
@@ -252,9 +260,9 @@ def paired_interval(first: np.ndarray, second: np.ndarray, groups: Sequence[str]
     """Return mean(first - second) and its 95 % interval, for hits (seeds, images) on the same images.
 
     A paired bootstrap over held-out images (Efron and Tibshirani, 1993, chapters 8 and 13). Images of one recording
-    stand or fall together, so whole groups are drawn with replacement where there are at least 8 of them. To each draw
-    comes the chance of the seeds, a multiple of their standard error drawn from Student's distribution: a bootstrap
-    over three seeds is far too narrow. Of a single seed it is unknown, and left out.
+    are not independent, so whole groups are drawn with replacement where there are at least 8 of them. The spread over
+    seeds adds to each draw a multiple of its standard error from Student's distribution, since a bootstrap over three
+    seeds is far too narrow. With a single seed it is unknown and left out.
     """
     names, group_of = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) < FEWEST_GROUPS:

@@ -29,7 +29,7 @@ from shards.writer import disk_full_as_user_error
 
 GRID_COLUMNS = 8
 GRID, GRIDS = "grid.png", "grids"
-KIND, MIXED = "synthetic", "mixed"  # `mdaug evaluate` takes the first only: it compares synthetic images with real ones
+KIND, MIXED = "synthetic", "mixed"  # of a mixed set `mdaug evaluate` measures the synthetic images only
 
 
 def write_data_set(plan: Plan, output: OutputFolder, options: GenerateConfig) -> str:

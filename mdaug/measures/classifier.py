@@ -42,7 +42,7 @@ class SmallResNet(nn.Module):
 
 
 class TimmModel(nn.Module):
-    """Any classifier of timm, from scratch, with its features apart from its last layer."""
+    """Any classifier of timm, from scratch, its features separate from its last layer."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -64,7 +64,7 @@ def build(network: str, channels: int, num_classes: int, image_size: int) -> Cla
     """Return an untrained classifier: "small" for SmallResNet, else the timm model of that name.
 
     Raises:
-        UserError: timm is not installed, knows no such model, or the model does not take such images.
+        UserError: timm is not installed or has no such model, or the model does not take such images.
     """
     if network == SMALL:
         return SmallResNet(channels, num_classes)
@@ -72,7 +72,7 @@ def build(network: str, channels: int, num_classes: int, image_size: int) -> Cla
         import timm
     except ImportError:
         raise UserError(
-            f"classifier is '{network}', which needs timm: pip install timm; 'small' is there without it"
+            f"classifier is '{network}', which needs timm: pip install timm; 'small' works without it"
         ) from None
     options = {"in_chans": channels, "num_classes": num_classes}
     try:
@@ -81,7 +81,7 @@ def build(network: str, channels: int, num_classes: int, image_size: int) -> Cla
         except TypeError:  # a convolutional network has no such argument and takes any size
             return TimmModel(timm.create_model(network, **options))
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise UserError(f"classifier is '{network}', which timm does not make for these images: {error}") from None
+        raise UserError(f"classifier is '{network}', which timm cannot build for these images: {error}") from None
 
 
 class Block(nn.Module):
@@ -103,7 +103,7 @@ class Block(nn.Module):
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute with one CPU thread: more do not pay for so small a network, and they change the order of sums."""
+    """Compute with one CPU thread: more do not speed up so small a network, and they change the order of sums."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -125,9 +125,9 @@ def train(
     network: str = SMALL,
     device: torch.device | None = None,
 ) -> Classifier:
-    """Train a new classifier for exactly `steps` optimizer steps and return it as it is after the last.
+    """Train a new classifier for exactly `steps` optimizer steps and return it as it is then.
 
-    No validation, no early stopping, no choice among checkpoints: the held-out images have no say in training.
+    No validation, no early stopping, no choice among checkpoints: held-out images do not influence training.
 
     Args:
         images: uint8 (n, S, S, C); a small set is repeated as often as the steps need.

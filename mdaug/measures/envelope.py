@@ -1,7 +1,8 @@
-"""Ridge and Doppler envelopes of a spectrogram: the one estimator of evaluation and sifting.
+"""Ridge and Doppler envelopes of the power in a spectrogram, for kinematics and sifting.
 
 Power is counted above the noise floor; the envelopes are the places beyond which 3 % of a column's power lie
-(percentile technique, van Dorp and Groen, IEE Proc. Radar, Sonar and Navigation 150 (2003)).
+(percentile technique, van Dorp and Groen, IEE Proc. Radar, Sonar and Navigation 150 (2003)). How far a VQ-VAE moves the
+envelopes of an image is measured in `image_quality.envelope_error`, which needs no dB scale.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import numpy as np
 
 TAIL = 0.03  # of the power of a column that lies beyond each envelope
 ABOVE_FLOOR_DB = 6.0
-CLIP_DB = 40.0  # where nobody says what range the levels span
+CLIP_DB = 40.0  # assumed where the metadata do not say what range the levels span
 
 
 def signal_power(levels: np.ndarray, clip_db: float = CLIP_DB) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Networks whose features images are compared in, besides the classifiers of the experiment."""
+"""Fixed networks in whose features images are compared, and the features of whole sets, shared among ranks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.models import inception_v3
 
 from mdaug.distributed import device, rank, world_size
 from mdaug.images import to_tensor
@@ -59,7 +60,7 @@ class Photographs(nn.Module):
 
 
 def networks(channels: int) -> dict[str, nn.Module]:
-    """Return the networks to compare in, by name: the random one and those whose weights are on this machine.
+    """Return name -> network: the random one and those whose weights are on this machine.
 
     Inception-v3 (2048 features) and DINOv2 ViT-S/14 (384) count as present if torch's hub folder holds their weights,
     of DINOv2 its repository as well. Nothing is downloaded.
@@ -67,8 +68,6 @@ def networks(channels: int) -> dict[str, nn.Module]:
     hub = Path(torch.hub.get_dir())
     found = {"random network": random_network(channels)}
     if (weights := hub / "checkpoints" / INCEPTION).is_file():
-        from torchvision.models import inception_v3
-
         inception = inception_v3(weights=None, init_weights=False)
         inception.load_state_dict(torch.load(weights, weights_only=True))
         inception.fc = nn.Identity()
@@ -89,30 +88,33 @@ def extract(network: nn.Module, images: np.ndarray) -> np.ndarray:
 def extract_all(sets: dict[str, ImageSet], folder: Path) -> dict[str, dict[str, np.ndarray]] | None:
     """Return the features of all images in all networks, float64: network -> set -> (n, d).
 
-    Pieces of 512 images are shared among the ranks like the classifiers of the experiment, each kept in `folder`; a
-    piece that is there is not made again. The pieces are the same for any number of ranks, so the figures are too.
-    All ranks but the last to finish get None.
+    Ranks share pieces of 512 images as they share classifiers; each piece is a file in `folder`, and one that exists is
+    not made again. The pieces are the same for any number of ranks, and so are the figures. All ranks but the last to
+    finish get None.
     """
-    found = networks(next(iter(sets.values())).images.shape[-1])
+    # Every piece of every set in every network, and the file that keeps it.
+    by_name = networks(next(iter(sets.values())).images.shape[-1])
     pieces = {
         (network, name, start): folder / f"{network.replace(' ', '-')}_{name}_{start:07d}.npy"
-        for network in found
+        for network in by_name
         for name, images in sets.items()
         for start in range(0, len(images), PIECE)
     }
+    # This rank's share of what is missing.
     folder.mkdir(exist_ok=True)
     for (network, name, start), path in list(pieces.items())[rank() :: world_size()]:
         if not path.is_file():
             with atomic.replacing(path) as file:
-                np.save(file, extract(found[network], sets[name].images[start : start + PIECE]))
+                np.save(file, extract(by_name[network], sets[name].images[start : start + PIECE]))
+    # All of them, where no other rank is still at work.
     if not all(path.is_file() for path in pieces.values()):
         return None
     return {
         network: {
-            name: np.concatenate([np.load(path) for key, path in pieces.items() if key[:2] == (network, name)]).astype(
-                np.float64
-            )
+            name: np.concatenate(
+                [np.load(path) for (of, which, _), path in pieces.items() if (of, which) == (network, name)]
+            ).astype(np.float64)
             for name in sets
         }
-        for network in found
+        for network in by_name
     }

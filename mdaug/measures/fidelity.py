@@ -1,6 +1,6 @@
-"""How near a set of images is to the real ones, in features of a network, beside the floor that real images set.
+"""Distances and shares between sets of images in features (n, d) of a network, beside the floor that real images set.
 
-Distances and shares here take features (n, d); sums are in float64.
+Sums are in float64.
 """
 
 from __future__ import annotations

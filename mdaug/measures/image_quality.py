@@ -1,24 +1,64 @@
-"""How alike two pictures are (PSNR, SSIM, LPIPS, envelopes), and how unlike those of a class are."""
+"""How alike two versions of an image are (PSNR to Doppler envelopes), and how varied the images of a class are."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mdaug.images import to_tensor, to_uint8
 from mdaug.measures.image_set import ImageSet
 from mdaug.models.perceptual import PerceptualLoss
 from shards.colormap import colormap, detect
-from shards.progress import Progress
 
 PSNR_LIMIT = 100.0  # dB, stands for "identical", whose PSNR is infinite
 SIGMA, RADIUS = 1.5, 5  # the Gaussian window of 11 x 11 pixels
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+WINDOW = 11  # pixels that the coarsest scale must have
+ABOVE_FLOOR = 16  # levels of 255 below which nothing is signal
+ENVELOPE = 0.05  # share of a column's signal beyond each envelope
+PAIRS = 100  # of each class, whose mean MS-SSIM is its diversity
+
+# Measure -> (unit, which value is the worst). level_psnr is that of the levels behind the colours of a colour map.
+MEASURES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
+    "psnr": ("dB", min),
+    "level_psnr": ("dB", min),
+    "ssim": ("", min),
+    "ms_ssim": ("", min),
+    "lpips": ("", max),
+    "sharpness": ("", lambda values: max(values, key=lambda value: abs(math.log(max(value, 1e-9))))),
+    "envelope": ("bins", max),
+}
+
+
+def measure(
+    originals: np.ndarray, copies: np.ndarray, floor: list[int], lpips: PerceptualLoss | None
+) -> dict[str, np.ndarray]:
+    """Return measure -> values (n,) of all MEASURES but level_psnr, and without LPIPS where there is no network for it.
+
+    Args:
+        originals: uint8 (n, H, W, C).
+        copies: likewise.
+        floor: the colour of "no signal", C values 0 to 255.
+        lpips: its network, or None.
+    """
+    pair = as_tensor(originals), as_tensor(copies)
+    values = {"psnr": psnr(*pair), "ssim": ssim(*pair), "ms_ssim": ms_ssim(*pair)}
+    if lpips is not None:
+        device = next(lpips.parameters()).device
+        with torch.no_grad():
+            values["lpips"] = lpips(*(image.float().to(device) / 127.5 - 1 for image in pair)).cpu()
+    figures = {name: value.double().numpy() for name, value in values.items()}
+    figures["sharpness"] = sharpness(originals, copies)
+    figures["envelope"] = envelope_error(heights(originals, floor), heights(copies, floor))
+    return figures
+
+
+def as_tensor(images: np.ndarray) -> torch.Tensor:
+    """Return uint8 images (n, H, W, C) as a tensor (n, C, H, W), values 0 to 255."""
+    return torch.from_numpy(np.moveaxis(images, -1, 1).copy())
 
 
 def psnr(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -55,116 +95,6 @@ def ssim_parts(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     return luminance, (2 * cov + c2) / (var_a + var_b + c2)
 
 
-def as_tensor(images: np.ndarray) -> torch.Tensor:
-    """Return uint8 images (n, H, W, C) as a tensor (n, C, H, W), values 0 to 255."""
-    return torch.from_numpy(np.moveaxis(images, -1, 1).copy())
-
-
-@torch.no_grad()
-def decoded(
-    vqvae: Any, image: Callable[[int], np.ndarray], count: int, batch_size: int
-) -> Iterator[tuple[range, np.ndarray, np.ndarray, torch.Tensor]]:
-    """Yield (indices, originals, reconstructions, latents) of images 0 ... count - 1.
-
-    Args:
-        vqvae: a diffusers VQModel on its device.
-        image: index -> uint8 (H, W, C).
-        count: number of images.
-        batch_size: images decoded at once.
-
-    Yields:
-        images as uint8 (B, H, W, C), latents before quantization as (B, c, h, w).
-    """
-    for start in range(0, count, batch_size):
-        places = range(start, min(start + batch_size, count))
-        originals = np.stack([image(i) for i in places])
-        latents = vqvae.encode(to_tensor(originals).to(vqvae.device)).latents
-        yield places, originals, to_uint8(vqvae.decode(latents).sample), latents
-
-
-def reconstruction(vqvae_path: Path, held_out: ImageSet, batch_size: int) -> tuple[dict, list[list[np.ndarray]]]:
-    """Reconstruct the held-out images with a VQ-VAE at the size they are stored in.
-
-    Returns:
-        the figures {"psnr", "ssim", "classes": [{"name", "count", "psnr", "psnr_worst", "ssim", "ssim_worst"}]}, and
-        per class the worst image by SSIM as [original, reconstruction, difference], uint8 (H, W, C). The difference
-        is drawn as 128 + (reconstruction - original) / 2.
-    """
-    from mdaug.models.vqvae import load_vqvae
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    vqvae = load_vqvae(vqvae_path).to(device)
-    scores = np.empty((len(held_out), 2))
-    worst: dict[int, tuple[float, list[np.ndarray]]] = {}
-    with Progress("reconstructions", len(held_out), "image") as progress:
-        for places, originals, copies, _ in decoded(vqvae, held_out.original, len(held_out), batch_size):
-            pair = as_tensor(originals), as_tensor(copies)
-            scores[places.start : places.stop] = torch.stack([psnr(*pair), ssim(*pair)], dim=1).numpy()
-            for i, original, copy in zip(places, originals, copies, strict=True):
-                label, score = int(held_out.labels[i]), scores[i, 1]
-                if label not in worst or score < worst[label][0]:
-                    difference = 128 + (copy.astype(np.int16) - original.astype(np.int16)) // 2
-                    worst[label] = (score, [original, copy, difference.astype(np.uint8)])
-            progress.update(len(places))
-    classes = [
-        _class_figures(held_out.dataset.classes[label], scores[held_out.labels == label]) for label in sorted(worst)
-    ]
-    psnr_mean, ssim_mean = scores.mean(axis=0).tolist()
-    figures = {"psnr": psnr_mean, "ssim": ssim_mean, "count": len(held_out), "classes": classes}
-    return figures, [worst[label][1] for label in sorted(worst)]
-
-
-def _class_figures(name: str, scores: np.ndarray) -> dict:
-    (mean_psnr, mean_ssim), (worst_psnr, worst_ssim) = scores.mean(axis=0).tolist(), scores.min(axis=0).tolist()
-    return {
-        "name": name,
-        "count": len(scores),
-        "psnr": mean_psnr,
-        "psnr_worst": worst_psnr,
-        "ssim": mean_ssim,
-        "ssim_worst": worst_ssim,
-    }
-
-
-MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-WINDOW = 11  # pixels that the coarsest scale must have
-ABOVE_FLOOR = 16  # levels of 255 below which nothing is signal
-ENVELOPE = 0.05  # share of a column's signal beyond each envelope
-
-# measure: (unit, which value is the worst)
-MEASURES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
-    "psnr": ("dB", min),
-    "ssim": ("", min),
-    "ms_ssim": ("", min),
-    "lpips": ("", max),
-    "sharpness": ("", lambda values: max(values, key=lambda value: abs(math.log(max(value, 1e-9))))),
-    "envelope": ("bins", max),
-}
-
-
-def measure(
-    originals: np.ndarray, copies: np.ndarray, floor: list[int], lpips: PerceptualLoss | None
-) -> dict[str, np.ndarray]:
-    """Return measure -> values (n,); without LPIPS where its weights are not here.
-
-    Args:
-        originals: uint8 (n, H, W, C).
-        copies: likewise.
-        floor: the colour of "no signal", C values 0 to 255.
-        lpips: the network, or None.
-    """
-    pair = as_tensor(originals), as_tensor(copies)
-    values = {"psnr": psnr(*pair), "ssim": ssim(*pair), "ms_ssim": ms_ssim(*pair)}
-    if lpips is not None:
-        device = next(lpips.parameters()).device
-        with torch.no_grad():
-            values["lpips"] = lpips(*(image.float().to(device) / 127.5 - 1 for image in pair)).cpu()
-    figures = {name: value.double().numpy() for name, value in values.items()}
-    figures["sharpness"] = sharpness(originals, copies)
-    figures["envelope"] = envelope_error(heights(originals, floor), heights(copies, floor))
-    return figures
-
-
 def ms_ssim(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Return the multi-scale structural similarity, (n,), of image pairs (n, C, H, W) with values 0 to 255.
 
@@ -196,7 +126,8 @@ def sharpness(originals: np.ndarray, copies: np.ndarray) -> np.ndarray:
 def heights(images: np.ndarray, floor: list[int]) -> np.ndarray:
     """Return the signal above the floor, float (n, H, W), in levels of 255.
 
-    Colours are inverted where the floor tells their map, else the distance from the floor's colour counts.
+    Colours are inverted where the floor is that of a known colour map; otherwise the distance from the floor's colour
+    counts.
     """
     name = detect(floor) if images.shape[-1] == 3 else None
     if name is not None:
@@ -210,8 +141,8 @@ def envelope_error(originals: np.ndarray, copies: np.ndarray) -> np.ndarray:
     """Return how far the Doppler envelopes move, in bins (rows), (n,), from signals (n, H, W).
 
     The envelopes of a time column are the rows beyond which 5 % of its signal lie on either side (percentile
-    technique, van Dorp and Groen 2008). Both count, over the columns where the original has signal; a column
-    that lost all of it has its envelopes at the middle row.
+    technique, van Dorp and Groen 2008). The mean is over both envelopes and the columns where the original has signal;
+    a column of the copy without signal has its envelopes at the middle row.
     """
 
     def envelopes(signal: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -226,9 +157,6 @@ def envelope_error(originals: np.ndarray, copies: np.ndarray) -> np.ndarray:
     upper_copy, lower_copy, _ = envelopes(copies)
     moved = (np.abs(upper - upper_copy) + np.abs(lower - lower_copy)) / 2
     return (moved * present).sum(axis=1) / np.maximum(present.sum(axis=1), 1)
-
-
-PAIRS = 100
 
 
 def within_class(images: ImageSet, pairs: int = PAIRS) -> list[float | None]:

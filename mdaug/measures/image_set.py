@@ -1,9 +1,9 @@
-"""Images of one set in memory, exactly as every classifier sees them: one size, one codec, real and synthetic alike."""
+"""Images of one set in memory, as every classifier sees them: one size, one codec, real and synthetic alike."""
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,10 @@ from shards.colormap import paint
 from shards.dataset import ShardDataset
 from shards.errors import UserError
 
-# Real images may come from JPEG files and synthetic ones never do. One more pass through the same codec hides
-# the traces of the first, so that no classifier learns to tell the two by them.
+# Real images may come from JPEG files, synthetic ones never do. One more pass through the same codec hides the traces
+# of the first, so that no classifier can use them.
 JPEG_QUALITY = 90
-REAL_SHARDS = "real-"  # how the names of shards of real images begin in a mixed set
+REAL_SHARDS = "real-"  # prefix of the shards that `mdaug generate --include_real` copies into a mixed set
 
 
 @dataclass
@@ -27,8 +27,9 @@ class ImageSet:
         images: uint8 (n, size, size, C), C in {1, 3}, after `preprocess`.
         labels: int64 (n,), indices into `dataset.classes`.
         groups: n names of recordings (or persons); images of one group are not independent of each other.
-        indices: int64 (n,), the place of each image in `dataset`.
+        indices: int64 (n,), the position of each image in `dataset`.
         dataset: where the originals are.
+        available: images from which these were chosen.
     """
 
     images: np.ndarray
@@ -36,6 +37,7 @@ class ImageSet:
     groups: list[str]
     indices: np.ndarray
     dataset: ShardDataset
+    available: int
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -50,9 +52,11 @@ class ImageSet:
         return paint(self.original(i), self.dataset.index.get("colormap"))
 
     def subset(self, chosen: np.ndarray) -> ImageSet:
-        """Return the images of the given places, int64 (k,)."""
+        """Return the images at the given positions, int64 (k,)."""
         groups = [self.groups[int(i)] for i in chosen]
-        return ImageSet(self.images[chosen], self.labels[chosen], groups, self.indices[chosen], self.dataset)
+        return replace(
+            self, images=self.images[chosen], labels=self.labels[chosen], groups=groups, indices=self.indices[chosen]
+        )
 
     def counts(self) -> list[int]:
         """Return the number of images of each class."""
@@ -63,17 +67,17 @@ def load(folder: Path, *, image_size: int, max_per_class: int) -> ImageSet:
     """Read a folder of image shards into memory.
 
     A class with more than `max_per_class` images is represented by that many, chosen at random but always the same.
-    The real images that `mdaug generate --include_real` puts beside the synthetic ones are left out: they would be
-    training images under another name.
+    The real images of a mixed set (`mdaug generate --include_real`) are left out: they would be training images under
+    another name.
 
     Raises:
-        UserError: no image is left.
+        UserError: there is no image.
     """
     dataset = ShardDataset(folder, fields=("image", "meta"))
-    made = [np.arange(first, first + n) for name, first, n in dataset.shards if not name.startswith(REAL_SHARDS)]
-    if not sum(map(len, made)):
+    shards = [np.arange(first, first + n) for name, first, n in dataset.shards if not name.startswith(REAL_SHARDS)]
+    if not sum(map(len, shards)):
         raise UserError(f"{folder} holds no images to evaluate; make it again")
-    usable = np.concatenate(made)
+    usable = np.concatenate(shards)
     indices = usable[take_per_class(dataset.labels[usable], max_per_class, seed=0)]
     samples = [dataset[int(i)] for i in indices]
     return ImageSet(
@@ -82,6 +86,7 @@ def load(folder: Path, *, image_size: int, max_per_class: int) -> ImageSet:
         groups=[str(sample["meta"].get("group", sample["key"])) for sample in samples],
         indices=indices,
         dataset=dataset,
+        available=len(usable),
     )
 
 

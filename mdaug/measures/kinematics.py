@@ -1,4 +1,4 @@
-"""What moved, and how: torso, envelopes, cadence and symmetry read from spectrograms, real beside synthetic."""
+"""Kinematics read from spectrograms: torso velocity, envelopes, cadence, symmetry, and how two sets differ in them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from scipy import stats
 
 from mdaug.measures import envelope
 from mdaug.measures.envelope import CLIP_DB
+from mdaug.radar.gait import Walker
 
 EXTREME = 0.95  # of an envelope over time: its upper reach, without the one column that stands out
 PEAK = 0.25  # least autocorrelation of a cadence
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-FEWEST = 5  # values that make a distribution
+FEWEST = 5  # values below which there is no distribution to compare
 
 
 @dataclass(frozen=True)
 class Axes:
-    """What rows, columns and levels of the pictures stand for.
+    """Physical meaning of rows, columns and levels of the spectrograms.
 
     Attributes:
         speed: velocity at the upper edge, in m/s or 1; the lower edge is -speed.
@@ -35,7 +36,7 @@ class Axes:
 
     @classmethod
     def of(cls, meta: Sequence[dict]) -> Axes:
-        """Read the axes from the columns v_max_m_s, duration_s, window_s and clip_db if all samples agree on them."""
+        """Return the axes named by v_max_m_s, duration_s, window_s and clip_db, as far as all samples agree on them."""
 
         def common(name: str) -> float | None:
             values = {str(row.get(name, "")) for row in meta}
@@ -55,7 +56,7 @@ class Axes:
 
 
 def measure(levels: np.ndarray, axes: Axes) -> dict[str, np.ndarray]:
-    """Return the measures of spectrograms as float64 (n,); NaN where a picture does not show one.
+    """Return measure -> values float64 (n,) of spectrograms; NaN where a picture does not show the measure.
 
     torso: median over time of the velocity of the strongest row of a column. upper, lower: how far the 97 % and 3 %
     envelopes of cumulative power reach (their 95th and 5th percentile over time). bandwidth: mean over time of the
@@ -64,7 +65,7 @@ def measure(levels: np.ndarray, axes: Axes) -> dict[str, np.ndarray]:
 
     Args:
         levels: uint8 (n, H, W); row 0 is the highest velocity, levels are linear in dB.
-        axes: the meaning of rows, columns and levels.
+        axes: what rows, columns and levels mean.
     """
     rows = [_measure_one(picture, axes) for picture in levels]
     return {name: np.array([row[i] for row in rows], dtype=np.float64) for i, name in enumerate(axes.units)}
@@ -146,14 +147,12 @@ def quantiles(values: dict[str, np.ndarray], labels: np.ndarray, num_classes: in
 
 
 def truth(meta: dict) -> dict[str, float]:
-    """Return what a simulated picture should measure, from its parameters; empty for a real one.
+    """Return the true measures of a simulated picture, from its parameters; empty for a real one.
 
-    A walker's torso moves at his speed times the cosine of the aspect, and his legs pass twice a cycle; a drone's
-    body at its velocity; a bird's wings beat at the flapping rate.
+    A walker's torso moves at the walking speed times the cosine of the aspect, and the legs pass twice a cycle; a
+    drone's body moves at its velocity; a bird's wings beat at the flapping rate.
     """
     if "cycle_scale" in meta:
-        from mdaug.radar.gait import Walker
-
         walker = Walker.of({name: _number(value) for name, value in meta.items()})
         torso = walker.speed_m_s * float(np.cos(np.radians(float(meta["aspect_deg"]))))
         return {"torso": torso, "cadence": float(2 / walker.cycle_s)}

@@ -1,4 +1,4 @@
-"""The scalar behind a picture: grey levels of spectrograms, whatever colours they are kept in, and checks of them."""
+"""Levels of spectrograms: read from any colours, and compared as histograms, noise floor and mean profiles."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from shards.colormap import COLORMAPS, colormap
 GRAY, BRIGHTNESS = "gray", "brightness"
 MOST_ROWS = 128  # finer pictures are averaged: the widths of real Doppler lines are coarser than a row of these
 ON_PALETTE = 30.0  # RGB units; JPEG pictures in jet lie about 23 from the map, pictures in maps unlike it 100
-ENOUGH = 20  # pictures that tell the palette
+ENOUGH = 20  # training images from which the palette is recognised
+FLOOR = 13  # levels up to this, 5 % of the range, count as floor
+BINS = 32
 
 
 def palette(train: ImageSet) -> str:
     """Return how the training images show power: "gray", a name of `shards.colormap.COLORMAPS`, or "brightness".
 
-    The map is the one whose colours are nearest to theirs. "brightness" is for pictures that are near none: three equal
-    channels, and maps that rise in it (hot, magma).
+    The map is the one whose colours are nearest. "brightness" is for images that are near none of them: three equal
+    channels, and maps in which brightness rises with power (hot, magma).
     """
     if train.images.shape[-1] == 1:
         return GRAY
@@ -58,12 +60,8 @@ def off_palette(images: ImageSet, name: str) -> np.ndarray:
     return np.array([float(colormap(name).distance(images.original(i)).mean()) for i in range(len(images.labels))])
 
 
-FLOOR = 13  # levels up to this, 5 % of the range, count as floor
-BINS = 32
-
-
-def levels_of(levels: np.ndarray) -> dict:
-    """Return figures of spectrograms, uint8 (n, H, W).
+def summarize(levels: np.ndarray) -> dict:
+    """Return figures of the levels of a set, uint8 (n, H, W).
 
     Returns:
         "floor_share": mean share of pixels within 5 % of the bottom of the range; "dynamic_range": mean over images

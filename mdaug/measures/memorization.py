@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-ROWS = 16  # bands of Doppler that are compared; along time every column counts
-COLUMNS = 64
+ROWS = 16  # Doppler bands that are compared
+COLUMNS = 64  # most time steps that are compared
 COPY = 2.0  # grey levels: nearer than this two 8-bit pictures differ by rounding and compression alone
 CHUNK = 1 << 24  # values of a block of correlations
 
@@ -15,8 +15,8 @@ def nearest(queries: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np
     """Return, for each query, the RMS distance in levels (0 to 255) to the nearest reference, its index, and the shift.
 
     The distance of two pictures is the least over all circular shifts along time: |a|^2 + |b|^2 - 2 max (a * b), the
-    correlation a * b by FFT along the columns, summed over the bands. It finds what the time shift of the label-safe
-    transforms hides from a plain comparison.
+    correlation a * b by FFT along the columns, summed over the bands. A copy that is shifted in time, as the label-safe
+    transforms do, is found as well.
 
     Args:
         queries: uint8 levels (n, H, W), H a multiple of 16.
@@ -51,7 +51,7 @@ def bands(levels: np.ndarray) -> np.ndarray:
     return levels.reshape(n, ROWS, height // ROWS, columns, width // columns).mean(axis=(2, 4))
 
 
-def memorization(train: np.ndarray, held_out: np.ndarray, synthetic: np.ndarray, pairs: int = 10) -> dict:
+def compare(train: np.ndarray, held_out: np.ndarray, synthetic: np.ndarray, pairs: int = 10) -> dict:
     """Compare how near synthetic images and held-out real ones are to the training images; levels (n, H, W).
 
     Returns:

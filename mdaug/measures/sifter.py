@@ -1,4 +1,4 @@
-"""Which synthetic images are unlike the real ones of their class: four measures, each with a limit set on real images.
+"""Rejects synthetic images that are unlike the real ones of their class: four measures, with limits set on real images.
 
 Every limit is a quantile of the same measure over real validation images, so a real image is rejected by a measure
 as often as the settings say. The figures of the envelopes are shares of the image, seen against the quartiles of the
@@ -25,22 +25,22 @@ from shards.index import read_index
 FOLDER = "sifter"
 WEIGHTS, SETTINGS = "sifter.safetensors", "sifter.json"
 MEASURES = ("confidence", "margin", "distance", "envelope")
-# An image that the classifier finds likely enough is never rejected for it, however sure it is of the real ones.
+# Least limits: an image is not rejected for a high confidence or margin, however sure the classifier is of real ones.
 FLOORS = (0.1, 0.2, 0.0, 0.0)
 NEIGHBOUR = 3
-FEW = 20  # validation images of a class, below which its limits come from all classes
+FEW = 20  # validation images of a class; with fewer its limits come from all classes
 MOST_PER_CLASS = 2000
-TEMPERATURES = (0.1, 20.0)  # bounds: a classifier without an error would want 0
+TEMPERATURES = (0.1, 20.0)  # bounds: for a classifier without errors the best would be 0
 
 
 def describe(packed: Path, images: str, *, quantile: float, steps: int, max_candidates: int) -> dict:
     """Return the settings of a sifter as the plan holds them.
 
     Raises:
-        UserError: `packed` is not the set with the hash `images`, which the pipeline was trained on, or has no val.
+        UserError: `packed` is not the set with the hash `images`, on which the pipeline was trained, or has no val.
     """
-    made = provenance.read(packed, "images")
-    provenance.require_same("images", packed, made["hash"], Path("the pipeline"), images)
+    own = provenance.read(packed, "images")["hash"]
+    provenance.require_same("images", packed, own, Path("the pipeline"), images)
     if not (packed / "val" / "index.json").is_file():
         raise UserError(f"{packed} has no val split to calibrate a sifter on; pack the images again with one")
     return {"images": images, "quantile": quantile, "steps": steps, "max_candidates": max_candidates}
@@ -61,7 +61,7 @@ class Sifter:
         image_size: side of the images that the classifier sees.
         palette: how the images show power, see `levels.palette`.
         max_candidates: images made for a sample before the best is kept.
-        hash: of all of the above.
+        hash: sha256 of all of the above.
     """
 
     model: classifier.SmallResNet
@@ -106,13 +106,13 @@ class Sifter:
 
     def _distances(self, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Return the distance of each feature vector to the third nearest real one of its class."""
-        found = np.empty(len(labels))
+        distances = np.empty(len(labels))
         for label in np.unique(labels):
             of_class = self.features[self.labels == int(label)]
             rows = torch.from_numpy(features[labels == label].astype(np.float32))
             nearest = torch.cdist(rows, of_class).topk(min(NEIGHBOUR, len(of_class)), largest=False).values
-            found[labels == label] = nearest[:, -1].numpy()
-        return found
+            distances[labels == label] = nearest[:, -1].numpy()
+        return distances
 
 
 def envelope_figures(level: np.ndarray) -> np.ndarray:
@@ -137,22 +137,24 @@ def envelope_figures(level: np.ndarray) -> np.ndarray:
 def fit(train: image_set.ImageSet, val: image_set.ImageSet, settings: dict) -> tuple[Sifter, float]:
     """Train the classifier on some real images, set the limits on others.
 
-    On one CPU thread wherever it runs, so that the sifter is a function of images and settings.
+    On one CPU thread on any machine, so that the sifter is a function of images and settings alone.
 
     Args:
-        train: what the classifier and its neighbours come from.
-        val: what sets temperature and limits, of other groups.
+        train: images of the classifier and of the neighbours.
+        val: images of other groups, which set temperature and limits.
         settings: see `describe`.
 
     Returns:
         The sifter, and the accuracy of its classifier on `val`.
     """
+    # The classifier and its features.
     count = len(train.dataset.classes)
     options = {"steps": settings["steps"], "batch_size": 32, "learning_rate": 1e-3, "seed": 0, "transforms": True}
     model = classifier.train(train.images, train.labels, count, device=torch.device("cpu"), **options)
     assert isinstance(model, classifier.SmallResNet)
     features = torch.from_numpy(classifier.outputs(model, train.images)[1].astype(np.float32))
     predicted, val_features = classifier.outputs(model, val.images)
+    # What the envelopes of each class are like.
     palette = levels.palette(train)
     figures = np.stack([envelope_figures(levels.to_levels(train.original(i), palette)) for i in range(len(train))])
     quartiles = np.stack([np.quantile(figures[train.labels == c], [0.25, 0.5, 0.75], axis=0) for c in range(count)])
@@ -169,6 +171,7 @@ def fit(train: image_set.ImageSet, val: image_set.ImageSet, settings: dict) -> t
         max_candidates=settings["max_candidates"],
         hash="",
     )
+    # The limits: quantiles of the measures over the other real images.
     measured = sifter._measure(val.images, (val.original(i) for i in range(len(val))), val.labels)
     for label in range(count):
         own = measured[:, val.labels == label]
@@ -178,10 +181,10 @@ def fit(train: image_set.ImageSet, val: image_set.ImageSet, settings: dict) -> t
 
 
 def prepare(folder: Path, settings: dict, packed: Path | None) -> Sifter:
-    """Return the sifter of a plan's folder; the first worker that needs it trains it and leaves it there for all.
+    """Return the sifter of a plan's folder; the first worker that needs it trains it for all.
 
     Raises:
-        UserError: it is not there and there is no packed set to train it on.
+        UserError: the folder has none, and there is no packed set to train it on.
     """
     place = folder / FOLDER
     if not (place / SETTINGS).is_file():

@@ -181,8 +181,8 @@ class AxialAttention(SpatialAttention):
 class ConditionEmbedding(nn.Module):
     """Continuous conditions -> what is added to the time embedding.
 
-    A value is seen through sines and cosines of FREQUENCIES (Tancik et al. 2020, Fourier features) beside a number that
-    says whether it is there. The last layer starts at zero, so conditions change nothing at first.
+    A value enters as sines and cosines of FREQUENCIES (Tancik et al. 2020, Fourier features), with a number that is 1
+    where the condition is given. The last layer starts at zero, so conditions change nothing at first.
 
     Args:
         count: number k of conditions.
@@ -201,10 +201,10 @@ class ConditionEmbedding(nn.Module):
 
     def forward(self, conditions: torch.Tensor) -> torch.Tensor:
         """Return (B, channels) of normalised values (B, k), NaN where a condition is not given."""
-        there = ~conditions.isnan()
+        given = ~conditions.isnan()
         angles = torch.stack([2 * math.pi * f * conditions.float().nan_to_num() for f in self.FREQUENCIES], dim=-1)
-        waves = torch.cat([angles.sin(), angles.cos()], dim=-1) * there[..., None]
-        features = torch.cat([waves, there[..., None]], dim=-1).flatten(1)
+        waves = torch.cat([angles.sin(), angles.cos()], dim=-1) * given[..., None]
+        features = torch.cat([waves, given[..., None]], dim=-1).flatten(1)
         return self.linear_2(functional.silu(self.linear_1(features.to(self.linear_1.weight.dtype))))
 
 
@@ -231,7 +231,7 @@ class HybridUNet2DModel(UNet2DModel):
         dropout: dropout probability in the residual layers.
         norm_num_groups: groups of every GroupNorm.
         num_conditions: continuous conditions k beside the class.
-        augment_size: numbers that tell how a training image was augmented; all zero for one that was not.
+        augment_size: numbers that describe how a training image was augmented; all zero for one that was not.
 
     Raises:
         ValueError: channels of a level that `num_heads` or `norm_num_groups` does not divide, and other

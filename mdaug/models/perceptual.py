@@ -1,4 +1,4 @@
-"""LPIPS (Zhang et al. 2018, "The unreasonable effectiveness of deep features") from weights that are already here."""
+"""LPIPS (Zhang et al. 2018, "The unreasonable effectiveness of deep features"); its weights are fetched beforehand."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def run(options: WeightsConfig) -> None:
             f"the weights of {options.net} could not be fetched ({error}); fetch {file} on a machine with a network "
             f"and copy it to {folder}"
         ) from None
-    print(f"{folder / file} is there")
+    print(f"{folder / file} is ready")
 
 
 def find_weights(net: str, weights: Path | None) -> Path:
-    """Return the file of a backbone's weights, given or where torch.hub keeps it; raises UserError if it is not there.
+    """Return the file of a backbone's weights, given or where torch.hub keeps it; raises UserError if it is missing.
 
     Nothing is downloaded.
     """
     path = weights or Path(torch.hub.get_dir()) / "checkpoints" / BACKBONES[net][1]
     if not path.is_file():
         raise UserError(
-            f"--use_perceptual needs the weights {path.name} in {path.parent} and they are not there; "
+            f"--use_perceptual needs the weights {path.name}, which are not in {path.parent}; "
             f"'mdaug weights --net {net}' fetches them on a machine with network, then copy the file there or name it "
             "with --perceptual_weights"
         )
@@ -58,7 +58,7 @@ class PerceptualLoss(nn.Module):
         random_backbone: untrained backbone, for tests without weights.
 
     Raises:
-        UserError: if the weights are not there, or are those of another network. Nothing is downloaded.
+        UserError: the weights are missing, or those of another network. Nothing is downloaded.
     """
 
     def __init__(self, net: str, weights: Path | None = None, random_backbone: bool = False):

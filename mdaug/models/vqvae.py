@@ -1,4 +1,4 @@
-"""The VQ-VAE: a stock diffusers VQModel, built, trained through its parts, and loaded again."""
+"""The VQ-VAE: a stock diffusers VQModel, as it is built, trained through its parts, saved and loaded."""
 
 from __future__ import annotations
 

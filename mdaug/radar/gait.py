@@ -180,6 +180,7 @@ def joints(walker: Walker, time_s: np.ndarray) -> dict[str, np.ndarray]:
     curve = {name: np.radians(periodic_curve(points[name], both)) for name in ("hip", "knee", "ankle", "elbow")}
     uneven = 1 - walker.asymmetry * body.SIDES[:, None]
 
+    # Angles from hanging down, forward positive; the arms swing against the legs.
     thigh = walker.hip_scale * uneven * curve["hip"]
     shank = thigh - walker.knee_scale * uneven * curve["knee"]
     foot = shank + walker.ankle_scale * curve["ankle"] + np.pi / 2
@@ -194,6 +195,7 @@ def joints(walker: Walker, time_s: np.ndarray) -> dict[str, np.ndarray]:
     thorax_yaw = -walker.pelvis_scale * np.radians(periodic_curve(points["thorax"], right))
     tilt = walker.pelvis_scale * np.radians(1.66 * rv) * pelvis_tilt(right)
 
+    # Positions, from the lower end of the spine outwards.
     spine = spine_origin(walker, time_s)
     neck = spine + body.rising(body.TORSO * height, lean)
     hip = spine + _crossbar(body.HALF_HIP * height, pelvis_yaw, tilt)

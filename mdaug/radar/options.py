@@ -106,14 +106,14 @@ class SpectrogramConfig:
     hop_s: float | None = None
     """Time from one column to the next in s: 0.01."""
     mti_cutoff_m_s: float | None = None
-    """Velocity in m/s below which the high-pass takes movement for clutter: 0.1 (glasgow: 0.097, ci4r24: 0.031)."""
+    """Velocity in m/s below which the high-pass removes movement as clutter: 0.1 (glasgow: 0.097, ci4r24: 0.031)."""
     settle_s: float | None = None
     """Left out at the beginning in s, while the high-pass settles: 0.3 (glasgow: 0.5, ci4r24: 0.2)."""
     clip_db: float | None = None
     """Dynamic range in dB below the maximum: 40."""
     reference: Literal["picture", "recording"] = "picture"
-    """What that maximum is taken of. picture: a target that goes away stays bright; recording: it fades, and windows
-    in which nothing happens stay dark instead of showing their noise."""
+    """Where that maximum is taken. picture: a target that moves away stays bright; recording: it fades, and windows in
+    which nothing happens stay dark instead of showing their noise."""
     duration_s: float | None = None
     """Time that a picture spans in s; by default all of a recording, as one picture."""
     overlap: float = 0.75

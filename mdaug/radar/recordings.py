@@ -1,4 +1,4 @@
-"""Raw recordings: which files are there, and reading them into I/Q."""
+"""Raw recordings: find the files of a folder, and read them into I/Q."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEADER_LINES = 4
 
 
 class Unreadable(Exception):
-    """A file that cannot be made into pictures; the text says why."""
+    """A file that cannot be made into pictures; the text is the reason."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,11 @@ def read(path: Path, radar: Radar, variable: str | None = None) -> Recording:
 
     Args:
         path: a file that ends in one of SUFFIXES.
-        radar: what the user says; it overrules the header of a file.
+        radar: numbers given by the user; they overrule the header of a file.
         variable: name of the array in a .mat file; None: the only one that can be a recording.
 
     Raises:
-        Unreadable: no such recording, not finite, or something about the radar is neither in the file nor given.
+        Unreadable: not a recording, not finite, or a number of the radar is neither in the file nor given.
     """
     try:
         if path.suffix.lower() == ".dat":

@@ -31,7 +31,7 @@ REPORT, DONE = "report.json", ".recordings"
 
 
 def check(options: SpectrogramConfig, where: Preflight) -> None:
-    """Raise UserError where output_dir holds something else, or a data_dir that is there holds no recording."""
+    """Raise UserError where output_dir holds something else, or an existing data_dir holds no recording."""
     require_apart(options.data_dir, options.output_dir)
     refuse_other(options.output_dir, "spectrogram", identity_of(options))
     if where.inputs_there:
@@ -176,7 +176,7 @@ def _finish(
     done: list[dict],
     rejected: dict[str, str],
 ) -> None:
-    """Write what describes the whole folder, and say what became of every file."""
+    """Write the files that describe the whole folder, and print what became of every file."""
     folder, rows = config.output_dir, [row for result in done for row in result["rows"]]
     classes = Counter(row["class"] for row in rows)
     report = {

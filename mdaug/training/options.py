@@ -393,7 +393,7 @@ class EstimateConfig:
     flags: str = ""
     """Further flags of the training command in one text, such as --flags="--batch_size 16 --zero_stage 2"; they win."""
     nodes: int = 1
-    """Machines of the job."""
+    """Number of machines."""
     gpus_per_node: int = 8
     """GPUs, and ranks, of each."""
     gpu: str = "H100"

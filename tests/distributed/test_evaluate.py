@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from mdaug.evaluation import jobs, measure
 from mdaug.evaluation.evaluate import run as evaluate
 from mdaug.evaluation.options import EvaluateConfig
+from mdaug.evaluation.report import page
+from mdaug.measures import features
 from tests.ranks import run_ranks, start_ranks
-from tests.toy import toy_packed
-from tests.unit.test_evaluation_usefulness import toy_synthetic
+from tests.toy import toy_packed, toy_synthetic
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +36,9 @@ def alone(config) -> dict:
 
 def _evaluate(config: EvaluateConfig) -> tuple[dict | None, set[str]]:
     """Return what a rank gets, and which pieces of the work it did itself."""
-    from mdaug.evaluation import jobs
-    from mdaug.measures import features
-
     features.PIECE = 40  # so that small sets have several pieces
     done: set[str] = set()
-    run, extract = jobs.usefulness.run, features.extract
+    run, extract = jobs.usefulness.run_job, features.extract
 
     def counted_run(job, **inputs):
         done.add(job.name)
@@ -49,7 +48,7 @@ def _evaluate(config: EvaluateConfig) -> tuple[dict | None, set[str]]:
         done.add(f"features of {images.tobytes()[:4096]!r}")
         return extract(network, images)
 
-    jobs.usefulness.run, features.extract = counted_run, counted_extract
+    jobs.usefulness.run_job, features.extract = counted_run, counted_extract
     return evaluate(config), done
 
 
@@ -67,8 +66,8 @@ def test_two_ranks_share_the_work_and_find_the_figures_of_one(config, alone):
     for kind in ("features", "real"):
         assert any(name.startswith(kind) for name in its)
         assert any(name.startswith(kind) for name in others)
-    jobs = {path.stem for path in (together.output_dir / "results").iterdir()}
-    assert {name for name in its | others if not name.startswith("features")} == jobs
+    results = {path.stem for path in (together.output_dir / "results").iterdir()}
+    assert {name for name in its | others if not name.startswith("features")} == results
     assert len(list((together.output_dir / "features").iterdir())) == 3 + 2 + 2  # 96, 80 and 64 images by 40
     assert (together.output_dir / "report.html").is_file()
 
@@ -88,10 +87,7 @@ def test_what_a_lost_rank_left_is_made_up_for_on_any_number_of_ranks(config, alo
 
 def _end_together(config: EvaluateConfig, writer_dies: bool) -> None:
     """Evaluate as one of two ranks that find in the same moment that all shares are done."""
-    from mdaug.evaluation import measure as parts
-    from mdaug.evaluation.report import page as report
-
-    share, write = parts.share, report.write
+    share, write = measure.share, page.write
     met, written = config.output_dir / "logs/met", config.output_dir / "logs/written"
 
     def share_and_meet(inputs, wanted):
@@ -110,7 +106,7 @@ def _end_together(config: EvaluateConfig, writer_dies: bool) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         write(folder, metrics)
 
-    parts.share, report.write = share_and_meet, noted_write
+    measure.share, page.write = share_and_meet, noted_write
     evaluate(config)
 
 

@@ -31,7 +31,7 @@ FLAGS = (
 
 def command(argv: list[str], logs: Path) -> None:
     """Do what a rank of the launcher does: the command itself, its output to a log, and a report of how it ended."""
-    from launch import rank
+    from launch import job, rank
     from mdaug.training.ldm_task import LDMTask
 
     after_step = LDMTask.after_step
@@ -42,7 +42,7 @@ def command(argv: list[str], logs: Path) -> None:
 
     LDMTask.after_step = paced  # type: ignore[method-assign]
     number = int(os.environ["RANK"])
-    rank._redirect(rank.log_path(logs, number))
+    rank._redirect(job.log_path(logs, number))
     os._exit(rank._run("mdaug.cli:run", argv, logs, number))
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from launch import local, status
 from shards.errors import UserError
+from shards.pool import cores
 
 HERE = Path(__file__).parent
 
@@ -68,7 +69,7 @@ def test_every_rank_finds_its_place_and_only_strings_travel(tmp_path, monkeypatc
         assert environment["RANK"] == environment["LOCAL_RANK"] == str(rank)
         assert environment["WORLD_SIZE"] == environment["LOCAL_WORLD_SIZE"] == "2"
         assert environment["CUDA_VISIBLE_DEVICES"] == "3,5"  # the launcher's mask, not submitit's 0..n-1
-        assert environment["OMP_NUM_THREADS"] == str(max(1, local._cores() // 2))
+        assert environment["OMP_NUM_THREADS"] == str(max(1, cores() // 2))
         assert environment["SLURM_JOB_ID"] is None
         assert environment["argv"] == [str(tmp_path)]
         assert environment["stdin"] == ""

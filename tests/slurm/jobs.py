@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from launch import attempt, slurm_query
+from launch import job, slurm_query
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +35,7 @@ def launch(*argv: object, wait: bool = False) -> subprocess.CompletedProcess[str
 
 
 def job_id(run: Path) -> str:
-    return attempt.read_job(run / "logs/slurm").job_id
+    return job.read_job(run / "logs/slurm").job_id
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 300, pause: float = 0.5) -> None:

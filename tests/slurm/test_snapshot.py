@@ -8,9 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from launch import attempt
+from launch import job
 from launch.slurm import COPIED
-from launch.status import find
 from shards.provenance import FILE_NAME
 from tests.slurm.jobs import ROOT, profile, shell, wait_for
 
@@ -24,7 +23,7 @@ def submit(checkout: Path, out: Path, *flags: str) -> str:
         [sys.executable, "-m", "launch", "simulate", *where, "--", *tiny, "--output_dir", str(out)],
         cwd=checkout, env={**os.environ, "PYTHONPATH": str(checkout)}, check=True,
     )  # fmt: skip
-    return attempt.read_job(find(out)).job_id
+    return job.read_job(job.find(out)).job_id
 
 
 def test_a_waiting_job_runs_the_packages_as_they_were_submitted_unless_told_otherwise(tmp_path):
@@ -37,7 +36,7 @@ def test_a_waiting_job_runs_the_packages_as_they_were_submitted_unless_told_othe
             file.write('\nraise SystemExit("this was edited")\n')
     shell("scontrol", "release", ",".join(jobs))
     wait_for(lambda: not shell("squeue", "--noheader", "--states=PENDING,RUNNING,COMPLETING"))
-    assert attempt.read_outcome(find(copied)) == (0, "done")
+    assert job.read_outcome(job.find(copied)) == (0, "done")
     assert (copied / FILE_NAME).is_file()
     assert not (direct / FILE_NAME).exists()
-    assert "this was edited" in next(find(direct).glob("*_0_log.out")).read_text()
+    assert "this was edited" in next(job.find(direct).glob("*_0_log.out")).read_text()

@@ -35,7 +35,7 @@ def table(tmp_path_factory) -> dict:
         for folder in (real / "train", real / "val", fresh / "train")
     )
     arms = (REAL, TRANSFORMS, BOTH, SYNTHETIC)
-    plan = [job for job in usefulness.plan([5], [5], 4, train, fake) if job.arm in arms]
+    plan = [job for job in usefulness.plan_jobs([5], [5], 4, train, fake) if job.arm in arms]
     settings = {"steps": 80, "batch_size": 16, "learning_rate": 3e-3, "network": "small"}
     sets = {"train": train, "held_out": held_out, "synthetic": fake}
     results = jobs.run_all(plan, tmp_path_factory.mktemp("results"), 1, **sets, **settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,15 +11,16 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter, shift
 
-from mdaug.evaluation.options import ReconstructConfig
-from mdaug.evaluation.reconstruct import SCALE, smaller
+from mdaug.evaluation.evaluate import run as evaluate
+from mdaug.evaluation.options import EvaluateConfig, ReconstructConfig
+from mdaug.evaluation.reconstruct import FAMILIAR, format_goals, goals, smaller
 from mdaug.evaluation.reconstruct import run as reconstruct
 from mdaug.measures.image_quality import MEASURES, as_tensor, envelope_error, heights, measure, ms_ssim, sharpness, ssim
 from mdaug.models.vqvae import build_vqvae, save_vqvae
 from shards import provenance
 from shards.colormap import paint
 from shards.errors import UserError
-from tests.toy import toy_image, toy_packed
+from tests.toy import toy_image, toy_packed, toy_synthetic
 
 
 def pictures(count: int = 4, size: int = 64) -> np.ndarray:
@@ -88,19 +90,19 @@ def test_heights_of_a_coloured_picture_are_its_levels():
 def test_every_measure_prefers_the_better_copy():
     images = pictures()
     near, far = (measure(images, blurred(images, sigma), [0], None) for sigma in (0.7, 3.0))
-    assert set(near) == set(MEASURES) - {"lpips"}
+    assert set(near) == set(MEASURES) - {"lpips", "level_psnr"}
     for name in ("psnr", "ssim", "ms_ssim", "sharpness"):
         assert near[name].mean() > far[name].mean()
     assert near["envelope"].mean() < far["envelope"].mean()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_scale_rows_are_losses_of_detail(channels):
+def test_familiar_changes_are_losses_of_detail(channels):
     image = np.repeat(pictures(1)[0], channels, axis=-1)
-    errors = [np.abs(SCALE[row](image).astype(int) - image).mean() for row in ("half size", "quarter size")]
+    errors = [np.abs(FAMILIAR[row](image).astype(int) - image).mean() for row in ("half size", "quarter size")]
     assert 0 < errors[0] < errors[1]
     assert smaller(image, 1).tolist() == image.tolist()
-    assert SCALE["JPEG 75"](image).shape == image.shape
+    assert FAMILIAR["JPEG 75"](image).shape == image.shape
 
 
 @pytest.fixture
@@ -127,7 +129,7 @@ def test_command_writes_figures_table_and_strip(vqvae, tmp_path, monkeypatch, ca
     assert 0 < figures["codes"]["used"] <= 1 <= figures["codes"]["perplexity"] <= 16
     assert len(figures["latents"]["std"]) == 4
     assert figures["latents"]["scaled_std"] == pytest.approx([1] * 4, abs=0.5)  # of training images of the same kinds
-    assert [row["reached"] for row in figures["targets"][:1]] == [False]
+    assert [row["reached"] for row in figures["goals"][:1]] == [False]
     assert "lpips" not in figures["rows"]["VQ-VAE"]
     printed = capsys.readouterr().out
     assert "LPIPS is not measured" in printed
@@ -136,9 +138,72 @@ def test_command_writes_figures_table_and_strip(vqvae, tmp_path, monkeypatch, ca
     assert Image.open(vqvae / "reconstruction" / "reconstruction.png").size[0] > 3 * 128
 
 
+def test_levels_of_a_colour_map_are_measured_in_its_colours_and_as_levels(vqvae, tmp_path, monkeypatch):
+    """And `mdaug evaluate reconstruction` finds the figures of `mdaug reconstruct`."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no weights"))
+    grey = measured_val(vqvae, tmp_path / "packed", tmp_path / "grey")
+    assert "level_psnr" not in grey["rows"]["VQ-VAE"]
+    index = tmp_path / "packed" / "val" / "index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"colormap": "jet-256"}))
+    coloured = measured_val(vqvae, tmp_path / "packed", tmp_path / "coloured")
+    assert coloured["rows"]["VQ-VAE"]["level_psnr"] == grey["rows"]["VQ-VAE"]["psnr"]
+    assert coloured["rows"]["VQ-VAE"]["psnr"] != grey["rows"]["VQ-VAE"]["psnr"]
+    assert "level_psnr [dB]" in (tmp_path / "coloured" / "reconstruction.txt").read_text()
+    synthetic = toy_synthetic(tmp_path / "synthetic", tmp_path / "packed")
+    config = EvaluateConfig(
+        tmp_path / "packed", synthetic, tmp_path / "out", vqvae, part="reconstruction", image_size=32, batch_size=3
+    )
+    figures = evaluate(config)["reconstruction"]
+    assert figures["rows"]["VQ-VAE"] == coloured["rows"]["VQ-VAE"]
+    assert figures["classes"] == coloured["classes"]
+    assert "<th>PSNR of levels dB</th>" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def measured_val(vqvae: Path, packed: Path, output: Path) -> dict:
+    reconstruct(ReconstructConfig(vqvae, packed, output_dir=output, batch_size=3))
+    return json.loads((output / "reconstruction.json").read_text())
+
+
 def test_images_of_another_size_are_refused(vqvae, tmp_path):
     other = toy_packed(tmp_path / "other", size=16)
     with pytest.raises(UserError, match="16x16, but image_size is 32"):
         reconstruct(ReconstructConfig(vqvae, other))
     with pytest.raises(UserError, match="no images in test"):
         reconstruct(ReconstructConfig(vqvae, tmp_path / "packed", split="test"))
+
+
+def measured(psnr=28.0, used=0.9, perplexity=128 / 3, sharpness=0.9, std=1.02) -> dict:
+    return {
+        "rows": {"VQ-VAE": {"psnr": {"mean": psnr}, "sharpness": {"mean": sharpness}}},
+        "codes": {"number": 128, "used": used, "perplexity": perplexity},
+        "latents": {"scaled_std": [1.0, std, 1.01], "excess_kurtosis": [0.1, -0.7, 0.3]},
+    }
+
+
+def test_the_limits_of_the_goals_are_reached():
+    rows = goals(measured())
+    assert [row["reached"] for row in rows] == [True, True, True, True, True, None]
+    assert rows[-1]["measured"] == -0.7
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "name"),
+    [
+        ("psnr", 27.9, "PSNR [dB]"),
+        ("used", 0.89, "codes used"),
+        ("perplexity", 42.6, "perplexity"),
+        ("sharpness", 0.89, "sharpness"),
+        ("sharpness", 1.11, "sharpness"),
+        ("std", 1.021, "latent std after scaling"),
+        ("std", 0.97, "latent std after scaling"),
+    ],
+)
+def test_one_missed_figure_is_the_only_no(field, value, name):
+    rows = goals(measured(**{field: value}))
+    assert [row["figure"] for row in rows if row["reached"] is False] == [name]
+    line = next(line for line in format_goals(rows, "demo").splitlines() if line.startswith(name))
+    assert line.endswith("no")
+
+
+def test_the_table_of_goals_names_the_preset():
+    assert format_goals(goals(measured()), "gpu-6gb").startswith("to reach (gpu-6gb)")

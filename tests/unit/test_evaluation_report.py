@@ -12,12 +12,12 @@ from PIL import Image
 from mdaug.artifacts import GEOMETRY_FILE
 from mdaug.evaluation.evaluate import run as evaluate
 from mdaug.evaluation.options import EvaluateConfig
-from mdaug.evaluation.report import page as report
+from mdaug.evaluation.report import pictures, plots
+from mdaug.evaluation.report.page import METRICS, REPORT, html
 from mdaug.models.vqvae import build_vqvae
 from shards import provenance
 from tests import browser
-from tests.toy import CLASSES, toy_packed
-from tests.unit.test_evaluation_usefulness import toy_synthetic
+from tests.toy import CLASSES, toy_packed, toy_synthetic
 
 SIZE = 32
 WIDTHS = {"phone": 390, "desktop": 1280}
@@ -62,19 +62,19 @@ def page(tmp_path_factory):
 
 def test_one_file_with_the_numbers_of_the_metrics(evaluated):
     folder, metrics = evaluated
-    text = (folder / report.REPORT).read_text(encoding="utf-8")
-    assert json.loads((folder / report.METRICS).read_text(encoding="utf-8")) == metrics
+    text = (folder / REPORT).read_text(encoding="utf-8")
+    assert json.loads((folder / METRICS).read_text(encoding="utf-8")) == metrics
     for arm in metrics["usefulness"]["arms"]:
         assert f"{100 * arm['accuracy']:.1f} ± {100 * arm['std']:.1f}" in text
     assert "<p>" + metrics["verdict"]["sentences"][1] in text
     assert [f"{row['ratio']:.3g}" in text for row in metrics["targets"]] == [True] * 3
-    # Self-contained: whatever a browser would load is in the file.
-    sources = re.findall(r"""(?:src|href|srcset|data)\s*=\s*["']?([^"'\s>]+)""", text)
+    # Self-contained: whatever a browser would load is in the file; #name refers to a part of the page itself.
+    sources = re.findall(r"""(?:src|href|srcset|data)\s*=\s*["']?([^#"'\s>][^"'\s>]*)""", text)
     assert len(sources) == 2 * len(CLASSES) + 2  # pictures; the plots are part of the page
     assert text.count("<svg") >= 10
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert not re.search(r"https?://|url\(|@import|<script|<link", text)
-    for name in (report.GRID, report.PAIRS, report.RECONSTRUCTION):
+    for name in (pictures.GRID, pictures.PAIRS, pictures.RECONSTRUCTION, *plots.FILES):
         assert Image.open(folder / name).size > (200, 200)
     assert provenance.read(folder, "evaluation")["made_from"] == metrics["data"]["made_from"]
 
@@ -82,18 +82,30 @@ def test_one_file_with_the_numbers_of_the_metrics(evaluated):
 def test_reconstructions_of_held_out_images_are_in_it(evaluated):
     folder, metrics = evaluated
     figures = metrics["reconstruction"]
-    assert [row["count"] for row in figures["classes"]] == [20] * 4
-    assert all(row["psnr_worst"] <= row["psnr"] and row["ssim_worst"] <= row["ssim"] for row in figures["classes"])
-    assert f"{figures['psnr']:.2f}" in (folder / report.REPORT).read_text(encoding="utf-8")
+    assert {name: row["count"] for name, row in figures["classes"].items()} == dict.fromkeys(CLASSES, 20)
+    assert f"{figures['rows']['VQ-VAE']['psnr']['mean']:.2f}" in (folder / REPORT).read_text(encoding="utf-8")
+
+
+def test_plots_are_the_same_files_for_the_same_metrics_and_say_what_they_show(evaluated, tmp_path):
+    folder, metrics = evaluated
+    text = (folder / REPORT).read_text(encoding="utf-8")
+    for name, plot in plots.FILES.items():
+        group = plot(metrics)
+        group.save(tmp_path / name)
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+        svgs = group.html()
+        assert svgs in text
+        assert svgs.count('role="img" aria-label="') == len(group.plots) > 0
+        assert all(series in svgs for series in group.series)
 
 
 @pytest.mark.parametrize("device", WIDTHS)
 def test_a_browser_shows_it_without_sideways_scrolling_and_loads_nothing_else(evaluated, page, tmp_path, device):
     folder, metrics = evaluated
-    names = ["a_class_whose_folder_has_a_name_without_any_break_" + name for name in CLASSES]
+    names = ["$^$a_class_whose_folder_has_a_name_without_any_break_" + name for name in CLASSES]
     shown = {**metrics, "data": {**metrics["data"], "classes": names}}
-    file = tmp_path / report.REPORT
-    file.write_text(report.html(folder, shown), encoding="utf-8")
+    file = tmp_path / REPORT
+    file.write_text(html(folder, shown), encoding="utf-8")
     page.open(file, WIDTHS[device], 844)
     assert page.value("document.querySelector('.verdict').getBoundingClientRect().top") < 844 / 4
     assert page.value("document.querySelectorAll('.verdict p').length") == 3
@@ -116,7 +128,7 @@ def test_on_a_phone_synthetic_images_stand_below_the_real_ones_and_on_a_desktop_
     folder, _ = evaluated
     places = {}
     for device, width in WIDTHS.items():
-        page.open(folder / report.REPORT, width, 844)
+        page.open(folder / REPORT, width, 844)
         boxes = "[...document.querySelectorAll('figure')].map(e => e.getBoundingClientRect())"
         places[device] = page.value(f"{boxes}.map(b => [b.left, b.top, b.width])")
     (real, synthetic), (wide_real, wide_synthetic) = (places[device][:2] for device in WIDTHS)

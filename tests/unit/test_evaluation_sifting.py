@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from mdaug.evaluation import measure as sifting
 from mdaug.evaluation.evaluate import run as evaluate
+from mdaug.evaluation.measure import limit_setters, sift, sifted_images
 from mdaug.evaluation.options import EvaluateConfig
-from mdaug.evaluation.usefulness import BOTH, SIFTED, WITH_SIFTED, WITH_SIFTED_TRANSFORMS, plan, training_images
+from mdaug.evaluation.usefulness import BOTH, SIFTED, WITH_SIFTED, WITH_SIFTED_TRANSFORMS, plan_jobs, training_images
 from mdaug.measures import image_set
-from shards.index import write_index
+from shards import provenance
+from shards.dataset import ShardDataset
+from shards.index import content_hash, write_index
 from shards.writer import write_shard
-from tests.toy import CLASSES, toy_packed
-from tests.unit.test_evaluation_usefulness import SIZE, toy_synthetic
+from tests.toy import CLASSES, toy_packed, toy_synthetic
+
+SIZE = 32
 
 
 @pytest.fixture(scope="module")
@@ -43,45 +48,45 @@ def sets(packed, synthetic):
 
 
 @pytest.fixture(scope="module")
-def said(sets, tmp_path_factory):
-    return sifting.judge(*sets, steps=120, file=tmp_path_factory.mktemp("sifting") / "sifting.json")
+def sifting(sets, tmp_path_factory):
+    return sift(*sets, steps=120, file=tmp_path_factory.mktemp("sifting") / "sifting.json")
 
 
-def test_wrong_labels_are_sifted_out_and_good_images_stay(said):
-    out = np.array([reason != "" for reason in said["reasons"]["synthetic"]])
+def test_wrong_labels_are_sifted_out_and_good_images_stay(sifting):
+    out = np.array([reason != "" for reason in sifting["reasons"]["synthetic"]])
     assert out[64:].mean() > 0.9
     assert out[:64].mean() < 0.35  # four measures of 5 % each, with few images to set the limits
-    held_out = np.array([reason != "" for reason in said["reasons"]["held_out"]])
+    held_out = np.array([reason != "" for reason in sifting["reasons"]["held_out"]])
     assert held_out.mean() < 0.35
 
 
-def test_held_out_images_have_no_say_in_what_is_kept(sets, said, tmp_path):
+def test_held_out_images_have_no_say_in_what_is_kept(sets, sifting, tmp_path):
     train, held_out, fake = sets
     other = replace(held_out, labels=(held_out.labels + 1) % 4)
-    again = sifting.judge(train, other, fake, steps=120, file=tmp_path / "sifting.json")
-    assert again["reasons"]["synthetic"] == said["reasons"]["synthetic"]
-    assert again["reasons"]["held_out"] != said["reasons"]["held_out"]
+    again = sift(train, other, fake, steps=120, file=tmp_path / "sifting.json")
+    assert again["reasons"]["synthetic"] == sifting["reasons"]["synthetic"]
+    assert again["reasons"]["held_out"] != sifting["reasons"]["held_out"]
 
 
 def test_limits_come_from_groups_of_their_own(sets):
     train = sets[0]
-    limits = sifting.limit_setters(train)
+    limits = limit_setters(train)
     assert not set(np.array(train.groups)[limits]) & set(np.array(train.groups)[~limits])
     assert np.bincount(train.labels[limits]).tolist() == [10] * 4
     alone = replace(train, groups=["one recording"] * len(train))
-    assert np.bincount(train.labels[sifting.limit_setters(alone)]).tolist() == [10] * 4
+    assert np.bincount(train.labels[limit_setters(alone)]).tolist() == [10] * 4
 
 
-def test_a_judgement_is_made_once(sets, said, tmp_path):
+def test_a_judgement_is_made_once(sets, sifting, tmp_path):
     file = tmp_path / "sifting.json"
-    file.write_text(json.dumps(said))
-    assert sifting.judge(*sets, steps=1, file=file) == said
+    file.write_text(json.dumps(sifting))
+    assert sift(*sets, steps=1, file=file) == sifting
 
 
-def test_sifted_arms_differ_from_the_others_in_the_rejected_images_only(sets, said):
+def test_sifted_arms_differ_from_the_others_in_the_rejected_images_only(sets, sifting):
     train, _, fake = sets
-    kept = sifting.kept(said, fake)
-    jobs = plan([5], [1, 2], 1, train, fake, kept)
+    kept = sifted_images(sifting, fake)
+    jobs = plan_jobs([5], [1, 2], 1, train, fake, kept)
     arms = {(job.arm, job.ratio): job for job in jobs}
     assert {ratio for arm, ratio in arms if arm in (WITH_SIFTED, WITH_SIFTED_TRANSFORMS)} == {2}
     (mine, further), _ = training_images(arms[WITH_SIFTED, 2], train, fake, kept)
@@ -91,7 +96,7 @@ def test_sifted_arms_differ_from_the_others_in_the_rejected_images_only(sets, sa
     allowed = {image.tobytes() for image in kept.images}
     assert all(image.tobytes() in allowed for image in further)
     assert not all(image.tobytes() in allowed for image in all_further)
-    assert not {SIFTED, WITH_SIFTED} & {job.arm for job in plan([5], [1], 1, train, fake, None)}
+    assert not {SIFTED, WITH_SIFTED} & {job.arm for job in plan_jobs([5], [1], 1, train, fake, None)}
 
 
 def test_the_report_shows_both_and_what_the_sifter_does_to_real_images(packed, synthetic, tmp_path):
@@ -109,10 +114,25 @@ def test_the_report_shows_both_and_what_the_sifter_does_to_real_images(packed, s
     assert not metrics["usefulness"]["sifting"]["already_sifted"]
 
 
-def test_real_images_of_a_mixed_set_are_not_taken_for_synthetic_ones(synthetic, packed, tmp_path):
-    folder = toy_synthetic(tmp_path / "mixed", packed)
-    sample = {"png": b"", "cls": b"0", "json": b'{"source": "real"}'}
-    write_shard(folder / "real-000000.tar", [("real_000000000", sample)])
-    write_index(folder, CLASSES)
-    mixed = image_set.load(folder, image_size=SIZE, max_per_class=1000)
-    assert (len(mixed), len(mixed.dataset)) == (64, 65)
+def test_of_a_mixed_set_the_synthetic_images_are_measured_as_if_they_were_alone(packed, tmp_path):
+    alone, mixed = (toy_synthetic(tmp_path / name, packed) for name in ("alone", "mixed"))
+    train = ShardDataset(packed / "train", fields=("image", "meta"))
+    samples = []
+    for i in range(8):
+        file = io.BytesIO()
+        Image.fromarray(train[i]["image"][..., 0]).save(file, "PNG")
+        members = {"png": file.getvalue(), "cls": str(train.labels[i]).encode(), "json": b'{"source": "real"}'}
+        samples.append((f"real_{i:09d}", members))
+    write_shard(mixed / "real-000000.tar", samples)
+    write_index(mixed, CLASSES)
+    made_from = provenance.read(alone, "synthetic")["made_from"]
+    provenance.write(mixed, kind="mixed", content_hash=content_hash(mixed), made_from=made_from, config={})
+    assert len(ShardDataset(mixed)) == 72
+    metrics = []
+    for folder in (alone, mixed):
+        config = EvaluateConfig(packed, folder, tmp_path / f"of {folder.name}", image_size=SIZE, part="memorization")
+        metrics.append(evaluate(config))
+    assert metrics[0]["memorization"] == metrics[1]["memorization"]
+    assert metrics[1]["memorization"]["synthetic_copies"] == 0
+    for name in ("synthetic", "in_folders"):
+        assert metrics[0]["data"][name] == metrics[1]["data"][name]

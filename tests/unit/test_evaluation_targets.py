@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mdaug.evaluation.report import page as report
-from mdaug.evaluation.report import sections
+from mdaug.evaluation.report import page, sections
 from mdaug.evaluation.report.verdict import targets
 
 
@@ -37,7 +36,7 @@ def test_each_target_is_a_ratio_to_what_real_images_reach():
 @pytest.mark.parametrize(
     ("which", "worse"), [(0, {"judged": 0.71}), (1, {"frechet": 1.01}), (2, {"nearest": 9.9})], ids=str
 )
-def test_a_target_is_missed_just_beyond_its_limit_and_the_others_do_not_mind(which, worse):
+def test_a_target_is_missed_just_beyond_its_limit_and_the_others_are_not(which, worse):
     reached = [row["reached"] for row in targets(measured(**worse))]
     assert reached == [number != which for number in range(3)]
 
@@ -56,11 +55,11 @@ def test_too_few_images_for_a_distance_leave_its_row_out():
 
 def test_nothing_measured_shows_no_table():
     nothing = dict.fromkeys(("usefulness", "fidelity", "memorization"))
-    assert sections.passing(nothing) == []
+    assert sections.target_table(nothing) == []
 
 
 def test_the_table_says_what_was_not_reached():
-    text = "".join(sections.passing(measured(frechet=5.0)))
+    text = "".join(sections.target_table(measured(frechet=5.0)))
     assert text.count("<b>reached</b>") == 2
     assert "<td>Fréchet distance in features of a classifier: <b>not reached</b></td><td>5</td><td>0.5</td>" in text
     assert "<td>10</td><td>≤ 2</td>" in text
@@ -69,7 +68,7 @@ def test_the_table_says_what_was_not_reached():
 def test_the_summary_shows_the_same_rows(tmp_path):
     others = {"verdict": None, "usefulness": None, "fidelity": None, "reconstruction": None}
     memory = {"synthetic_median": 8.0, "held_out_median": 10.0, "synthetic_copies": 0, "share_closer": 0.0}
-    lines = report.summary({**others, "memorization": memory}, tmp_path).splitlines()
+    lines = page.summary({**others, "memorization": memory}, tmp_path).splitlines()
     head = next(line for line in lines if line.startswith("target"))
     row = next(line for line in lines if line.startswith("distance to the nearest training image"))
     assert head.split() == ["target", "synthetic", "real", "ratio", "limit"]

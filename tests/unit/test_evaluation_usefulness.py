@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from mdaug import config as configuration
 from mdaug.artifacts import GEOMETRY_FILE
 from mdaug.evaluation import jobs, usefulness
+from mdaug.evaluation.evaluate import check
 from mdaug.evaluation.evaluate import run as evaluate
 from mdaug.evaluation.options import EvaluateConfig
-from mdaug.evaluation.report import page as report
+from mdaug.evaluation.report import page
 from mdaug.evaluation.report.verdict import outcome, verdict
 from mdaug.evaluation.usefulness import (
     BOTH,
@@ -29,31 +26,14 @@ from mdaug.evaluation.usefulness import (
     WITH_SIMULATED,
 )
 from mdaug.measures import features, image_set
-from shards import provenance
+from shards import output_folder, provenance
 from shards.errors import UserError
-from shards.index import content_hash, write_index
-from shards.writer import write_shard
-from tests.toy import CLASSES, toy_image, toy_packed
+from shards.output_folder import is_finished, read_progress
+from shards.validation import Preflight
+from tests.toy import CLASSES, toy_packed, toy_synthetic
 
 SIZE = 32
 SETTINGS = {"steps": 60, "batch_size": 16, "learning_rate": 3e-3, "network": "small"}
-
-
-def toy_synthetic(folder: Path, packed: Path, *, per_class=16, shift=0, classes=CLASSES, size=SIZE) -> Path:
-    """Write fresh draws of the toy distribution as a synthetic set; `shift` turns all labels into wrong ones."""
-    rng = np.random.default_rng(7)
-    samples = []
-    for i in range(per_class * len(CLASSES)):
-        file = io.BytesIO()
-        Image.fromarray(toy_image(i % 4, rng, size)[:, :, 0]).save(file, "PNG")
-        label = (i + shift) % 4
-        meta = json.dumps({"class": CLASSES[label], "seed": i}).encode()
-        samples.append((f"s_{i:05d}", {"png": file.getvalue(), "cls": str(label).encode(), "json": meta}))
-    write_shard(folder / "000000.tar", samples)
-    write_index(folder, list(classes))
-    made_from = {"images": provenance.read(packed, "images")["hash"], "pipeline": "p"}
-    provenance.write(folder, kind="synthetic", content_hash=content_hash(folder), made_from=made_from, config={})
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +52,7 @@ def experiment(packed, synthetic, folder, *, n_real=(1,), seeds=3, workers=1, **
         for path in (packed / "train", packed / "val", synthetic)
     )
     sets = {"train": train, "held_out": held_out, "synthetic": fake, "simulated": None}
-    plan = usefulness.plan(n_real, ["all"], seeds, train, fake)
+    plan = usefulness.plan_jobs(n_real, ["all"], seeds, train, fake)
     results = jobs.run_all(plan, folder, workers, **sets, **(SETTINGS | settings))
     table = usefulness.summarize(results, held_out, fake)
     return table, {arm["arm"]: arm for arm in table["arms"]}
@@ -98,14 +78,14 @@ def test_wrong_labels_harm_and_the_verdict_says_so_first(packed, tmp_path):
     assert outcome(against_real(table)) == "loss"
     assert arms[SYNTHETIC]["accuracy"] < table["chance"]
     assert table["real_to_synthetic"]["accuracy"] < table["chance"]
-    said = verdict(
+    result = verdict(
         {"usefulness": table, "memorization": {"share_closer": 0.0}, "data": {"train": [24] * 4}},
     )
-    assert said["outcome"] == "loss"
-    assert said["sentences"][0].startswith(
+    assert result["outcome"] == "loss"
+    assert result["sentences"][0].startswith(
         "Compared with real images only, adding the synthetic images made the classifier worse"
     )
-    assert "labels of the synthetic images are not reliable" in said["sentences"][2]
+    assert "labels of the synthetic images are not reliable" in result["sentences"][2]
 
 
 def made_up(difference, low, high, *, n_real=10, real=0.8, learnt=1.0):
@@ -137,11 +117,11 @@ def test_verdict_of_a_gain_names_what_the_generator_knew_in_advance():
 
 
 def test_verdict_never_calls_noise_a_gain():
-    said = verdict(made_up(0.1, -0.01, 0.2))
-    assert said["outcome"] == "none"
-    assert "no measurable gain" in said["sentences"][0]
-    assert "no better" in said["sentences"][1]
-    assert "too wide to rule a gain or a loss out" in said["sentences"][2]
+    result = verdict(made_up(0.1, -0.01, 0.2))
+    assert result["outcome"] == "none"
+    assert "no measurable gain" in result["sentences"][0]
+    assert "no better" in result["sentences"][1]
+    assert "too wide to rule a gain or a loss out" in result["sentences"][2]
     saturated = verdict(made_up(0.01, -0.01, 0.02, real=0.985))
     assert "almost no room" in saturated["sentences"][2]
 
@@ -176,7 +156,7 @@ def sets_of(packed, synthetic):
 
 def test_arms_of_a_seed_see_the_same_real_images(packed, synthetic):
     train, _, fake = sets_of(packed, synthetic)
-    plan = usefulness.plan([10, 24, "all"], [0, 1, 5], 2, train, fake)
+    plan = usefulness.plan_jobs([10, 24, "all"], [0, 1, 5], 2, train, fake)
     assert len(plan) == len({job.name for job in plan})
     assert {job.n_real for job in plan} == {10, "all", 0}  # 24 is all of them
     assert [job.n_real for job in plan if job.reference] == ["all"] * 2
@@ -192,7 +172,7 @@ def test_arms_of_a_seed_see_the_same_real_images(packed, synthetic):
 
 def test_ranks_share_the_jobs_and_only_the_last_to_finish_goes_on(packed, synthetic, tmp_path, monkeypatch):
     train, held_out, fake = sets_of(packed, synthetic)
-    plan = usefulness.plan([1], [1], 1, train, fake)
+    plan = usefulness.plan_jobs([1], [1], 1, train, fake)
     sets = {"train": train, "held_out": held_out, "synthetic": fake, "simulated": None}
     settings = SETTINGS | {"steps": 2}
     alone, shared = tmp_path / "alone", tmp_path / "shared"
@@ -234,15 +214,30 @@ def test_finished_evaluation_says_so_and_an_interrupted_one_goes_on(config, caps
     assert [path for path in results if path.stat().st_mtime_ns != written[path]] == [results[3]]
 
 
+def test_progress_counts_the_classifiers_of_all_ranks_and_is_gone_at_the_end(config, monkeypatch):
+    monkeypatch.setattr(output_folder, "EVERY_S", 0.0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert evaluate(config) is None
+    progress = read_progress(config.output_dir)
+    results = len(list((config.output_dir / "results").iterdir()))
+    assert (progress.done, progress.total, progress.unit) == (results, progress.total, "classifier")
+    assert results == progress.total // 2
+    monkeypatch.setenv("RANK", "0")
+    assert evaluate(config) is not None
+    assert read_progress(config.output_dir) is None
+    assert is_finished(config.output_dir)
+
+
 def test_parts_add_up_to_the_whole(config):
     whole = evaluate(replace(config, output_dir=config.output_dir.with_name("whole")))
     first = evaluate(replace(config, part="memorization"))
     assert (first["verdict"], first["usefulness"]) == (None, None)
-    assert "not been measured yet" in (config.output_dir / report.REPORT).read_text(encoding="utf-8")
+    assert "not been measured yet" in (config.output_dir / page.REPORT).read_text(encoding="utf-8")
     for part in ("fidelity", "kinematics", "usefulness"):
         metrics = evaluate(replace(config, part=part))
     assert [command.split()[2] for command in metrics["commands"].values()] == list(metrics["commands"])
-    text = (config.output_dir / report.REPORT).read_text(encoding="utf-8")
+    text = (config.output_dir / page.REPORT).read_text(encoding="utf-8")
     assert all(f"<pre>mdaug evaluate {part} --" in text for part in metrics["commands"])
     assert len(set(whole["commands"].values())) == 1
     without = ("config", "commands", "verdict")
@@ -271,10 +266,10 @@ def test_the_second_rank_leaves_the_report_to_the_last(config, capsys, monkeypat
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert evaluate(config) is None
-    assert not (config.output_dir / report.REPORT).exists()
+    assert not (config.output_dir / page.REPORT).exists()
     monkeypatch.setenv("RANK", "0")
     assert evaluate(config)["verdict"] is not None
-    assert (config.output_dir / report.REPORT).is_file()
+    assert (config.output_dir / page.REPORT).is_file()
 
 
 def test_a_rank_that_ends_its_classifiers_first_and_its_features_last_writes_the_report(config, monkeypatch):
@@ -294,30 +289,31 @@ def test_a_rank_that_ends_its_classifiers_first_and_its_features_last_writes_the
     monkeypatch.setenv("RANK", "0")
     assert evaluate(config) is not None
     assert others == [None]
-    assert (config.output_dir / report.REPORT).is_file()
+    assert (config.output_dir / page.REPORT).is_file()
 
 
 def test_other_settings_or_inputs_are_another_evaluation(config, packed, tmp_path):
     """The command refuses, and the launcher does before it submits: the settings even where the inputs come later."""
     evaluate(config)
     for inputs_there in (False, True):
-        config.check_output(inputs_there)
-        with pytest.raises(UserError, match="another evaluation, of other steps"):
-            replace(config, steps=3).check_output(inputs_there)
-    with pytest.raises(UserError, match="another evaluation, of other steps"):
+        where = Preflight(inputs_there=inputs_there)
+        check(config, where)
+        with pytest.raises(UserError, match=r"another run of mdaug evaluate \(steps: 2 there, 3 now\)"):
+            check(replace(config, steps=3), where)
+    with pytest.raises(UserError, match="steps: 2 there, 3 now"):
         evaluate(replace(config, steps=3))
     other = replace(config, synthetic_dir=toy_synthetic(tmp_path / "other", packed, per_class=4))
-    for refusing in (evaluate, lambda other: other.check_output(True)):
-        with pytest.raises(UserError, match="another evaluation, of other synthetic"):
+    for refusing in (evaluate, lambda other: check(other, Preflight())):
+        with pytest.raises(UserError, match="made from synthetic"):
             refusing(other)
-    other.check_output(False)
+    check(other, Preflight(inputs_there=False))
 
 
 def test_a_folder_with_something_else_is_left_alone(config):
     config.output_dir.mkdir()
     (config.output_dir / "thesis.tex").write_text("mine")
-    for refusing in (evaluate, lambda config: config.check_output(False)):
-        with pytest.raises(UserError, match="not empty"):
+    for refusing in (evaluate, lambda config: check(config, Preflight(inputs_there=False))):
+        with pytest.raises(UserError, match=r"holds other files \('thesis.tex'\)"):
             refusing(config)
     assert [path.name for path in config.output_dir.iterdir()] == ["thesis.tex"]
 
@@ -357,12 +353,12 @@ def test_flags_fill_the_configuration(tmp_path):
     for wrong, field in (("[all, 10]", "n_real_per_class"), ("[0]", "n_real_per_class"), ("[some]", "n_real")):
         with pytest.raises(UserError, match=field):
             configuration.parse(EvaluateConfig, [*required, "--n_real_per_class", wrong], "mdaug evaluate")
-    for wrong, said in (
+    for wrong, accepted in (
         ("image_size=50", "multiple of 16"),
-        ("image_size=1000000", "up to 1024"),
+        ("image_size=1000000", "at most 1024"),
         ("learning_rate=1e30", "at most 1"),
         ("max_per_class=1", "at least 2"),
         ("batch_size=1000000", "at most 4096"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=accepted):
             configuration.parse(EvaluateConfig, [*required, f"--{wrong}"], "mdaug evaluate")

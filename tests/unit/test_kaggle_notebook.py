@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.demo import stage_flags
-from mdaug import cli, config
+from launch import stages
+from mdaug import cli
 from tests.toy import CLASSES, toy_image
 
 ROOT = Path(__file__).parents[2]
@@ -115,11 +115,10 @@ def test_the_flags_of_full_size_parse(inputs, tmp_path, monkeypatch):
     for cell in cells()[: LDM_CELL - 2]:
         session.run(cell)
     flags = session.variables["FLAGS"]
-    for command, folders in stage_flags(Path("out"), Path("images")).items():
-        preset = ROOT / "configs" / flags["preset"] / f"{command}.yaml"
-        if command != "simulate":
-            words = ["--config", str(preset), *folders, *flags.get(command, "").split()]
-            config.parse(cli.find(command).load_options(), words, prog=command)
+    for command in stages.CHAIN[1:]:
+        cli.parse(
+            command, [*stages.flags(command, Path("out"), None, flags["preset"]), *flags.get(command, "").split()]
+        )
 
 
 def test_when_the_hours_are_over_the_rest_waits(inputs, tmp_path, monkeypatch):

@@ -26,10 +26,8 @@ def _keep_signal_handlers():
 
 
 @pytest.fixture
-def preset(tmp_path, monkeypatch):
+def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("configs/demo").mkdir(parents=True)
-    Path("configs/demo/pack.yaml").write_text("image_size: 64\n")
 
 
 def stages(monkeypatch, **code: str) -> None:
@@ -37,22 +35,22 @@ def stages(monkeypatch, **code: str) -> None:
     monkeypatch.setattr(demo, "stage_commands", lambda _: lines)
 
 
-@pytest.mark.usefixtures("preset")
+@pytest.mark.usefixtures("elsewhere")
 def test_stages_are_the_commands_a_user_would_type(tmp_path):
     commands = demo.stage_commands(demo.DemoConfig(out=Path("out")))
     assert list(commands) == ["simulate", "pack", "train-vqvae", "encode", "train-ldm", "generate", "evaluate"]
     assert commands["pack"][1:] == [
-        "-m", "launch", "pack", "--gpus_per_node", "1", "--cluster", "inline", "--",
-        "--config", "configs/demo/pack.yaml", "--data_dir", "out/images", "--output_dir", "out/packed",
+        "-m", "launch", "pack", "--out", "out", "--preset", "demo", "--gpus_per_node", "1", "--cluster", "inline", "--",
     ]  # fmt: skip
 
     (tmp_path / "mine").mkdir()
     own = demo.stage_commands(demo.DemoConfig(data=Path("mine"), group_by="rec([0-9]+)"))
     assert "simulate" not in own
-    assert own["pack"][-6:] == ["--data_dir", "mine", "--output_dir", "runs/demo/packed", "--group_by", "rec([0-9]+)"]
+    assert own["pack"][-3:] == ["--", "--group_by", "rec([0-9]+)"]
+    assert all(line[line.index("--data") + 1] == "mine" for line in own.values())
 
 
-@pytest.mark.usefixtures("preset")
+@pytest.mark.usefixtures("elsewhere")
 def test_the_first_failing_stage_ends_the_demo_with_its_status(monkeypatch, tmp_path, capfd):
     stages(
         monkeypatch,
@@ -68,7 +66,7 @@ def test_the_first_failing_stage_ends_the_demo_with_its_status(monkeypatch, tmp_
     assert not (tmp_path / "third").exists()
 
 
-@pytest.mark.usefixtures("preset")
+@pytest.mark.usefixtures("elsewhere")
 def test_the_summary_gives_times_memory_places_and_the_verdict(monkeypatch, capsys):
     Path("out/evaluation").mkdir(parents=True)
     Path("out/evaluation/report.html").touch()
@@ -83,7 +81,7 @@ def test_the_summary_gives_times_memory_places_and_the_verdict(monkeypatch, caps
     assert shown.rstrip().endswith("Synthetic data helped.")
 
 
-@pytest.mark.usefixtures("preset")
+@pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_the_stage_and_ends_the_demo_even_if_the_stage_ends_well(tmp_path, number):
     stage = (
@@ -114,8 +112,5 @@ def test_a_signal_reaches_the_stage_and_ends_the_demo_even_if_the_stage_ends_wel
 
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert demo.main([]) == 2
-    assert "run from the repository" in capsys.readouterr().err
-    monkeypatch.chdir(ROOT)
-    assert demo.main(["--preset", "demo", "--data", str(tmp_path / "absent")]) == 2
+    assert demo.main(["--data", str(tmp_path / "absent")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1

@@ -11,11 +11,13 @@ import pytest
 
 from launch import preflight, slurm, slurm_query
 from launch.__main__ import main
-from mdaug import cli, config, distributed
+from mdaug import cli, distributed
 from mdaug.generation.make_plan import wanted_plan
 from mdaug.generation.plan import claim_folder
-from mdaug.training.run_folder import open_run
+from shards import provenance
 from shards.errors import UserError
+from shards.output_folder import claim
+from shards.validation import identity_of
 from tests.toy_latents import toy_latents
 
 FLAGS = {
@@ -26,13 +28,14 @@ FLAGS = {
     "train-ldm": "--data_dir {packed} --image_size 16 --vqvae_path {vqvae} --latent_channels 2",
     "generate": "--ldm_path {ldm} --num_samples 3 --num_inference_steps 2",
 }
+ROLES = {"images": "packed", "vqvae": "vqvae"}
 OTHER = {
-    "simulate": ("seed", 1, "holds another run of simulate: seed is 0 there and 1 here"),
-    "pack": ("seed", 1, "holds another packing: seed is 0 there and 1 here"),
-    "train-vqvae": ("lr", 0.5, "holds another run (lr: 5e-05 there, 0.5 now)"),
-    "encode": ("augment_copies", 1, "holds latents with no augmented copies"),
-    "train-ldm": ("dropout", 0.5, "holds another run (dropout"),
-    "generate": ("seed", 1, "holds samples of another plan (seed 42 -> 1)"),
+    "simulate": ("seed", 1, "seed: 0 there, 1 now"),
+    "pack": ("seed", 1, "seed: 0 there, 1 now"),
+    "train-vqvae": ("lr", 0.5, "lr: 5e-05 there, 0.5 now"),
+    "encode": ("augment_copies", 1, "augment_copies"),
+    "train-ldm": ("dropout", 0.5, "dropout: 0.0 there, 0.5 now"),
+    "generate": ("seed", 1, "seed: 42 there, 1 now"),
 }
 
 
@@ -45,20 +48,22 @@ def made(tmp_path_factory, ldm) -> dict[str, Path]:
     for command in ("simulate", "pack"):
         run(command, config_of(command, folders, folders[command]))
     claim_folder(folders["generate"], wanted_plan(config_of("generate", folders, folders["generate"]), "cpu"))
-    for command in ("train-vqvae", "train-ldm"):
-        wanted = config_of(command, folders, folders[command])
-        assert open_run(wanted, **wanted.made_from())
-    shutil.copytree(folders["latents"], folders["encode"])
+    made_from = {role: provenance.read(folders[key], role)["hash"] for role, key in ROLES.items()}
+    for command in ("train-vqvae", "encode", "train-ldm"):
+        settings = config_of(command, folders, folders[command])
+        identity = settings.identity if command == "encode" else identity_of(settings)
+        roles = ("images",) if command == "train-vqvae" else ROLES
+        claim(folders[command], command, identity, {role: made_from[role] for role in roles})
     return folders
 
 
 def config_of(command: str, folders: dict[str, Path], output_dir: Path):
     flags = FLAGS[command].format(**folders).split()
-    return config.parse(cli.load(command)[0], [*flags, "--output_dir", str(output_dir)], prog=command)
+    return cli.parse(command, [*flags, "--output_dir", str(output_dir)])
 
 
 def run(command: str, settings) -> None:
-    cli.load(command)[1](settings)
+    cli.find(command).load().run(settings)
 
 
 def refusal(function, *arguments) -> str:
@@ -88,7 +93,8 @@ def test_other_settings_are_refused_in_the_words_of_the_command_and_the_same_go_
     for inputs_later in (False, True):
         preflight.check(command, same, 1, inputs_later=inputs_later)
     name, value, words = OTHER[command]
-    assert words in refused_alike(command, dataclasses.replace(same, **{name: value}), monkeypatch)
+    error = refused_alike(command, dataclasses.replace(same, **{name: value}), monkeypatch)
+    assert f"belongs to another run of mdaug {command} ({words}" in error
 
 
 @pytest.mark.parametrize("command", sorted(OTHER.keys() - {"encode"}))
@@ -121,14 +127,14 @@ def test_inputs_that_do_not_fit_are_refused(made, tmp_path, monkeypatch):
 
 def test_a_folder_of_another_command_is_no_run(made):
     settings = config_of("train-vqvae", made, made["images"])
-    assert "holds another run (" in refusal(preflight.check, "train-vqvae", settings, 1)
+    assert "holds the output of mdaug simulate" in refusal(preflight.check, "train-vqvae", settings, 1)
 
 
 def test_a_refused_folder_is_never_submitted(made, monkeypatch, capsys):
     monkeypatch.setattr(slurm_query, "available", lambda: True)
     monkeypatch.setattr(slurm_query, "nodes_of", lambda partition: {0: 2})
-    monkeypatch.setattr(slurm_query, "tells_gpus", lambda: True)
+    monkeypatch.setattr(slurm_query, "reports_gpus", lambda: True)
     monkeypatch.setattr(slurm, "submit", lambda *_, **__: pytest.fail("it was submitted"))
     flags = [*FLAGS["train-vqvae"].format(**made).split(), "--output_dir", str(made["train-vqvae"]), "--lr", "0.5"]
     assert main(["train-vqvae", "--cluster", "slurm", "--", *flags]) == 2
-    assert "holds another run (lr: 5e-05 there, 0.5 now); choose another --output_dir" in capsys.readouterr().err
+    assert "(lr: 5e-05 there, 0.5 now); choose another --output_dir" in capsys.readouterr().err

@@ -13,13 +13,13 @@ import pytest
 
 from launch import preflight, slurm, slurm_query
 from launch.__main__ import main
-from mdaug import cli, config
+from mdaug import cli
 from mdaug.generation.make_plan import wanted_plan
 from mdaug.generation.plan import claim_folder
 from shards.errors import UserError
 from shards.packed import open_packed
+from tests.toy import toy_synthetic
 from tests.toy_latents import toy_latents
-from tests.unit.test_evaluation_usefulness import toy_synthetic
 
 FLAGS = {
     "simulate": "--classes [drone] --images_per_class 4 --image_size 32",
@@ -34,9 +34,9 @@ FLAGS = {
     "evaluate": "--data_dir {packed} --synthetic_dir {synthetic}",
 }
 MADE = {"output_dir", "latents_dir"}  # paths that a command makes itself
-INPUTS = [(command, name) for command, names in cli.INPUTS.items() for name in names]
+INPUTS = [(command, name) for command in FLAGS for name in cli.COMMANDS[command].inputs]
 FP16 = "needs a GPU"
-TELLS_GPUS = slurm_query.tells_gpus
+REPORTS_GPUS = slurm_query.reports_gpus
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,7 @@ def there(tmp_path_factory, ldm) -> dict[str, Path]:
 
 
 def settings(command: str, there: dict[str, Path], out: Path, extra: str = "") -> typing.Any:
-    flags = f"{FLAGS[command]} {extra} --output_dir {out}".format(**there).split()
-    return config.parse(cli.load(command)[0], flags, prog=command)
+    return cli.parse(command, f"{FLAGS[command]} {extra} --output_dir {out}".format(**there).split())
 
 
 def refused(command: str, asked: typing.Any, *, gpus: bool | None = None, inputs_later: bool = False) -> str:
@@ -72,11 +71,11 @@ def test_what_can_run_passes_and_leaves_nothing(command, there, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
+@pytest.mark.parametrize("command", FLAGS)
 def test_every_path_of_every_command_is_known_as_input_or_made_by_it(command):
-    types = typing.get_type_hints(cli.load(command)[0])
+    types = typing.get_type_hints(cli.COMMANDS[command].load_options())
     paths = {name for name, kind in types.items() if Path in (kind, *typing.get_args(kind))}
-    assert paths - MADE == set(cli.INPUTS.get(command, ()))
+    assert paths - MADE == set(cli.COMMANDS[command].inputs)
 
 
 @pytest.mark.parametrize(("command", "name"), INPUTS)
@@ -84,7 +83,7 @@ def test_an_input_that_is_not_there_is_refused_unless_a_job_before_makes_it(comm
     absent = tmp_path / "absent"
     asked = dataclasses.replace(settings(command, there, tmp_path / "out"), **{name: absent})
     assert refused(command, asked) == f"{name}={absent} does not exist; make it first, or correct --{name}"
-    if name in preflight.GIVEN:
+    if name in cli.COMMANDS[command].given:
         assert "does not exist" in refused(command, asked, inputs_later=True)
     else:
         preflight.check(command, asked, 1, inputs_later=True)
@@ -119,20 +118,20 @@ def test_what_needs_a_gpu_is_refused_for_nodes_without(command, extra, words, th
     preflight.check(command, asked, 1, gpus=True)
 
 
-def test_what_needs_a_gpu_is_not_refused_where_the_cluster_does_not_tell_of_gpus(
+def test_what_needs_a_gpu_is_not_refused_where_the_cluster_does_not_report_gpus(
     there, tmp_path, elsewhere, monkeypatch, slurm_says, capsys
 ):
-    monkeypatch.setattr(slurm_query, "only_here", lambda partition: True)
+    monkeypatch.setattr(slurm_query, "single_machine", lambda partition: True)
     flags = [*FLAGS["train-vqvae"].format(**there).split(), "--output_dir", str(tmp_path / "out")]
     command = ["train-vqvae", "--cluster", "slurm", "--dry_run", "--", *flags, "--mixed_precision", "fp16"]
-    monkeypatch.setattr(slurm_query, "tells_gpus", TELLS_GPUS)
+    monkeypatch.setattr(slurm_query, "reports_gpus", REPORTS_GPUS)
     slurm_says("scontrol", "FooTypes = gpu\nGresTypes               = gpu,nvme")
     assert main(command) == 2
     assert f"{FP16}: DeepSpeed refuses" in capsys.readouterr().err
     slurm_says("scontrol", "GresTypes               = (null)\nFooTypes = gpu")
     assert main(command) == 0
     shown = capsys.readouterr().out
-    assert "this Slurm does not tell of GPUs (no GresTypes); ranks use those that they find" in shown
+    assert "this Slurm does not report GPUs (no GresTypes); ranks use those that they find" in shown
     assert "gpus-per-node" not in shown
 
 
@@ -200,8 +199,8 @@ def elsewhere(monkeypatch):
     monkeypatch.setattr("psutil.disk_partitions", lambda all: parts)
     monkeypatch.setattr(slurm_query, "available", lambda: True)
     monkeypatch.setattr(slurm_query, "nodes_of", lambda partition: {0: 2})
-    monkeypatch.setattr(slurm_query, "tells_gpus", lambda: True)
-    monkeypatch.setattr(slurm_query, "only_here", lambda partition: False)
+    monkeypatch.setattr(slurm_query, "reports_gpus", lambda: True)
+    monkeypatch.setattr(slurm_query, "single_machine", lambda partition: False)
     monkeypatch.setattr(sys, "executable", "/shared/venv/bin/python")
 
 
@@ -255,5 +254,5 @@ def test_nothing_is_submitted_that_the_nodes_cannot_find(
     monkeypatch.setattr(slurm, "CODE", Path("/shared/mdaug"))
     assert "python=/scratch/bin/python lies below /scratch" in said(shared=[own], python="/scratch/bin/python")
     assert said(shared=[own], python="/scratch/bin/python", container="apptainer exec img") == ""
-    monkeypatch.setattr(slurm_query, "only_here", lambda partition: True)
+    monkeypatch.setattr(slurm_query, "single_machine", lambda partition: True)
     assert said() == ""

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from launch import attempt, slurm_profile, slurm_query
-from launch import status as follow
+from launch import attempt, job, slurm_profile, slurm_query, status
 from launch.__main__ import LaunchConfig, main
-from launch.attempt import REQUEUE, Job
-from launch.rank import Report, local_device, master_port, report_path, started_path
+from launch.job import REQUEUE, Job, Report
+from launch.rank import local_device, master_port
 from shards.errors import UserError
+from shards.output_folder import claim
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +31,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def report(folder: Path, rank: int, status: int, error: str = "", after: float = 0) -> None:
-    path = report_path(attempt.reports_folder(folder, attempt.number()), rank)
+    path = job.report_path(job.reports_folder(folder, job.attempt_number()), rank)
     path.write_text(json.dumps(asdict(Report(rank, status, error, False, time.time() + after))))
 
 
@@ -39,7 +39,7 @@ def test_all_ranks_done_is_done(folder):
     report(folder, 0, 0)
     report(folder, 1, 0)
     assert attempt.end(folder, 0) == 0
-    assert attempt.read_outcome(folder) == (0, "done")
+    assert job.read_outcome(folder) == (0, "done")
 
 
 def test_the_earliest_error_of_any_rank_is_told_first(folder, capsys):
@@ -72,7 +72,7 @@ def test_a_rank_without_a_report_was_killed(folder, capsys):
 
 def test_a_rank_that_died_beside_one_that_srun_then_stopped_is_a_failure(folder, capsys):
     report(folder, 0, 143)
-    started_path(attempt.reports_folder(folder, 0), 1).touch()
+    job.started_path(job.reports_folder(folder, 0), 1).touch()
     assert attempt.end(folder, 143) == 143
     assert "rank 1 of 2 was killed" in capsys.readouterr().out
 
@@ -95,21 +95,22 @@ def test_reports_of_the_attempt_before_do_not_count(folder, monkeypatch):
 
 @pytest.mark.parametrize("advancing", [True, False])
 def test_three_restarts_without_progress_stop_the_job(folder, monkeypatch, advancing):
+    """What is done, but would be lost with the process, is no progress."""
+    run = claim(folder.parents[1], "encode", {})
     statuses = []
     for restart in (1, 2, 3, 4):
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
-        if advancing:
-            (folder.parents[1] / "latest").write_text(f"samples-{restart}")
+        run.progress(10 * restart, 100, "image", saved=restart if advancing else 1)
         statuses.append(attempt.begin(folder))
-    assert statuses == ([0, 0, 0, 0] if advancing else [0, 0, 1, 1])
+    assert statuses == ([0, 0, 0, 0] if advancing else [0, 0, 0, 1])
     if not advancing:
-        assert "3 restarts without progress" in attempt.read_outcome(folder)[1]
+        assert "3 restarts without progress" in job.read_outcome(folder)[1]
 
 
 def test_a_job_gives_up_after_max_restarts(folder, monkeypatch):
     monkeypatch.setenv("SLURM_RESTART_COUNT", "10")
     assert attempt.begin(folder) == 1
-    assert "max_restarts=9" in attempt.read_outcome(folder)[1]
+    assert "max_restarts=9" in job.read_outcome(folder)[1]
 
 
 def test_a_task_that_sees_one_gpu_uses_that_one(monkeypatch):
@@ -126,22 +127,22 @@ def test_jobs_on_one_node_and_attempts_of_one_job_meet_at_ports_of_their_own():
 
 def test_an_array_has_failed_when_one_of_its_tasks_has_and_is_done_when_all_are(folder):
     def tell(worker: int, status: int, text: str) -> None:
-        part = attempt.of_worker(folder, worker)
+        part = job.worker_folder(folder, worker)
         part.mkdir(parents=True, exist_ok=True)
         (part / "outcome.json").write_text(json.dumps({"status": status, "text": text}))
 
     for worker in (0, 2, 10):
-        attempt.of_worker(folder, worker).mkdir(parents=True)
-    assert [part.name for part in attempt.parts(folder)] == ["0", "2", "10"]
+        job.worker_folder(folder, worker).mkdir(parents=True)
+    assert [part.name for part in job.tasks(folder)] == ["0", "2", "10"]
     tell(2, 0, "done")
-    assert attempt.read_outcome(folder) is None
+    assert job.read_outcome(folder) is None
     tell(0, 0, "done")
     tell(10, 137, "rank 0 was killed")
-    assert attempt.read_outcome(folder) == (137, "worker 10: rank 0 was killed")
+    assert job.read_outcome(folder) == (137, "worker 10: rank 0 was killed")
     tell(10, REQUEUE, "told to stop")
-    assert attempt.read_outcome(folder) == (REQUEUE, "worker 10: told to stop")
+    assert job.read_outcome(folder) == (REQUEUE, "worker 10: told to stop")
     tell(10, 0, "done")
-    assert attempt.read_outcome(folder)[0] == 0
+    assert job.read_outcome(folder)[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -192,11 +193,11 @@ def test_an_array_is_as_its_tasks_are(slurm_says, tasks, whole):
 def test_an_array_of_which_a_task_was_forgotten_without_an_outcome_is_not_done(folder, slurm_says, capsys):
     slurm_says("squeue", "COMPLETED")
     for worker in (0, 1):
-        attempt.of_worker(folder, worker).mkdir(parents=True)
-        assert follow.wait(folder) == 1
-        assert "without a word of some of its tasks" in capsys.readouterr().err
-        (attempt.of_worker(folder, worker) / "outcome.json").write_text('{"status": 0, "text": "done"}')
-    assert follow.wait(folder) == 0
+        job.worker_folder(folder, worker).mkdir(parents=True)
+        assert status.wait(folder) == 1
+        assert "without an outcome of some of its tasks" in capsys.readouterr().err
+        (job.worker_folder(folder, worker) / "outcome.json").write_text('{"status": 0, "text": "done"}')
+    assert status.wait(folder) == 0
 
 
 def test_gpus_of_every_kind_are_counted(slurm_says):
@@ -211,8 +212,8 @@ def test_gpus_of_every_kind_are_counted(slurm_says):
 def test_nodes_that_are_this_very_machine_are_known_by_their_host_names(slurm_says, monkeypatch):
     monkeypatch.setattr("socket.gethostname", lambda: "head.cluster")
     slurm_says("sinfo", "cpu*|head\ncpu*|head.cluster\ngpu|head\ngpu|node1")
-    assert slurm_query.only_here(None)
-    assert not slurm_query.only_here("gpu")
+    assert slurm_query.single_machine(None)
+    assert not slurm_query.single_machine("gpu")
 
 
 def test_auto_is_slurm_where_sbatch_is_except_inside_a_job(slurm_says, monkeypatch):
@@ -276,7 +277,7 @@ def test_a_training_is_no_array_and_without_slurm_the_ranks_do_it_all(tmp_path, 
     monkeypatch.setattr(slurm_query, "available", lambda: False)
     flags = ["--", "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
     assert main(["train-vqvae", "--cluster", "slurm", "--workers", "2", *flags]) == 2
-    assert "only evaluate and generate run as a job array" in capsys.readouterr().err
+    assert "only generate and evaluate run as a job array" in capsys.readouterr().err
     local = ["generate", "--workers", "64", "--gpus_per_node", "2", "--dry_run"]
     assert main([*local, "--", "--ldm_path", "x", "--output_dir", "y"]) == 0
     shown = capsys.readouterr().out

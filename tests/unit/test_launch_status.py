@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import time
@@ -13,13 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch import attempt, slurm_query
-from launch import local_job as here
+from launch import attempt, job, slurm_query
 from launch import status as launch_status
-from launch.attempt import Job
-from launch.rank import Report, report_path
+from launch.job import Job, Report
+from shards import atomic, provenance
 from shards.errors import UserError
-from shards.progress import Progress
+from shards.output_folder import PROGRESS_FILE, Progress, claim
 
 FORGOTTEN = ("squeue", "slurm_load_jobs error: Invalid job id specified", 1)
 
@@ -46,107 +46,71 @@ def status(folder, capsys):
     return ask
 
 
-def finish(run: Path, *names: str, seconds_ago: float = 0) -> None:
-    """Leave finished shards."""
-    for name in names:
-        path = run / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("{}")
-        then = time.time() - seconds_ago
-        os.utime(path, (then, then))
+def progress(run: Path, done: int, total: int, unit: str, *, note: str = "", seconds: int = 0, ago: int = 0) -> None:
+    """Leave the progress of a process that began with 10 units, so many seconds before it wrote this, some time ago."""
+    now = math.ceil(time.time()) - ago
+    atomic.write_text(
+        run / PROGRESS_FILE, json.dumps(asdict(Progress(done, total, unit, done, now, 10, now - seconds, note)))
+    )
 
 
 def began(folder: Path, seconds_ago: float) -> None:
     """Let the last attempt have begun so long ago."""
     lines = [{"attempt": 1 - n, "time": time.time() - (1 + n) * seconds_ago, "progress": ""} for n in (1, 0)]
-    (folder / attempt.ATTEMPTS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / job.ATTEMPTS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_a_training_tells_its_samples_and_its_time_left(folder, status, slurm_says):
+def test_what_a_command_has_recorded_is_shown_with_the_time_left_while_it_runs(folder, status, slurm_says):
     slurm_says("squeue", "RUNNING")
     assert status() == {
         "job": ": mdaug encode on 2 rank(s)",
         "state": "running",
         "attempts": "1, the last from the start",
     }
-    record = {"samples": 51200, "epoch": 2.5, "loss": 0.125, "img_s": 80.0, "eta_s": 90061.0}
-    metrics = folder.parents[1] / "metrics.jsonl"
-    metrics.write_text(json.dumps(record) + '\n{"val_loss": 1}\n{"samp')  # a line is being written
-    assert status()["progress"] == "51,200 samples, epoch 2.50, loss 0.125, 80.0 img/s, 1 d 01:01:01 left"
+    run = folder.parents[1]
+    progress(run, 51210, 141310, "sample", note="epoch 2.50, loss 0.125", seconds=51200)  # one a second
+    shown = "51,210 of 141,310 samples (36 %), epoch 2.50, loss 0.125"
+    assert status()["progress"] == f"{shown}, 1 d 01:01:40 left"
     slurm_says("squeue", "CANCELLED")
-    assert status()["progress"] == "51,200 samples, epoch 2.50, loss 0.125, 80.0 img/s"
+    assert status()["progress"] == shown
 
 
-@pytest.mark.parametrize(
-    ("plan", "names"),
-    [
-        ({"images": "a", "vqvae": "b", "shards": 10}, ("train/000000", "train/000001", "val/000000", "val/000001")),
-        ({"counts": {"walk": 51, "fall": 40}, "samples_per_shard": 10}, ("000000", "000001", "000002", "000003")),
-    ],
-    ids=["encode", "generate"],
-)
-def test_shards_of_a_plan_tell_the_time_left_at_the_rate_of_this_attempt(plan, names, folder, status, slurm_says):
+def test_the_rate_of_an_earlier_attempt_tells_no_time_left(folder, status, slurm_says):
     slurm_says("squeue", "RUNNING")
-    run = folder.parents[1]
-    (run / "plan.json").write_text(json.dumps(plan))
-    assert status()["progress"] == "0 of 10 shards (0%)"
-    finish(run, *names[:2], seconds_ago=1000)
     began(folder, 600)
-    assert status()["progress"] == "2 of 10 shards (20%)"  # both are of the attempt before: no rate yet
-    finish(run, *names[2:], seconds_ago=30)
-    finish(run, "real-000000")  # of the real images that are mixed in
-    assert re.fullmatch(r"4 of 10 shards \(40%\), 00:30:0\d left", status()["progress"])  # 6 at 2 in 600 s
-    slurm_says("squeue", "PENDING")
-    assert status()["progress"] == "4 of 10 shards (40%)"
+    progress(folder.parents[1], 20, 100, "shard", seconds=100, ago=700)
+    assert status()["progress"] == "20 of 100 shards (20 %)"
+    progress(folder.parents[1], 20, 100, "shard", seconds=100)
+    assert status()["progress"] == "20 of 100 shards (20 %), 00:13:20 left"
+    progress(folder.parents[1], 10, 100, "shard", seconds=100)  # none made yet
+    assert status()["progress"] == "10 of 100 shards (10 %)"
 
 
-def test_the_rate_of_a_job_array_counts_from_the_task_that_runs_longest(folder, status, slurm_says):
+def test_an_array_runs_since_its_task_that_runs_longest(folder, status, slurm_says):
     slurm_says("squeue", "COMPLETED\nRUNNING\nPENDING")
-    run = folder.parents[1]
-    (run / "plan.json").write_text(json.dumps({"counts": {"walk": 40}, "samples_per_shard": 10}))
     for worker, seconds_ago in ((0, 300), (1, 20)):
-        part = attempt.of_worker(folder, worker)
-        part.mkdir(parents=True)
-        began(part, seconds_ago)
-    attempt.of_worker(folder, 2).mkdir()
-    finish(run, "000000", "000001", "000002")
-    assert re.fullmatch(r"3 of 4 shards \(75%\), 00:01:4\d left", status()["progress"])
+        task = job.worker_folder(folder, worker)
+        task.mkdir(parents=True)
+        began(task, seconds_ago)
+    job.worker_folder(folder, 2).mkdir()
+    progress(folder.parents[1], 30, 40, "shard", seconds=100, ago=200)
+    assert status()["progress"] == "30 of 40 shards (75 %), 00:00:50 left"
 
 
-def test_what_has_no_plan_tells_what_rank_0_last_said(folder, status, slurm_says, monkeypatch, capsys):
-    slurm_says("squeue", "RUNNING")
-    clock = iter([0.0, 1.0, 20.0])
-    with monkeypatch.context() as patched:
-        patched.setattr("shards.progress.time.monotonic", lambda: next(clock))
-        with Progress("classifiers", 30, "classifier") as shown:
-            shown.update()
-            shown.update(3)
-    log = folder.parent / "rank-00000.log"
-    log.write_text("loading\n" + capsys.readouterr().err + "warning: 3/4\n")
-    assert status()["progress"] == "rank 0: classifiers 4 of 30 classifiers, 00:02:10 left"  # 26 at 0.20 a second
-    slurm_says("squeue", "FAILED")
-    assert status()["progress"] == "rank 0: classifiers 4 of 30 classifiers"
+def test_progress_of_an_attempt_is_what_a_killed_run_would_still_have(tmp_path):
+    begun = attempt.saved_progress(tmp_path)
+    run = claim(tmp_path, "train-ldm", {})
+    run.progress(10, 100, "sample", saved=0)
+    assert attempt.saved_progress(tmp_path) == begun
+    texts = []
+    for saved in (8, 8, 16):
+        run.progress(50, 100, "sample", saved=saved)
+        texts.append(attempt.saved_progress(tmp_path))
+    assert texts[0] == texts[1] != texts[2]
 
 
-def test_what_every_command_leaves_counts_as_progress(tmp_path):
-    assert attempt.progress(tmp_path) == attempt.NOTHING
-    (tmp_path / "plan.json").touch()
-    for path, words in (
-        ("drone/000000.png", "1 pictures"),
-        ("results/real-5-0.json", "1 results"),
-        ("latents/train/000000.json", "1 shards"),
-        ("train/000000.json", "2 shards"),
-        ("000000.json", "3 shards"),
-    ):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).touch()
-        assert attempt.progress(tmp_path) == words
-    (tmp_path / "latest").write_text("samples-000000000128\n")
-    assert attempt.progress(tmp_path) == "samples-000000000128"
-
-
-def test_the_last_error_is_told_beside_the_state(folder, slurm_says, capsys):
-    path = report_path(attempt.reports_folder(folder, 0), 0)
+def test_the_last_error_is_shown_beside_the_state(folder, slurm_says, capsys):
+    path = job.report_path(job.reports_folder(folder, 0), 0)
     path.write_text(json.dumps(asdict(Report(0, 1, "RuntimeError: the true cause", False, time.time()))))
     attempt.end(folder, 1)
     slurm_says(*FORGOTTEN)
@@ -184,7 +148,7 @@ def test_a_job_that_was_killed_says_why_and_what_to_change(state, known_by, fold
         slurm_says(*FORGOTTEN)
         slurm_says("sacct", *([state] if known_by == "sacct" else ["no accounts", 1]))
     if known_by.startswith("the log"):
-        (folder / "77_0_log.out").write_text(f"{attempt.BEGINS}: 0\n")
+        (folder / "77_0_log.out").write_text(f"{job.BEGINS}: 0\n")
         with open(folder / f"77_{0 if known_by == 'the log alone' else 9}_log.out", "a") as log:
             log.write(SLURMD[state] + "\n")
     shown = status()
@@ -197,57 +161,59 @@ def test_a_job_that_was_killed_says_why_and_what_to_change(state, known_by, fold
     assert REMEDIES[state] in said
 
 
-def test_what_ended_an_earlier_attempt_is_not_told_of_the_last(folder, status, slurm_says):
+def test_what_ended_an_earlier_attempt_does_not_explain_the_last(folder, status, slurm_says):
     slurm_says(*FORGOTTEN)
     slurm_says("sacct", "no accounts", 1)
     (folder / "77_0_log.out").write_text(
-        f"{attempt.BEGINS}: 0\n{SLURMD['PREEMPTED']}\n{attempt.BEGINS}: 1\nlaunch: rank 1 failed first\n"
+        f"{job.BEGINS}: 0\n{SLURMD['PREEMPTED']}\n{job.BEGINS}: 1\nlaunch: rank 1 failed first\n"
     )
-    (folder / "77_1_log.out").write_text(f"{attempt.BEGINS}: 0\n{SLURMD['OUT_OF_MEMORY']}\n{attempt.BEGINS}: 1\n")
+    (folder / "77_1_log.out").write_text(f"{job.BEGINS}: 0\n{SLURMD['OUT_OF_MEMORY']}\n{job.BEGINS}: 1\n")
     shown = status()
     assert shown["state"] == "gone"
     assert "left no outcome" in shown["reason"]
     assert f"see {folder}/*_0_log.out" in shown["reason"]
-    assert slurm_query.judged(folder, "FAILED") == "FAILED"
-    assert slurm_query.explained(folder, "FAILED") is None
+    assert slurm_query.state_by_log(folder, "FAILED") == "FAILED"
+    assert slurm_query.explain_end(folder, "FAILED") is None
 
 
-def test_a_run_of_this_machine_is_told_by_its_process_and_of_another_only_by_its_outcome(tmp_path, capsys):
-    here.begin("encode", tmp_path, 2)
-    folder = here.folder(tmp_path)
-    job = attempt.read_job(folder)
-    assert here.state(folder, job) == "RUNNING"
-    number_given_again = dataclasses.replace(job, submitted=psutil.Process().create_time() - 1)
-    assert here.state(folder, number_given_again) == "KILLED"
-    elsewhere = dataclasses.replace(job, host="another")
+def test_ranks_of_this_machine_are_known_by_their_process_and_others_only_by_their_outcome(tmp_path, capsys):
+    job.begin_local("encode", tmp_path, 2)
+    folder = job.local_folder(tmp_path)
+    record = job.read_job(folder)
+    assert job.local_state(folder, record) == "RUNNING"
+    number_given_again = dataclasses.replace(record, submitted=psutil.Process().create_time() - 1)
+    assert job.local_state(folder, number_given_again) == "KILLED"
+    elsewhere = dataclasses.replace(record, host="another")
     elsewhere.write(folder)
     assert launch_status.status(tmp_path) == 0
     assert "state     elsewhere\nreason    it was started on another machine" in capsys.readouterr().out
     with pytest.raises(UserError, match="can be stopped on that machine only"):
         launch_status.cancel(tmp_path)
     for status, state in ((0, "COMPLETED"), (1, "FAILED"), (143, "STOPPED"), (130, "STOPPED")):
-        attempt.write_outcome(folder, status, "text")
-        assert here.state(folder, elsewhere) == state
+        job.write_outcome(folder, status, "text")
+        assert job.local_state(folder, elsewhere) == state
 
 
-def test_the_last_of_a_job_and_a_run_of_this_machine_is_told(folder, slurm_says, capsys):
+def test_the_last_of_a_job_and_a_run_of_this_machine_is_shown(folder, slurm_says, capsys):
     slurm_says("squeue", "COMPLETED")
-    here.begin("encode", folder.parents[1], 2)
-    assert launch_status.find(folder.parents[1]) == here.folder(folder.parents[1])
-    dataclasses.replace(attempt.read_job(folder), submitted=time.time() + 1).write(folder)
-    assert launch_status.find(folder.parents[1]) == folder
+    job.begin_local("encode", folder.parents[1], 2)
+    assert job.find(folder.parents[1]) == job.local_folder(folder.parents[1])
+    dataclasses.replace(job.read_job(folder), submitted=time.time() + 1).write(folder)
+    assert job.find(folder.parents[1]) == folder
 
 
-def test_without_a_record_status_tells_what_is_on_disk(tmp_path, capsys):
-    finish(tmp_path, "000000", seconds_ago=90)
-    os.utime(tmp_path, (time.time() - 70,) * 2)
+def test_without_a_record_status_shows_what_is_on_disk(tmp_path, capsys):
+    run = claim(tmp_path, "pack", {})
+    run.progress(30, 120, "image")
+    for path in (*tmp_path.iterdir(), tmp_path):
+        os.utime(path, (time.time() - 70,) * 2)
     assert launch_status.status(tmp_path) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("state     not finished; no launcher has a record")
-    assert re.search(r"last change 00:01:1\d ago\nprogress  1 shards$", shown.strip())
-    (tmp_path / "provenance.json").touch()
+    assert shown.startswith("state     mdaug pack, not finished; no launcher has a record")
+    assert re.search(r"last change 00:01:1\d ago\nprogress  30 of 120 images \(25 %\)$", shown.strip())
+    provenance.write(tmp_path, kind="images", content_hash="", made_from={}, config={})
     assert launch_status.status(tmp_path) == 0
-    assert capsys.readouterr().out.startswith("state     finished; ")
+    assert capsys.readouterr().out.startswith("state     mdaug pack, finished; ")
     for action in (launch_status.logs, launch_status.cancel):
         with pytest.raises(UserError, match=r"no SLURM job was submitted .* and no ranks were started"):
             action(tmp_path)
@@ -259,7 +225,7 @@ def test_a_job_that_runs_or_is_done_needs_no_reason(folder, status, slurm_says):
     for state in ("RUNNING", "PENDING"):
         slurm_says("squeue", state)
         assert "reason" not in status()
-    assert slurm_query.explained(folder, "COMPLETED") is None
-    assert set(slurm_query.SIGNS.values()) <= slurm_query.WORDS.keys()
-    assert slurm_query.WORDS.keys() <= slurm_query.ENDED | {slurm_query.GONE}
-    assert launch_status.progress_of(attempt.read_job(folder), None) is None
+    assert slurm_query.explain_end(folder, "COMPLETED") is None
+    assert set(slurm_query.SIGNS.values()) <= slurm_query.EXPLANATIONS.keys()
+    assert slurm_query.EXPLANATIONS.keys() <= slurm_query.ENDED | {slurm_query.GONE}
+    assert launch_status.describe_progress(folder.parents[1], None) is None

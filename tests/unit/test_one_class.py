@@ -49,12 +49,12 @@ def test_one_class_is_generated_and_evaluated_without_the_experiment(folders, tm
     assert metrics is not None
     assert metrics["usefulness"] is None
     assert all(metrics[part] for part in ("fidelity", "kinematics", "memorization"))
-    said = "one class ('wavy'), so whether synthetic images help a classifier cannot be measured"
-    assert said in capsys.readouterr().out
+    sentence = "one class ('wavy'), so whether synthetic images help a classifier cannot be measured"
+    assert sentence in capsys.readouterr().out
     report = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     assert "one class (&#x27;wavy&#x27;)" in report
     assert "not been measured yet" not in report
     assert evaluate(config) == metrics
     assert "holds this evaluation already" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"one class only \('wavy'\), and a classifier has nothing to tell apart"):
+    with pytest.raises(UserError, match=r"only one class \('wavy'\), and a classifier has nothing to tell apart"):
         evaluate(EvaluateConfig(packed, tmp_path / "out", tmp_path / "other", part="usefulness"))

@@ -17,6 +17,10 @@ def square(number: int) -> int:
     return number**2
 
 
+def scale(number: int, factor: int, offset: int) -> int:
+    return factor * number + offset
+
+
 def die(number: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -27,6 +31,12 @@ def test_results_come_in_order_and_errors_as_they_are(workers):
         assert list(pool.map(square, range(50))) == [number**2 for number in range(50)]
         with pytest.raises(ArithmeticError):
             list(pool.map(square, [1, -1]))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_shared_arguments_reach_every_job(workers):
+    with Pool(workers, shared=(3, 1)) as pool:
+        assert list(pool.map(scale, range(9), chunk=1)) == [3 * number + 1 for number in range(9)]
 
 
 def test_no_more_processes_than_work():

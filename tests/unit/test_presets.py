@@ -7,29 +7,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from launch.demo import stage_flags
-from mdaug import cli, config
+from launch import stages
+from mdaug import cli
+from mdaug.models.hybrid_unet import HybridUNet2DModel
+from shards.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-PRESETS = sorted(folder.name for folder in CONFIGS.iterdir() if folder.is_dir() and folder.name != "launch")
+PRESETS = sorted(file.stem for file in CONFIGS.glob("*.yaml"))
 
 
 def load(preset: str) -> dict:
-    """Return command -> its configuration under a preset."""
-    folders = stage_flags(Path("out"), Path("images"))
-    files = sorted((CONFIGS / preset).glob("*.yaml"))
-    return {
-        file.stem: config.parse(cli.load(file.stem)[0], ["--config", str(file), *folders[file.stem]], prog=preset)
-        for file in files
-    }
+    """Return stage -> its options under a preset."""
+    return {command: cli.parse(command, stages.flags(command, Path("out"), preset=preset)) for command in stages.CHAIN}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_is_a_chain_that_fits_together(preset):
-    from mdaug.models.hybrid_unet import HybridUNet2DModel
-
     of = load(preset)
-    assert of.keys() >= {"pack", "train-vqvae", "encode", "train-ldm", "generate"}
     vqvae, ldm = of["train-vqvae"], of["train-ldm"]
     assert of["pack"].image_size == vqvae.image_size == ldm.image_size
     assert ldm.latent_channels == vqvae.latent_channels
@@ -49,3 +43,14 @@ def test_a_preset_is_a_chain_that_fits_together(preset):
 def test_every_preset_is_explained():
     text = (CONFIGS / "README.md").read_text(encoding="utf-8")
     assert [preset for preset in PRESETS if f"`{preset}`" not in text] == []
+
+
+def test_a_section_wins_over_the_common_part_which_reaches_only_commands_with_such_a_field():
+    of = load("demo")
+    assert (of["pack"].image_size, of["train-ldm"].image_size, of["simulate"].image_size) == (64, 64, 256)
+    assert not hasattr(of["encode"], "image_size")
+
+
+def test_the_old_path_of_a_preset_names_the_new_one():
+    with pytest.raises(UserError, match="a preset is one file now: --config demo"):
+        cli.parse("pack", ["--config", "configs/demo/pack.yaml", *stages.flags("pack", Path("out"))])

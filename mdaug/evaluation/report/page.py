@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from mdaug.evaluation.report import pictures, plots, sections
-from mdaug.evaluation.report.sections import GRID, PAIRS, RECONSTRUCTION, inline, table
+from mdaug.evaluation.report.sections import inline, table
 from mdaug.evaluation.report.verdict import percent
 from shards.atomic import write_text
 
 METRICS, REPORT = "metrics.json", "report.html"
-__all__ = ["GRID", "METRICS", "PAIRS", "RECONSTRUCTION", "REPORT", "command", "html", "summary", "write"]
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#1b1f24;background:#fff;
@@ -33,7 +32,7 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .6rem;border-bottom:1px solid #d9dee3;text-align:right}
 td{white-space:nowrap}th:first-child,td:first-child{text-align:left;white-space:normal;min-width:8.5rem}
 th{font-weight:600;vertical-align:bottom}.confusion th:first-child{min-width:0}
-svg{max-width:100%;height:auto}svg text{font:13px system-ui,sans-serif;fill:#1b1f24}
+svg{max-width:100%;height:auto}svg text{font-family:system-ui,sans-serif}
 .plots{display:flex;flex-wrap:wrap;gap:1rem}.legend span{margin-right:1rem;white-space:nowrap}
 .legend i{display:inline-block;width:.8rem;height:.8rem;margin-right:.3rem}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85rem}
@@ -49,9 +48,9 @@ def write(folder: Path, metrics: dict) -> None:
     """Write report.html, metrics.json and the plots into `folder`, where the pictures are."""
     text = json.dumps(_without_nan(metrics), indent=1, ensure_ascii=False, allow_nan=False)
     write_text(folder / METRICS, text + "\n")
-    for name, draw in plots.FILES.items():
-        if drawn := draw(metrics):
-            drawn.save(folder / name)
+    for name, plot in plots.FILES.items():
+        if group := plot(metrics):
+            group.save(folder / name)
     write_text(folder / REPORT, html(folder, metrics))
 
 
@@ -78,11 +77,11 @@ def summary(metrics: dict, folder: Path) -> str:
         lines.append(f"real, judging synthetic images: {percent(judged['accuracy'])} ± {100 * judged['std']:.1f}")
     for network in (metrics["fidelity"] or {"networks": []})["networks"]:
         if network["synthetic"] is not None:
-            mine, floor = network["synthetic"], network["floor"]
+            synthetic, floor = network["synthetic"], network["floor"]
             lines.append(
-                f"in features of the {network['name']}, synthetic (floor): Fréchet {mine['frechet']:.3g} "
-                f"({floor['frechet']:.3g}), precision {mine['precision']:.2f} ({floor['precision']:.2f}), "
-                f"recall {mine['recall']:.2f} ({floor['recall']:.2f})"
+                f"in features of the {network['name']}, synthetic (floor): Fréchet {synthetic['frechet']:.3g} "
+                f"({floor['frechet']:.3g}), precision {synthetic['precision']:.2f} ({floor['precision']:.2f}), "
+                f"recall {synthetic['recall']:.2f} ({floor['recall']:.2f})"
             )
     if metrics["memorization"]:
         memory = metrics["memorization"]
@@ -91,19 +90,23 @@ def summary(metrics: dict, folder: Path) -> str:
             f"{percent(memory['share_closer'])}"
         )
     if metrics["reconstruction"]:
-        kept = metrics["reconstruction"]
-        lines.append(f"reconstruction of held-out images: PSNR {kept['psnr']:.2f} dB, SSIM {kept['ssim']:.3f}")
+        kept = metrics["reconstruction"]["rows"]["VQ-VAE"]
+        of_levels = f" ({kept['level_psnr']['mean']:.2f} dB of levels)" if "level_psnr" in kept else ""
+        lines.append(
+            f"reconstruction of held-out images: PSNR {kept['psnr']['mean']:.2f} dB{of_levels}, "
+            f"SSIM {kept['ssim']['mean']:.3f}"
+        )
     if rows := sections.target_rows(metrics):
         lines.append("")
-        for name, synthetic, real, ratio, limit, said in [[*sections.TARGET_HEAD, ""], *rows]:
-            lines.append(f"{name:51s} {synthetic:>9s} {real:>7s} {ratio:>6s}  {limit:5s}  {said}".rstrip())
+        for name, synthetic, real, ratio, limit, reached in [[*sections.TARGET_HEAD, ""], *rows]:
+            lines.append(f"{name:51s} {synthetic:>9s} {real:>7s} {ratio:>6s}  {limit:5s}  {reached}".rstrip())
     sentences = metrics["verdict"]["sentences"] if metrics["verdict"] else []
     return "\n".join([*lines, "", *sentences, "", f"report: {folder / REPORT}"])
 
 
 def html(folder: Path, metrics: dict) -> str:
     """Return the report; pictures are read from `folder` and put inline, nothing is loaded from elsewhere."""
-    said = metrics["verdict"] or {
+    verdict = metrics["verdict"] or {
         "outcome": "none",
         "sentences": [
             "Whether the synthetic images help a classifier has not been measured yet; run mdaug evaluate usefulness "
@@ -112,10 +115,10 @@ def html(folder: Path, metrics: dict) -> str:
     }
     pieces = [
         "<h1>What the synthetic images are worth</h1>",
-        f'<div class="verdict {said["outcome"]}">',
-        *(f"<p>{escape(sentence)}</p>" for sentence in said["sentences"]),
+        f'<div class="verdict {verdict["outcome"]}">',
+        *(f"<p>{escape(sentence)}</p>" for sentence in verdict["sentences"]),
         "</div>",
-        *sections.passing(metrics),
+        *sections.target_table(metrics),
         *sections.usefulness(metrics),
         "<h2>Real and synthetic, side by side</h2>",
         *_sides(folder, metrics["data"]["classes"]),
@@ -134,19 +137,19 @@ def html(folder: Path, metrics: dict) -> str:
 
 def command(config: dict) -> str:
     """Return the command that made an evaluation or a part of it, every setting spelled out."""
-    given = {
+    values = {
         name: f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
         for name, value in config.items()
         if value is not None and name not in ("part", "workers")
     }
-    flags = [f"--{name} {shlex.quote(value)}" for name, value in given.items()]
+    flags = [f"--{name} {shlex.quote(value)}" for name, value in values.items()]
     return " ".join([f"mdaug evaluate {config['part']}", *flags])
 
 
 def _sides(folder: Path, classes: list[str]) -> list[str]:
     """Return real and synthetic images of each class: beside each other, or one above the other on a phone."""
     lines = ['<div class="sides">']
-    for name, halves in zip(classes, pictures.halves(folder / GRID), strict=True):
+    for name, halves in zip(classes, pictures.halves(folder / pictures.GRID), strict=True):
         for kind, half in zip(("real, held out", "synthetic"), halves, strict=True):
             title = f"{name}: {kind}"
             lines.append(f"<figure><figcaption>{escape(title)}</figcaption>{inline(half, title)}</figure>")
@@ -159,11 +162,11 @@ def _protocol(metrics: dict) -> list[str]:
     split = data["held_out_split"]
     parts = {"train": "train", "held_out": f"held out ({split})", "synthetic": "synthetic", "simulated": "simulated"}
     rows = [[title, sum(data[part]), *data[part]] for part, title in parts.items() if data[part]]
-    taken = [sum(data[part]) for part in ("train", "held_out", "synthetic")]
+    used = [sum(data[part]) for part in ("train", "held_out", "synthetic")]
     limited = (
         f"<p class=note>Of {', '.join(map(str, data['in_folders']))} images in the folders, at most "
         f"{metrics['config']['max_per_class']} per class were used, a fixed random choice.</p>"
-        if taken != data["in_folders"]
+        if used != data["in_folders"]
         else ""
     )
     origins = [[name, f"<code>{value[:16]}</code>"] for name, value in data["made_from"].items()]
@@ -176,7 +179,7 @@ def _protocol(metrics: dict) -> list[str]:
         table(["images", "all", *names], rows),
         limited,
         "<details><summary>Commands, hashes and settings</summary>",
-        *(f"<pre>{escape(given)}</pre>" for given in dict.fromkeys(metrics["commands"].values())),
+        *(f"<pre>{escape(line)}</pre>" for line in dict.fromkeys(metrics["commands"].values())),
         table(["made from", ""], origins),
         table(["setting", ""], settings),
         "</details>",

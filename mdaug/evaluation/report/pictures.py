@@ -13,6 +13,7 @@ from mdaug.images import grid
 from mdaug.measures.image_set import ImageSet
 from shards.writer import disk_full_as_user_error
 
+GRID, RECONSTRUCTION, PAIRS = "grid_real_synthetic.png", "reconstruction.png", "nearest_pairs.png"
 TILE = 128  # pixels
 PER_SIDE = 4
 GAP, HEADING, SPACE = 4, 24, 16  # pixels
@@ -42,15 +43,15 @@ def halves(path: Path) -> list[tuple[bytes, bytes]]:
     return [(png(left, row), png(right, row)) for row in range(rows)]
 
 
-def strips(rows: Sequence[Sequence[np.ndarray]], classes: Sequence[dict]) -> np.ndarray:
-    """Return original | reconstruction | difference, a row per class with its worst SSIM."""
-    labels = [f"{figures['name']} ({figures['ssim_worst']:.2f})" for figures in classes]
+def strips(rows: Sequence[Sequence[np.ndarray]], classes: dict[str, dict]) -> np.ndarray:
+    """Return original | reconstruction | difference, a row per class with its worst SSIM, see `reconstruct.measure`."""
+    labels = [f"{name} ({figures['ssim']['worst']:.2f})" for name, figures in classes.items()]
     tiles = [[_tile(image) for image in row] for row in rows]
     return _headed(tiles, labels, ["original", "reconstruction", "difference"])
 
 
 def pairs(synthetic: ImageSet, train: ImageSet, memory: dict) -> np.ndarray:
-    """Return the nearest pairs of `memorization`: each synthetic image and, beside it, the training image, shifted.
+    """Return the nearest pairs of `memorization.compare`: each synthetic image beside its training image, shifted.
 
     A row holds two pairs, so that the picture stays readable on a narrow screen; distances are at the left.
     """

@@ -6,11 +6,18 @@ import base64
 from html import escape
 from pathlib import Path
 
-from mdaug.evaluation.report import plots as drawn
-from mdaug.evaluation.report.plots import NAMES, Figure
+from mdaug.evaluation.report import plots
+from mdaug.evaluation.report.pictures import PAIRS, RECONSTRUCTION
+from mdaug.evaluation.report.plots import NAMES, PlotGroup
 from mdaug.evaluation.report.verdict import outcome, percent, targets
 from mdaug.evaluation.usefulness import FEWEST_GROUPS
 from mdaug.measures.fidelity import MEASURES, NEIGHBOURS
+
+BETTER = {"frechet": "lower", "kid": "lower", "precision": "higher", "recall": "higher", "density": "near 1"}
+TITLES = {"frechet": "Fréchet distance", "kid": "KID"}
+KEPT = {"psnr": ("PSNR dB", 2), "level_psnr": ("PSNR of levels dB", 2), "ssim": ("SSIM", 3)}  # title and digits
+TARGET_HEAD = ("target", "synthetic", "real", "ratio", "limit")
+MARKS = {"loss": "<b>loss</b> ", "none": "", "gain": "<b>gain</b> "}
 
 
 def table(head: list[str], rows: list[list]) -> str:
@@ -48,16 +55,9 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
 
 
-GRID, RECONSTRUCTION, PAIRS = "grid_real_synthetic.png", "reconstruction.png", "nearest_pairs.png"
-BETTER = {"frechet": "lower", "kid": "lower", "precision": "higher", "recall": "higher", "density": "near 1"}
-TARGET_HEAD = ("target", "synthetic", "real", "ratio", "limit")
-SAID = {"loss": "<b>loss</b> ", "none": "", "gain": "<b>gain</b> "}
-TITLES = {"frechet": "Fréchet distance", "kid": "KID"}
-
-
-def passing(metrics: dict) -> list[str]:
+def target_table(metrics: dict) -> list[str]:
     """Whether the synthetic images pass for real ones: the targets, and which of them are reached."""
-    rows = [[f"{escape(name)}: <b>{said}</b>", *cells] for name, *cells, said in target_rows(metrics)]
+    rows = [[f"{escape(name)}: <b>{reached}</b>", *cells] for name, *cells, reached in target_rows(metrics)]
     return ["<h2>Do they pass for real ones?</h2>", table([*TARGET_HEAD], rows)] if rows else []
 
 
@@ -79,6 +79,7 @@ def usefulness(metrics: dict) -> list[str]:
     figures, data = metrics["usefulness"], metrics["data"]
     if figures is None:
         return []
+    # Tables: arms, their differences, recall per class, confusion.
     arms = [
         [
             escape(_arm(arm)),
@@ -95,7 +96,7 @@ def usefulness(metrics: dict) -> list[str]:
         [
             f"{escape(_arm(item))} against {escape(item['baseline'])}",
             item["n_real"],
-            f"{SAID[outcome(item)]}{100 * item['difference']:+.1f}",
+            f"{MARKS[outcome(item)]}{100 * item['difference']:+.1f}",
             f"{100 * item['low']:+.1f} to {100 * item['high']:+.1f}",
         ]
         for item in figures["comparisons"]
@@ -105,27 +106,28 @@ def usefulness(metrics: dict) -> list[str]:
     ]
     judged = figures["real_to_synthetic"]
     recall.append(["real, judging synthetic images", "–", *(share(value) for value in judged["recall"])])
+    names = [escape(name) for name in data["classes"]]
+    confusions = [
+        confusion(f"{_arm(arm)}, n = {arm['n_real'] or '–'}", names, arm["confusion"]) for arm in figures["arms"]
+    ]
+    # What the intervals resample.
     units = (
         f"{data['held_out_groups']} groups (recordings) of held-out images"
         if data["held_out_groups"] >= FEWEST_GROUPS
         else f"held-out images (too few groups, {data['held_out_groups']}: the interval says nothing of other groups)"
     )
-    names = [escape(name) for name in data["classes"]]
-    confusions = [
-        confusion(f"{_arm(arm)}, n = {arm['n_real'] or '–'}", names, arm["confusion"]) for arm in figures["arms"]
-    ]
     return [
         "<h2>Does a classifier get better?</h2>",
         f"<p>Accuracy in % on {sum(data['held_out'])} held-out real images, mean of {metrics['config']['seeds']} "
         f"seeds; chance is {percent(figures['chance'])}. Every classifier takes {metrics['config']['steps']} steps of "
         f"{metrics['config']['batch_size']} images. Bars are 95 % intervals of the accuracy itself; arms share their "
         "seeds and held-out images, so the differences below are known better than the bars suggest.</p>",
-        _html(drawn.accuracy(metrics)),
+        _html(plots.accuracy(metrics)),
         f"<p class=note>The generator was trained on all {sum(data['train'])} training images. Where a classifier sees "
         "fewer, the synthetic images also carry what the generator saw in the others: such a line shows how much of "
         "the training set they pass on, not what a generator trained on so few images would do.</p>",
         "<p>Differences in points with 95 % intervals, from a paired bootstrap over "
-        f"{units} and the spread over seeds. {_by_chance(figures['comparisons'])}</p>",
+        f"{units} and the spread over seeds. {_chance_note(figures['comparisons'])}</p>",
         table(["", "n", "points", "95 % interval"], differences),
         "<details open><summary>All arms: accuracy, mean ± standard deviation over seeds</summary>",
         table(["trained on", "n", "accuracy", "95 % interval", "real images", "further", "accuracy on them"], arms),
@@ -144,6 +146,7 @@ def fidelity(metrics: dict) -> list[str]:
     figures = metrics["fidelity"]
     if figures is None:
         return []
+    # Distances and shares in the features of each network.
     lines = ["<h2>How near to the real images?</h2>"]
     for network in figures["networks"]:
         if network["synthetic"] is None:
@@ -171,6 +174,7 @@ def fidelity(metrics: dict) -> list[str]:
         "images than new recordings are. Shares use "
         f"{NEIGHBOURS} neighbours.</p>"
     )
+    # Diversity, levels and colours.
     names = [escape(name) for name in metrics["data"]["classes"]]
     rows = [[NAMES[kind], *map(number, values)] for kind, values in figures["diversity"].items()]
     lines += [
@@ -193,7 +197,7 @@ def fidelity(metrics: dict) -> list[str]:
         *lines,
         "<p>Levels and colours:</p>",
         table(["", *NAMES.values()], checks),
-        _html(drawn.levels(metrics)),
+        _html(plots.levels(metrics)),
     ]
 
 
@@ -216,15 +220,15 @@ def kinematics(metrics: dict) -> list[str]:
     axes = (
         "axes in m/s and s from the metadata, levels span"
         if figures["physical"]
-        else "the metadata name no axes, so velocities are parts of the axis (1 is the upper edge), levels taken to "
-        "span"
+        else "the metadata do not name the axes, so velocities are parts of the axis (1 is the upper edge), levels are "
+        "taken to span"
     )
     lines = [
         "<h2>Does it move like the real ones?</h2>",
         "<p>Torso ridge, reach of the 97 % and 3 % envelopes of cumulative power, bandwidth between them, cadence "
         f"of the envelope, balance of power above and below zero Doppler; {axes} "
         f"{figures['clip_db']:g} dB. Bars: 25 to 75 %, lines: 5 to 95 %, ticks: median.</p>",
-        _html(drawn.kinematics(metrics)),
+        _html(plots.kinematics(metrics)),
         "<details><summary>Distances of the distributions from those of the training images</summary>",
         table(
             ["class", "measure", "median real", "synthetic", "Wasserstein", "floor", "KS", "floor"],
@@ -274,33 +278,28 @@ def memorization(folder: Path, metrics: dict) -> list[str]:
 
 
 def reconstruction(folder: Path, metrics: dict) -> list[str]:
-    """PSNR and SSIM of the VQ-VAE and the worst images."""
+    """PSNR and SSIM of the VQ-VAE, see `reconstruct.measure`, and the worst images."""
     figures = metrics["reconstruction"]
     if figures is None:
         return []
-    rows = [
-        [
-            escape(row["name"]),
-            row["count"],
-            f"{row['psnr']:.2f}",
-            f"{row['psnr_worst']:.2f}",
-            f"{row['ssim']:.3f}",
-            f"{row['ssim_worst']:.3f}",
-        ]
-        for row in figures["classes"]
-    ]
-    rows.append(["all", figures["count"], f"{figures['psnr']:.2f}", "", f"{figures['ssim']:.3f}", ""])
+    whole = {"count": figures["count"], **figures["rows"]["VQ-VAE"]}
+    measures = [name for name in KEPT if name in whole]
+    rows = []
+    for name, row in [*figures["classes"].items(), ("all", whole)]:
+        cells = (f"{row[measure][kind]:.{KEPT[measure][1]}f}" for measure in measures for kind in ("mean", "worst"))
+        rows.append([escape(name), row["count"], *cells])
+    in_colours = " SSIM and PSNR are those of the images in their colours." if "level_psnr" in whole else ""
     return [
         "<h2>What the VQ-VAE keeps</h2>",
-        "<p>Reconstructions of held-out images; no synthetic image can be sharper than these.</p>",
-        table(["class", "images", "PSNR dB", "worst", "SSIM", "worst"], rows),
+        f"<p>Reconstructions of held-out images; no synthetic image can be sharper than these.{in_colours}</p>",
+        table(["class", "images", *(head for measure in measures for head in (KEPT[measure][0], "worst"))], rows),
         "<p>The worst image of each class by SSIM:</p>",
         inline((folder / RECONSTRUCTION).read_bytes(), "original, reconstruction and difference of each class's worst"),
     ]
 
 
-def _by_chance(comparisons: list[dict]) -> str:
-    """Say how many differences to expect where there is none: every twentieth interval misses the truth."""
+def _chance_note(comparisons: list[dict]) -> str:
+    """Return how many differences to expect where there is none: every twentieth interval misses the truth."""
     found = sum(outcome(item) != "none" for item in comparisons)
     return (
         f"Of {len(comparisons)} intervals {found} exclude zero; {len(comparisons) / 20:.1f} would by chance alone if "
@@ -309,8 +308,8 @@ def _by_chance(comparisons: list[dict]) -> str:
 
 
 def _sifting(sifting: dict, names: list[str]) -> list[str]:
-    """What the sifter rejected, of synthetic images and of real ones that it had not seen."""
-    before = (
+    """What the sifter rejects, of synthetic images and of real ones that it has not seen."""
+    already_sifted = (
         " The synthetic images had been sifted once already, when they were made: there is no arm without sifting here."
         if sifting["already_sifted"]
         else ""
@@ -321,14 +320,14 @@ def _sifting(sifting: dict, names: list[str]) -> list[str]:
     ]
     return [
         f"<p>Sifted are the synthetic images within four limits, each of which rejects {percent(sifting['quantile'])} "
-        "of training images set aside for that; the held-out images have no say. The second line is what the "
-        f"same limits do to real images of new recordings: read the first against it.{before}</p>",
+        "of training images set aside for that; the held-out images do not influence them. The second line is what the "
+        f"same limits do to real images of new recordings: read the first against it.{already_sifted}</p>",
         table(["rejected by the sifter, %", "all", *names], rows),
     ]
 
 
-def _html(figure: Figure | None) -> str:
-    return figure.html() if figure else ""
+def _html(group: PlotGroup | None) -> str:
+    return group.html() if group else ""
 
 
 def _arm(item: dict) -> str:

@@ -1,10 +1,23 @@
-"""The verdict: three sentences from the figures, the bad news first; and the targets of synthetic images."""
+"""The targets of synthetic images, and the verdict: three sentences from the figures, the bad news first."""
 
 from __future__ import annotations
 
 from mdaug.evaluation.usefulness import BOTH, BOTH_TRANSFORMS, REAL, SYNTHETIC, TRANSFORMS, WITH_SIFTED
 
+# Limits of the targets, as ratios to what real images reach.
 RIGHT_CLASS, DISTANCE, NEAREST = 0.9, 2.0, 1.0
+# What the verdict goes by.
+SATURATED = 0.97  # accuracy of real images alone above which little is left to gain
+REPEATED = 0.10  # share of synthetic images nearer to a training image than 99 % of held-out ones
+RECOGNISED = 0.6  # of the accuracy on real images: the least to expect on synthetic ones
+LEARNT = 0.97  # accuracy on its own training images below which a classifier was stopped too early
+WIDE = 0.05  # half of an interval: a difference of that many points may hide in it
+SEVERITY = ("loss", "none", "gain")
+ONE_CLASS = (
+    "The images are of one class ('{}'), so whether synthetic images help a classifier cannot be measured: it has "
+    "nothing to tell apart. For the same reason the features of the classifier trained on the real images are those of "
+    "a network that had nothing to learn; go by the other networks, the motion and the copies."
+)
 
 
 def targets(metrics: dict) -> list[dict]:
@@ -24,12 +37,12 @@ def targets(metrics: dict) -> list[dict]:
         rows.append(_row("intended class seen by classifiers of real images", judged, real["accuracy"], RIGHT_CLASS))
     if metrics["fidelity"] and metrics["fidelity"]["networks"][0]["synthetic"] is not None:
         network = metrics["fidelity"]["networks"][0]
-        mine, floor = network["synthetic"]["frechet"], network["floor"]["frechet"]
-        rows.append(_row("Fréchet distance in features of a classifier", mine, floor, DISTANCE, most=True))
+        synthetic, floor = network["synthetic"]["frechet"], network["floor"]["frechet"]
+        rows.append(_row("Fréchet distance in features of a classifier", synthetic, floor, DISTANCE, most=True))
     if metrics["memorization"]:
         memory = metrics["memorization"]
-        mine, floor = memory["synthetic_median"], memory["held_out_median"]
-        rows.append(_row("distance to the nearest training image", mine, floor, NEAREST))
+        synthetic, floor = memory["synthetic_median"], memory["held_out_median"]
+        rows.append(_row("distance to the nearest training image", synthetic, floor, NEAREST))
     return rows
 
 
@@ -40,14 +53,6 @@ def _row(name: str, synthetic: float, real: float, limit: float, most: bool = Fa
     return {"name": name, "synthetic": synthetic, "real": real, "ratio": ratio, **bound, "reached": reached}
 
 
-SATURATED = 0.97  # accuracy of real images alone above which little is left to gain
-REPEATED = 0.10  # share of synthetic images nearer to a training image than 99 % of held-out ones
-RECOGNISED = 0.6  # of the accuracy on real images: the least to expect on synthetic ones
-LEARNT = 0.97  # accuracy on its own training images below which a classifier was stopped too early
-WIDE = 0.05  # half of an interval: a difference of that many points may hide in it
-SEVERITY = ("loss", "none", "gain")
-
-
 def outcome(comparison: dict) -> str:
     """Return "loss", "none" or "gain": a difference counts if its 95 % interval excludes zero."""
     if comparison["high"] < 0:
@@ -55,18 +60,11 @@ def outcome(comparison: dict) -> str:
     return "gain" if comparison["low"] > 0 else "none"
 
 
-ONE_CLASS = (
-    "The images are of one class ('{}'), so whether synthetic images help a classifier cannot be measured: it has "
-    "nothing to tell apart. For the same reason the features of the classifier trained on the real images are those of "
-    "a network that had nothing to learn; go by the other networks, the motion and the copies."
-)
-
-
 def verdict(metrics: dict) -> dict | None:
     """Return {"outcome": the worst over the numbers of real images, "sentences": three strings}.
 
-    Where there are several ratios of synthetic to real images, the largest speaks: the best of many would be luck.
-    Of one class one sentence says that there is nothing to tell apart; None where nobody has measured usefulness.
+    Of several ratios of synthetic to real images the largest counts: the best of many would be luck. With one class
+    there is one sentence, that there is nothing to tell apart. None where usefulness has not been measured.
     """
     if len(metrics["data"]["train"]) == 1:
         return {"outcome": "none", "sentences": [ONE_CLASS.format(*metrics["data"]["classes"])]}
@@ -78,9 +76,9 @@ def verdict(metrics: dict) -> dict | None:
 
 def _against_real(metrics: dict) -> tuple[str, str]:
     comparisons = _worst_first(metrics, BOTH, REAL)
-    said = {"loss": "made the classifier worse", "none": "brought no measurable gain", "gain": "helped"}
+    words = {"loss": "made the classifier worse", "none": "brought no measurable gain", "gain": "helped"}
     early = "Not to be relied on, since classifiers were stopped too early (see below): " if _early(metrics) else ""
-    sentence = "Compared with real images only, adding the synthetic images " + _clauses(metrics, comparisons, said)
+    sentence = "Compared with real images only, adding the synthetic images " + _clauses(metrics, comparisons, words)
     sentence = early + sentence[0].lower() + sentence[1:] if early else sentence
     if any(outcome(item) == "gain" and _is_subset(metrics, item["n_real"]) for item in comparisons):
         sentence += (
@@ -91,24 +89,24 @@ def _against_real(metrics: dict) -> tuple[str, str]:
 
 
 def _against_transforms(metrics: dict) -> str:
-    said = {"loss": "did worse than that", "none": "were no better than that", "gain": "beat that"}
+    words = {"loss": "did worse than that", "none": "were no better than that", "gain": "beat that"}
     sentence = "Shifting the real images in time costs nothing, and the synthetic images "
-    sentence += _clauses(metrics, _worst_first(metrics, BOTH, TRANSFORMS), said)
-    most = spoken(metrics, BOTH_TRANSFORMS, TRANSFORMS)[-1]
+    sentence += _clauses(metrics, _worst_first(metrics, BOTH, TRANSFORMS), words)
+    most = largest_ratios(metrics, BOTH_TRANSFORMS, TRANSFORMS)[-1]
     added = {"loss": "lost accuracy", "none": "added nothing measurable", "gain": "added to it"}[outcome(most)]
     return f"{sentence}; used on top of it with {_amount([most])}, they {added} ({_interval(most)}){_sifted(metrics)}."
 
 
 def _sifted(metrics: dict) -> str:
     """Return what sifting changed, with the most real images; nothing where the sifter left no image."""
-    found = spoken(metrics, WITH_SIFTED, BOTH)
-    if not found:
+    comparisons = largest_ratios(metrics, WITH_SIFTED, BOTH)
+    if not comparisons:
         return ""
-    did = {"loss": "lost accuracy", "none": "changed nothing measurable", "gain": "helped"}[outcome(found[-1])]
+    effect = {"loss": "lost accuracy", "none": "changed nothing measurable", "gain": "helped"}[outcome(comparisons[-1])]
     rejected = metrics["usefulness"]["sifting"]["share"]
     return (
         f"; sifting (it rejects {percent(rejected['synthetic'])} of them, and {percent(rejected['held_out'])} of the "
-        f"held-out real images) {did}"
+        f"held-out real images) {effect}"
     )
 
 
@@ -138,7 +136,8 @@ def _advice(metrics: dict, worst: str) -> str:
             f"classifiers trained on {arm['arm']} ({_amount([arm])}) see only {percent(arm['learnt'])} of their own "
             "training images right, so they were stopped too early to tell; repeat it with more --steps."
         )
-    halves = [(item["high"] - item["low"]) / 2 for item in spoken(metrics, BOTH, REAL) if outcome(item) == "none"]
+    undecided = [item for item in largest_ratios(metrics, BOTH, REAL) if outcome(item) == "none"]
+    halves = [(item["high"] - item["low"]) / 2 for item in undecided]
     if max(halves, default=0.0) > WIDE:
         return facts + (
             f"the intervals are too wide to rule a gain or a loss out (up to ± {100 * max(halves):.0f} points); repeat "
@@ -160,7 +159,7 @@ def _advice(metrics: dict, worst: str) -> str:
 def _early(metrics: dict) -> dict | None:
     """Return the arm of the verdict that has learnt its own images least, if that is too little to judge by.
 
-    Wrong labels cannot be learnt either: where the synthetic ones are not reliable, steps are not what is missing.
+    Wrong labels cannot be learnt: where the labels of the synthetic images are not reliable, more steps do not help.
     """
     usefulness = metrics["usefulness"]
     arms = [arm for arm in usefulness["arms"] if arm["arm"] in (REAL, TRANSFORMS, BOTH, BOTH_TRANSFORMS)]
@@ -170,7 +169,7 @@ def _early(metrics: dict) -> dict | None:
     return worst if worst["learnt"] < LEARNT and not unreliable else None
 
 
-def spoken(metrics: dict, arm: str, baseline: str) -> list[dict]:
+def largest_ratios(metrics: dict, arm: str, baseline: str) -> list[dict]:
     """Return one comparison per number of real images, in their order: the one with the most synthetic images."""
     items = [
         item for item in metrics["usefulness"]["comparisons"] if (item["arm"], item["baseline"]) == (arm, baseline)
@@ -179,10 +178,10 @@ def spoken(metrics: dict, arm: str, baseline: str) -> list[dict]:
 
 
 def _worst_first(metrics: dict, arm: str, baseline: str) -> list[dict]:
-    return sorted(spoken(metrics, arm, baseline), key=lambda item: SEVERITY.index(outcome(item)))
+    return sorted(largest_ratios(metrics, arm, baseline), key=lambda item: SEVERITY.index(outcome(item)))
 
 
-def _clauses(metrics: dict, comparisons: list[dict], said: dict[str, str]) -> str:
+def _clauses(metrics: dict, comparisons: list[dict], words: dict[str, str]) -> str:
     """Return one clause per outcome: the numbers of real images it holds for, and the figures of the clearest case."""
     parts = []
     for name in SEVERITY:
@@ -197,7 +196,7 @@ def _clauses(metrics: dict, comparisons: list[dict], said: dict[str, str]) -> st
         }
         at = "" if len(cases) == 1 else f"the largest difference, with {_amount([item])}: "
         parts.append(
-            f"{said[name]} with {_amount(cases)} ({at}{percent(accuracy[item['baseline']])} to "
+            f"{words[name]} with {_amount(cases)} ({at}{percent(accuracy[item['baseline']])} to "
             f"{percent(accuracy[item['arm']])}, {_interval(item)})"
         )
     return ", and ".join(parts)

@@ -203,7 +203,7 @@ def test_spectral_checks_see_a_raised_floor_and_the_doppler_of_the_power():
     clean = np.zeros((3, 64, 64), dtype=np.uint8)
     clean[:, 8:12] = 200
     noisy = np.maximum(clean, 60)
-    first, second = levels.levels_of(clean), levels.levels_of(noisy)
+    first, second = levels.summarize(clean), levels.summarize(noisy)
     assert first["floor_share"] == pytest.approx(60 / 64)
     assert second["floor_share"] == 0
     assert second["dynamic_range"] == pytest.approx(140 / 255)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mdaug.evaluation.report.pictures import pairs
 from mdaug.measures import kinematics, memorization
 from mdaug.radar.options import SimulateConfig
 from mdaug.radar.simulate import run as simulate
@@ -112,24 +113,24 @@ def pictures():
 
 def test_memorization_finds_exactly_the_copies(pictures):
     train, held_out, new = pictures[:30], pictures[30:50], pictures[50:]
-    table = memorization.memorization(train, held_out, np.concatenate([new, train[[7, 3, 11]]]), pairs=3)
+    table = memorization.compare(train, held_out, np.concatenate([new, train[[7, 3, 11]]]), pairs=3)
     assert (table["synthetic_copies"], table["held_out_copies"]) == (3, 0)
     assert table["copies_share"] == pytest.approx(3 / 13)
     assert sorted(table["pairs"]) == [[10, 7], [11, 3], [12, 11]]
     assert table["shifts"] == [0, 0, 0]
-    assert memorization.memorization(train, held_out, new)["synthetic_copies"] == 0
+    assert memorization.compare(train, held_out, new)["synthetic_copies"] == 0
 
 
 def test_copies_shifted_in_time_are_found_with_their_shift_and_copies_shifted_in_doppler_are_none(pictures):
     train, held_out = pictures[:30], pictures[30:50]
     in_time = np.stack([np.roll(train[i], 3 * i, axis=1) for i in range(10)])
-    table = memorization.memorization(train, held_out, in_time)
+    table = memorization.compare(train, held_out, in_time)
     assert table["synthetic_copies"] == 10
     assert sorted(table["pairs"]) == [[i, i] for i in range(10)]
     found = {pair[0]: shift for pair, shift in zip(table["pairs"], table["shifts"], strict=True)}
     assert [found[i] for i in range(10)] == pytest.approx([(3 * i % 32) / 32 for i in range(10)])
     in_doppler = np.stack([np.roll(train[i], 8, axis=0) for i in range(10)])
-    assert memorization.memorization(train, held_out, in_doppler)["synthetic_copies"] == 0
+    assert memorization.compare(train, held_out, in_doppler)["synthetic_copies"] == 0
 
 
 def test_nearest_distance_is_the_rms_in_levels_and_agrees_with_a_search_over_all_shifts(pictures):
@@ -145,8 +146,6 @@ def test_nearest_distance_is_the_rms_in_levels_and_agrees_with_a_search_over_all
 
 
 def test_nearest_pairs_are_drawn_as_they_match(pictures):
-    from mdaug.evaluation.report.pictures import pairs
-
     def as_set(levels):
         return SimpleNamespace(picture=lambda i: levels[i][..., None])
 
