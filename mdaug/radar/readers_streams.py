@@ -129,8 +129,8 @@ def read_sigmf(path: Path, radar: Radar) -> Recording:
         datatype, channels = fields["core:datatype"], fields.get("core:num_channels", 1)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Unreadable(f"is not the metadata of SigMF, JSON with global and core:datatype: {error!r}") from None
-    found = re.fullmatch(r"([cr])([fiu])(8|16|32|64)(_le|_be)?", str(datatype))
-    if found is None or (found[3] == "8" and found[2] == "f"):
+    found = re.fullmatch(r"([cr])(?=f32|f64|[iu]32|[iu]16|[iu]8)([fiu])(\d+)(_le|_be)?", str(datatype))
+    if found is None:
         raise Unreadable(f"core:datatype={datatype}; such as cf32_le, ci16_le, ri16_be, cu8 expected")
     if not isinstance(channels, int) or channels < 1:
         raise Unreadable(f"core:num_channels={channels}; a number of at least 1 expected")
