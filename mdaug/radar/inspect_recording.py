@@ -94,6 +94,7 @@ def _draw(recording: Recording, target: Path) -> str:
     if amplitudes.max() <= transform.floor:
         return f"  picture     none: the recording {SILENT}"
     picture = Image.fromarray(brightness(amplitudes, 40, amplitudes.max())).resize((SIZE, SIZE))
+    target.parent.mkdir(parents=True, exist_ok=True)
     write_picture(target, encode((np.asarray(picture) * 255).clip(0, 255).astype(np.uint8), "gray", format="PNG"))
     shown_s = amplitudes.shape[1] * transform.hop_s
     edge = f"{v_max:.3g} m/s" if recording.prf_hz and recording.carrier_hz else "half the rate"

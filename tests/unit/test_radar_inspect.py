@@ -26,7 +26,7 @@ def inspected(capsys, *flags: object) -> dict[str, str]:
 
 def test_what_a_file_says_is_printed_and_drawn(tmp_path, capsys):
     path, _ = acconeer(tmp_path, 0.6)
-    found = inspected(capsys, "--inspect", path, "--output_dir", tmp_path)
+    found = inspected(capsys, "--inspect", path, "--output_dir", tmp_path / "new")
     assert found["read as"] == "Acconeer A121 (HDF5)"
     assert found["axes"] == "200 frames, 16 pulses, 6 ranges"
     assert found["rate"] == "1000 pulses a second"
@@ -35,7 +35,7 @@ def test_what_a_file_says_is_printed_and_drawn(tmp_path, capsys):
     assert found["duration"] == "3.5 s"
     assert found["velocities"] == "up to 1.24 m/s, approaching ones up"
     assert found["ranges"] == "0.05 to 0.2 m, every 0.03 m"
-    picture = np.asarray(Image.open(tmp_path / "a.h5.png"))
+    picture = np.asarray(Image.open(tmp_path / "new" / "a.h5.png"))
     velocity = 1.24 * (1 - 2 * picture.mean(axis=1).argmax() / len(picture))
     assert velocity == pytest.approx(0.6, abs=0.1)
 
