@@ -62,7 +62,7 @@ COMMANDS = {
         "mdaug.radar.options:SpectrogramConfig",
         "mdaug.radar.spectrogram",
         "raw radar recordings -> labelled image folder",
-        inputs=("data_dir",),
+        inputs=("data_dir", "inspect"),
         images=False,
     ),
     "pack": Command(
