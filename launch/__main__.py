@@ -203,13 +203,14 @@ def _submit(command: str, options: Any, launcher: LaunchConfig) -> int:
         command, submission.options, nodes * ranks_per_node,
         gpus=gpus if gpus_known else None, inputs_later=launcher.after is not None,
     )  # fmt: skip
-    workers = _workers_with_work(submission)
-    if workers < submission.workers:
+    workers, pieces, ranks = launcher.workers, _pieces(submission), nodes * ranks_per_node
+    if pieces is not None and workers > (enough := max(1, -(-pieces // ranks))):
         print(
-            f"launch: workers={submission.workers}, but {workers} of {nodes * ranks_per_node} rank(s) have all shards "
-            "between them; the others would have nothing to do and are left out",
+            f"launch: workers={workers}, but {pieces} shard(s) are work for {enough} job(s) of {ranks} rank(s); the "
+            "others are left out",
             flush=True,
         )
+        workers = enough
         submission = dataclasses.replace(submission, workers=workers)
     if here and workers > 1 and workers > (most := slurm_query.largest_array()):
         raise UserError(
@@ -229,12 +230,10 @@ def _submit(command: str, options: Any, launcher: LaunchConfig) -> int:
     return status.wait(submission.folder) if launcher.wait else 0
 
 
-def _workers_with_work(submission: slurm.Submission) -> int:
-    """Return how many workers of a job array have work, as far as the command knows in how many pieces it comes."""
-    pieces = getattr(cli.find(submission.command).load(), "pieces", lambda options: None)(submission.options)
-    if pieces is None:
-        return submission.workers
-    return min(submission.workers, max(1, -(-pieces // (submission.nodes * submission.ranks_per_node))))
+def _pieces(submission: slurm.Submission) -> int | None:
+    """Return the number of pieces that the work of a command has, one for a rank at least; None where not known."""
+    pieces = getattr(cli.find(submission.command).load(), "pieces", None)
+    return None if pieces is None else pieces(submission.options)
 
 
 def _slurm_ranks(launcher: LaunchConfig, partition: str | None) -> tuple[int, bool]:

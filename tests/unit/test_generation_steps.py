@@ -98,19 +98,10 @@ def test_only_flags_and_the_launcher_divide_the_work_and_ranks_count_within_work
 @pytest.mark.parametrize("around", [("WORLD_SIZE", "RANK"), ("SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_ID")])
 def test_every_command_of_an_array_over_seeds_makes_all_of_its_samples(around, ldm, tmp_path, monkeypatch, capsys):
     count, number = around
-    monkeypatch.setenv(count, "3")
+    flags = ["--ldm_path", str(ldm), "--num_samples", "20", "--samples_per_shard", "8", "--num_inference_steps=1"]
     for task in ("1", "2"):
+        monkeypatch.setenv(count, "3")
         monkeypatch.setenv(number, task)
-        flags = [
-            "--ldm_path",
-            str(ldm),
-            "--num_samples",
-            "20",
-            "--samples_per_shard",
-            "8",
-            "--num_inference_steps",
-            "1",
-        ]
         assert cli.main(["generate", *flags, "--seed", task, "--output_dir", str(tmp_path / task)]) == 0
         assert (tmp_path / task / "index.json").is_file()
         assert f"{count} is set, but does not divide the work of generate" in capsys.readouterr().out
