@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 import os
+import re
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -175,7 +176,7 @@ def _section_of(
     if not isinstance(values, dict):
         return str(path)
     if names & values.keys():
-        return str(path) if values == yaml.safe_load(text) else yaml.safe_dump(values, allow_unicode=True)
+        return str(path) if values == yaml.load(text, _Loader) else _quoted(values)
     if not all(value is None or isinstance(value, dict) for value in values.values()):
         return str(path)
     if unknown := [name for name in values if name != COMMON and name not in sections]:
@@ -184,7 +185,7 @@ def _section_of(
     for name in common.keys() - names:
         if not any(name in _names_of(load()) for load in sections.values()):
             raise UserError(f"{prog}: {path} has '{name}' under {COMMON}, but no command has such a field")
-    return yaml.safe_dump({name: common[name] for name in common if name in names} | own, allow_unicode=True)
+    return _quoted({name: common[name] for name in common if name in names} | own)
 
 
 def _flag_as_text(value: str, hint: Any) -> str:
@@ -193,14 +194,30 @@ def _flag_as_text(value: str, hint: Any) -> str:
         return value
     try:
         texts = _load(f"field: {value}", {"field": hint})["field"]
-        return value if texts == yaml.safe_load(value) else json.dumps(texts, ensure_ascii=False)
+        return value if texts == yaml.load(value, _Loader) else _quoted(texts)
     except (yaml.YAMLError, TypeError):
         return value  # the parser says what is wrong
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML with numbers as the parser of the flags reads them: 1e3 and 1e-5, too."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML with all text in quotes, so that nothing reads it as anything else."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[\d.]+[eE][-+]?\d+"), list("-+.0123456789"))
+_Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar(TEXT, text, style='"'))
+
+
+def _quoted(values: Any) -> str:
+    return yaml.dump(values, Dumper=_Dumper, default_flow_style=True, width=math.inf, allow_unicode=True)
+
+
 def _load(text: str, hints: Mapping[str, Any]) -> Any:
     """Read YAML in which fields, or sections of fields, are text where their types ask for text."""
-    loader = yaml.SafeLoader(text)
+    loader = _Loader(text)
     try:
         node = loader.get_single_node()
         _fields_as_text(node, hints)

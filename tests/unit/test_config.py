@@ -12,7 +12,15 @@ from mdaug import cli, config
 from shards.errors import UserError
 
 REQUIRED = ["--data_dir", "a", "--output_dir", "b"]
-REQUIRED_OF: dict[str, list[str]] = {"spectrogram": ["--v_max_m_s=3"]}
+REQUIRED_OF = {
+    "spectrogram": ["--v_max_m_s=3"],
+    "ema": ["--reconstruct=0.1"],
+    "train-ldm": ["--latent_channels=2"],
+}
+    "spectrogram": ["--v_max_m_s=3"],
+    "ema": ["--reconstruct=0.1"],
+    "train-ldm": ["--latent_channels=2"],
+}
 PRESET = """
 common: {image_size: 64, seed: 5}
 pack: {gap: 7, seed: 6}
@@ -81,7 +89,9 @@ def test_a_preset_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
 GENERATE = ["--ldm_path", "a", "--output_dir", "b"]
 
 
-@pytest.mark.parametrize("word", ["1", "007", "1e3", "12:30", "2024-01-01", "yes", "off", "null", "1.0", "0x1f"])
+@pytest.mark.parametrize(
+    "word", ["1", "007", "1e3", "1.5e-3", "12:30", "2024-01-01", "yes", "off", "null", "1.0", "0x1f"]
+)
 def test_names_are_text_however_yaml_reads_them(word, write):
     """In files with and without sections and in flags; numbers of the same fields stay numbers."""
     for text in (f"per_class: {{{word}: 3}}", f"generate: {{per_class: {{{word}: 3}}}}"):
@@ -99,23 +109,27 @@ def test_names_are_text_however_yaml_reads_them(word, write):
 
 
 def test_what_is_no_name_is_read_as_before(write):
-    text = "seed: 7\nconditions: {speed: 1}\nmixed_precision: no\ngrid: yes\nclasses: null\nguidance_interval: [0, 1]"
+    numbers = "guidance_scale: 1e1\nsift_quantile: 1e-5\nseed: 7\nconditions: {speed: 1}\nguidance_interval: [0, 1]\n"
+    text = numbers + "mixed_precision: no\ngrid: yes\nclasses: null\nper_class: {1: 3}"  # names beside them
     options = cli.parse("generate", [*GENERATE, "--config", write(text)])
     assert (options.seed, options.conditions, options.mixed_precision) == (7, {"speed": 1.0}, "no")
     assert (options.grid, options.classes, options.guidance_interval) == (True, None, [0, 1])
+    assert (options.guidance_scale, options.sift_quantile, options.per_class) == (10, 1e-5, {"1": 3})
 
 
 def test_a_tilde_is_the_home_folder_in_every_path_of_flags_and_files(write, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     for command, entry in cli.COMMANDS.items():
+        if command == "estimate":  # --config is its path
+            assert cli.parse("estimate", ["train-ldm", "--config=~/x"]).training == tmp_path / "x"
+            continue
         types = get_type_hints(entry.load_options())
         paths = [name for name, kind in types.items() if Path in (kind, *get_args(kind))]
-        required = [*([] if command != "train-ldm" else ["--latent_channels=2"]), *REQUIRED_OF.get(command, [])]
         expected = dict.fromkeys(paths, tmp_path / "x")
         given = write("".join(f"{name}: ~/x\n" for name in paths))
         for flags in ([f"--{name}=~/x" for name in paths], ["--config", given]):
             if paths:
-                options = cli.parse(command, [*flags, *required])
+                options = cli.parse(command, [*flags, *REQUIRED_OF.get(command, [])])
                 assert {name: getattr(options, name) for name in paths} == expected, command
     (tmp_path / "own.yaml").write_text("gap: 7")
     assert cli.parse("pack", ["--config=~/own.yaml", *REQUIRED]).gap == 7
