@@ -17,10 +17,6 @@ REQUIRED_OF = {
     "ema": ["--reconstruct=0.1"],
     "train-ldm": ["--latent_channels=2"],
 }
-    "spectrogram": ["--v_max_m_s=3"],
-    "ema": ["--reconstruct=0.1"],
-    "train-ldm": ["--latent_channels=2"],
-}
 PRESET = """
 common: {image_size: 64, seed: 5}
 pack: {gap: 7, seed: 6}
