@@ -207,12 +207,12 @@ def _forget_ranks(name: str, options: Any) -> None:
 
 
 def _say_where_busy() -> None:
-    """Print a line on the first rank where other processes take the cores: threads that wait for them spin."""
+    """Print a line on the first rank where other processes take the cores."""
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > cores and os.environ.get("RANK", "0") == "0":
         print(
-            f"load average {load:.1f} on {cores} cores: others compute here, too, and this may take several times as "
-            "long; OMP_NUM_THREADS=1 in all of them helps",
+            f"load average {load:.1f} on {cores} cores: others compute here, too, so this takes longer; with "
+            "OMP_NUM_THREADS=1 its threads do not wait for each other",
             flush=True,
         )
 
