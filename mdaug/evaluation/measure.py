@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -21,6 +22,7 @@ from mdaug.models.vqvae import load_vqvae
 from shards.atomic import write_text
 from shards.colormap import COLORMAPS
 from shards.output_folder import OutputFolder
+from shards.validation import worker_of
 
 RESULTS, FEATURES, SIFTING = "results", "features", "sifting.json"
 CLASSIFIER = "classifier trained on the real images"
@@ -73,6 +75,7 @@ class EvaluationInputs:
             [job for job in plan if job.reference or not references_only],
             results,
             options.workers,
+            share=worker_of(options, os.environ),
             **self.compared,
             sifted=sifted,
             simulated=self.simulated,
@@ -85,7 +88,9 @@ class EvaluationInputs:
 
     def network_features(self) -> dict[str, dict[str, np.ndarray]] | None:
         """Return network -> set -> features, extracting what is missing; None while other ranks are at work."""
-        return features.extract_all(self.compared, self.folder.path / FEATURES)
+        return features.extract_all(
+            self.compared, self.folder.path / FEATURES, share=worker_of(self.options, os.environ)
+        )
 
 
 def share(inputs: EvaluationInputs, parts: Collection[Part]) -> bool:

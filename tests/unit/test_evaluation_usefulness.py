@@ -29,7 +29,7 @@ from mdaug.measures import features, image_set
 from shards import output_folder, provenance
 from shards.errors import UserError
 from shards.output_folder import is_finished, read_progress
-from shards.validation import Preflight
+from shards.validation import WORKER, WORKERS, Preflight
 from tests.toy import CLASSES, toy_packed, toy_synthetic
 
 SIZE = 32
@@ -170,7 +170,7 @@ def test_arms_of_a_seed_see_the_same_real_images(packed, synthetic):
     assert np.bincount(usefulness.training_images(most, train, fake, None)[1][1]).tolist() == [16] * 4
 
 
-def test_ranks_share_the_jobs_and_only_the_last_to_finish_goes_on(packed, synthetic, tmp_path, monkeypatch):
+def test_ranks_share_the_jobs_and_only_the_last_to_finish_goes_on(packed, synthetic, tmp_path):
     train, held_out, fake = sets_of(packed, synthetic)
     plan = usefulness.plan_jobs([1], [1], 1, train, fake)
     sets = {"train": train, "held_out": held_out, "synthetic": fake, "simulated": None}
@@ -179,11 +179,9 @@ def test_ranks_share_the_jobs_and_only_the_last_to_finish_goes_on(packed, synthe
     alone.mkdir()
     shared.mkdir()
     expected = jobs.run_all(plan, alone, 1, **sets, **settings)
-    monkeypatch.setenv("WORLD_SIZE", "3")
     for rank, done in ((2, False), (0, False), (1, True)):
-        monkeypatch.setenv("RANK", str(rank))
         before = len(list(shared.iterdir()))
-        results = jobs.run_all(plan, shared, 1, **sets, **settings)
+        results = jobs.run_all(plan, shared, 1, share=(rank, 3), **sets, **settings)
         assert len(list(shared.iterdir())) - before == len(plan[rank::3])
         assert results == (expected if done else None)
 
@@ -216,14 +214,14 @@ def test_finished_evaluation_says_so_and_an_interrupted_one_goes_on(config, caps
 
 def test_progress_counts_the_classifiers_of_all_ranks_and_is_gone_at_the_end(config, monkeypatch):
     monkeypatch.setattr(output_folder, "EVERY_S", 0.0)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv(WORKERS, "2")
+    monkeypatch.setenv(WORKER, "1")
     assert evaluate(config) is None
     progress = read_progress(config.output_dir)
     results = len(list((config.output_dir / "results").iterdir()))
     assert (progress.done, progress.total, progress.unit) == (results, progress.total, "classifier")
     assert results == progress.total // 2
-    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv(WORKER, "0")
     assert evaluate(config) is not None
     assert read_progress(config.output_dir) is None
     assert is_finished(config.output_dir)
@@ -263,30 +261,30 @@ def test_the_real_images_are_no_simulated_ones(config):
 
 
 def test_the_second_rank_leaves_the_report_to_the_last(config, capsys, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv(WORKERS, "2")
+    monkeypatch.setenv(WORKER, "1")
     assert evaluate(config) is None
     assert not (config.output_dir / page.REPORT).exists()
-    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv(WORKER, "0")
     assert evaluate(config)["verdict"] is not None
     assert (config.output_dir / page.REPORT).is_file()
 
 
 def test_a_rank_that_ends_its_classifiers_first_and_its_features_last_writes_the_report(config, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(WORKERS, "2")
     config, extract_all = replace(config, part="fidelity"), features.extract_all
     others: list[dict | None] = []
 
-    def after_the_other_rank(*arguments):
+    def after_the_other_rank(*arguments, **share):
         with monkeypatch.context() as patch:
             patch.setattr(features, "extract_all", extract_all)
-            patch.setenv("RANK", "1")
+            patch.setenv(WORKER, "1")
             others.append(evaluate(config))
         monkeypatch.setattr(features, "extract_all", extract_all)
-        return extract_all(*arguments)
+        return extract_all(*arguments, **share)
 
     monkeypatch.setattr(features, "extract_all", after_the_other_rank)
-    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv(WORKER, "0")
     assert evaluate(config) is not None
     assert others == [None]
     assert (config.output_dir / page.REPORT).is_file()

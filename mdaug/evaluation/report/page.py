@@ -140,7 +140,7 @@ def command(config: dict) -> str:
     values = {
         name: f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
         for name, value in config.items()
-        if value is not None and name not in ("part", "workers")
+        if value is not None and name not in ("part", "workers", "worker", "num_workers")
     }
     flags = [f"--{name} {shlex.quote(value)}" for name, value in values.items()]
     return " ".join([f"mdaug evaluate {config['part']}", *flags])
