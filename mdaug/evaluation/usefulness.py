@@ -281,9 +281,7 @@ def as_used(result: dict, classes: Sequence[str]) -> dict:
     return {"real": real, "further": further, "n_used": n_used, "name": name}
 
 
-def judge(
-    predictions: list[list[int]], labels: np.ndarray, num_classes: int, among: np.ndarray | None = None
-) -> dict:
+def judge(predictions: list[list[int]], labels: np.ndarray, num_classes: int, among: np.ndarray | None = None) -> dict:
     """Return how well several classifiers see the classes of images; classes without images do not count.
 
     Args:

@@ -73,9 +73,10 @@ def summarize(levels: np.ndarray, labels: np.ndarray) -> dict:
     top, middle = np.quantile(flat, 0.99, axis=1), np.median(flat, axis=1)
     weights = class_weights(labels)
     mean = sum(weight * image.astype(np.float64) for weight, image in zip(weights, levels, strict=True)) / 255
-    shares = sum(
-        weight * np.histogram(image, BINS, (0, 256))[0] for weight, image in zip(weights, flat, strict=True)
-    ) / flat.shape[1]
+    shares = (
+        sum(weight * np.histogram(image, BINS, (0, 256))[0] for weight, image in zip(weights, flat, strict=True))
+        / flat.shape[1]
+    )
     return {
         "floor_share": float(weights @ (flat <= FLOOR).mean(axis=1)),
         "dynamic_range": float(weights @ (top - middle) / 255),

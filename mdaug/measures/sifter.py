@@ -42,7 +42,9 @@ def describe(packed: Path, images: str, *, quantile: float, steps: int, max_cand
     own = provenance.read(packed, "images")["hash"]
     provenance.require_same("images", packed, own, Path("the pipeline"), images)
     if not (packed / "val" / "index.json").is_file():
-        raise UserError(f"{packed} has no val images to set the limits of a sifter: more images, or --val_fraction of pack")
+        raise UserError(
+            f"{packed / 'val'} is empty: nothing sets the limits of a sifter; pack more images, or with --val_fraction"
+        )
     return {"images": images, "quantile": quantile, "steps": steps, "max_candidates": max_candidates}
 
 

@@ -66,7 +66,7 @@ def test_the_table_says_what_was_not_reached():
 
 
 def test_the_summary_shows_the_same_rows(tmp_path):
-    others = {"verdict": None, "usefulness": None, "fidelity": None, "reconstruction": None}
+    others = {"failed": {}, "verdict": None, "usefulness": None, "fidelity": None, "reconstruction": None}
     memory = {"synthetic_median": 8.0, "held_out_median": 10.0, "synthetic_copies": 0, "share_closer": 0.0}
     lines = page.summary({**others, "memorization": memory}, tmp_path).splitlines()
     head = next(line for line in lines if line.startswith("target"))
