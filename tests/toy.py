@@ -94,4 +94,6 @@ def _write(folder: Path, classes: list[str], labels: list[int], size: int, meta:
         Image.fromarray(toy_image(label % 4, rng, size)[:, :, 0]).save(file, "PNG")
         record = json.dumps({"class": classes[label], "group": f"{folder.name}{i}", **meta}).encode()
         samples.append((f"s_{i:05d}", {"png": file.getvalue(), "cls": str(label).encode(), "json": record}))
-    write_shard(folder / "000000.tar", samples)
+    folder.mkdir(parents=True, exist_ok=True)
+    if samples:
+        write_shard(folder / "000000.tar", samples)

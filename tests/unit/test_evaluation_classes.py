@@ -106,7 +106,7 @@ def test_more_images_of_one_class_change_no_figure(rng):
         class_weights(of),
         class_weights(np.repeat([0, 1], [40, 6])),
     )
-    assert shares["precision"] == weighted["precision"] == pytest.approx(0.5)
+    assert [shares["precision"], weighted["precision"]] == pytest.approx([0.5, 0.5])
 
 
 def test_copies_of_one_class_count_as_one_class_of_many(rng):
@@ -142,7 +142,8 @@ def test_three_hundred_images_against_three_do_not_read_as_success(tmp_path, cap
     figures = metrics["usefulness"]
     real = figures["arms"][0]
     assert (real["arm"], real["plain_accuracy"]) == ("real", pytest.approx(60 / 61))
-    assert real["accuracy"] == figures["chance"] == pytest.approx(1 / 2)
+    assert [real["accuracy"], figures["chance"]] == pytest.approx([1 / 2, 1 / 2])
+    assert not metrics["targets"][0]["reached"]  # as often the intended class as on real images, but by guessing
     assert real["learnt"] == pytest.approx(1 / 2)  # nor has it learnt its images
     assert figures["majority"] == {"class": "walk", "share": pytest.approx(60 / 61)}
     first = metrics["verdict"]["sentences"][0]

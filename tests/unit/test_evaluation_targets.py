@@ -20,7 +20,8 @@ def measured(judged: float = 0.9, frechet: float = 1.0, nearest: float = 12.0) -
         {"name": "random network", "synthetic": {"frechet": 99.0}, "floor": {"frechet": 0.5}},
     ]
     return {
-        "usefulness": {"arms": arms, "real_to_synthetic": {"accuracy": judged}},
+        "data": {"classes": ["a", "b", "c", "d"], "held_out": [20] * 4},
+        "usefulness": {"arms": arms, "chance": 0.25, "real_to_synthetic": {"accuracy": judged}},
         "fidelity": {"networks": networks},
         "memorization": {"synthetic_median": nearest, "held_out_median": 10.0},
     }

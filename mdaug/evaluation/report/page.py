@@ -67,13 +67,14 @@ def summary(metrics: dict, folder: Path) -> str:
     """Return the table of arms, the other figures, the targets and the verdict as plain text."""
     lines = [""]
     if metrics["usefulness"]:
+        width = max(31, *(len(arm["name"]) for arm in metrics["usefulness"]["arms"]))
         lines.append(
-            f"{'classifier trained on':31s} {'further':>8s}  mean recall on held-out real images (plain accuracy), n "
+            f"{'classifier trained on':{width}s} {'further':>8s}  mean recall on held-out real images (plain accuracy), n "
             "real images per class"
         )
         for arm in metrics["usefulness"]["arms"]:
             accuracy = f"{percent(arm['accuracy'])} ± {100 * arm['std']:.1f} ({percent(arm['plain_accuracy'])})"
-            lines.append(f"{arm['name']:31s} {arm['further'] or '-'!s:>8s}  {accuracy}, n = {arm['n_used']}")
+            lines.append(f"{arm['name']:{width}s} {arm['further'] or '-'!s:>8s}  {accuracy}, n = {arm['n_used']}")
         judged, majority = metrics["usefulness"]["real_to_synthetic"], metrics["usefulness"]["majority"]
         lines.append(f"real, judging synthetic images: {percent(judged['accuracy'])} ± {100 * judged['std']:.1f}")
         lines.append(

@@ -31,7 +31,8 @@ def targets(metrics: dict) -> list[dict]:
 
     Returns:
         [{"name", "synthetic", "real", "ratio", "at_least" or "at_most", "reached"}]. Intended class: mean recall, on
-        synthetic images, of the classifiers of the most real images, against that on held-out real ones. Fréchet
+        synthetic images, of the classifiers of the most real images, against that on held-out real ones; not reached
+        by guessing, nor where too few images are held out to say. Fréchet
         distance from the training images, in features of these classifiers, against that of equally many held-out
         images. Distance to the nearest training image, median in levels of 255, against that of held-out images: below
         1 the generator repeats what it saw.
@@ -41,6 +42,7 @@ def targets(metrics: dict) -> list[dict]:
         real = max((arm for arm in metrics["usefulness"]["arms"] if arm["arm"] == "real"), key=lambda arm: arm["real"])
         judged = metrics["usefulness"]["real_to_synthetic"]["accuracy"]
         rows.append(_row("intended class seen by classifiers of real images", judged, real["accuracy"], RIGHT_CLASS))
+        rows[-1]["reached"] &= judged > metrics["usefulness"]["chance"] + 1e-9 and not _worthless(metrics)
     if metrics["fidelity"] and metrics["fidelity"]["networks"][0]["synthetic"] is not None:
         network = metrics["fidelity"]["networks"][0]
         synthetic, floor = network["synthetic"]["frechet"], network["floor"]["frechet"]
