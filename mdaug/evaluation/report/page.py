@@ -69,8 +69,8 @@ def summary(metrics: dict, folder: Path) -> str:
     if metrics["usefulness"]:
         width = max(31, *(len(arm["name"]) for arm in metrics["usefulness"]["arms"]))
         lines.append(
-            f"{'classifier trained on':{width}s} {'further':>8s}  mean recall on held-out real images (plain accuracy), n "
-            "real images per class"
+            f"{'classifier trained on':{width}s} {'further':>8s}  mean recall on held-out real images (plain), n real "
+            "images per class"
         )
         for arm in metrics["usefulness"]["arms"]:
             accuracy = f"{percent(arm['accuracy'])} ± {100 * arm['std']:.1f} ({percent(arm['plain_accuracy'])})"

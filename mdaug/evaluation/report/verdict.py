@@ -32,10 +32,9 @@ def targets(metrics: dict) -> list[dict]:
     Returns:
         [{"name", "synthetic", "real", "ratio", "at_least" or "at_most", "reached"}]. Intended class: mean recall, on
         synthetic images, of the classifiers of the most real images, against that on held-out real ones; not reached
-        by guessing, nor where too few images are held out to say. Fréchet
-        distance from the training images, in features of these classifiers, against that of equally many held-out
-        images. Distance to the nearest training image, median in levels of 255, against that of held-out images: below
-        1 the generator repeats what it saw.
+        by guessing, nor where too few images are held out to say. Fréchet distance from the training images, in
+        features of these classifiers, against that of equally many held-out images. Distance to the nearest training
+        image, median in levels of 255, against that of held-out images: below 1 the generator repeats what it saw.
     """
     rows = []
     if metrics["usefulness"]:
