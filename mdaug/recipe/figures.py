@@ -1,0 +1,98 @@
+"""Mean recalls of trials, differences with intervals, and what an arm is worth in real images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+RESAMPLES = 2000
+FEWEST_GROUPS = 8  # with fewer a bootstrap over groups says little, and images are resampled instead
+FLAT = 0.02  # a learning curve that rises by less says nothing about how much an image is worth
+
+
+def mean_recall(hits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the recall of each class that has images, averaged; hits bool (..., n)."""
+    return float(np.mean([hits[..., labels == label].mean() for label in np.unique(labels)]))
+
+
+def hits_of(results: Sequence[dict[str, Any]], labels: np.ndarray, key: str) -> np.ndarray:
+    """Return whether each image was seen right, bool (seeds, n), from the results of all folds and seeds of an arm.
+
+    Args:
+        results: of `trials.run_trial`; every image is judged once for each (subset, seed).
+        labels: int64 (n,), the classes of the images that are judged.
+        key: "plain" or "averaged".
+    """
+    runs = sorted({(result["trial"]["subset"], result["trial"]["seed"]) for result in results})
+    hits = np.zeros((len(runs), len(labels)), dtype=bool)
+    for result in results:
+        row = runs.index((result["trial"]["subset"], result["trial"]["seed"]))
+        hits[row, result["judged"]] = np.asarray(result[key]) == labels[result["judged"]]
+    return hits
+
+
+def interval(
+    first: np.ndarray, labels: np.ndarray, groups: Sequence[str], second: np.ndarray | None = None
+) -> tuple[float, float, float]:
+    """Return mean recall of an arm, or its difference from a second one, and the 95 % interval.
+
+    A paired bootstrap over groups where there are at least 8, else over images, with exponential weights (Rubin 1981),
+    so that no class is ever without images; the spread over seeds adds a multiple of its standard error from Student's
+    distribution.
+
+    Args:
+        first: hits, bool (seeds, n).
+        labels: int64 (n,).
+        groups: n names.
+        second: hits of the other arm, by the same seeds on the same images.
+    """
+    difference = first.astype(float) - (0 if second is None else second)
+    names, unit_of = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < FEWEST_GROUPS:
+        unit_of = np.arange(len(labels))
+    seeds = len(difference)
+    per_seed = np.array([mean_recall(row, labels) for row in difference])
+    weights = np.random.default_rng(0).exponential(size=(RESAMPLES, int(unit_of.max()) + 1))
+    recalls = []
+    for label in np.unique(labels):
+        own = labels == label
+        sums = np.bincount(unit_of[own], difference[:, own].mean(axis=0), weights.shape[1])
+        sizes = np.bincount(unit_of[own], minlength=weights.shape[1])
+        recalls.append((weights @ sums) / (weights @ sizes))
+    draws = np.mean(recalls, axis=0)
+    if seeds > 1:
+        error = per_seed.std(ddof=1) / np.sqrt(seeds)
+        draws = draws + error * np.random.default_rng(1).standard_t(seeds - 1, RESAMPLES)
+    low, high = np.quantile(draws.clip(-1 if second is not None else 0, 1), [0.025, 0.975])
+    return float(per_seed.mean()), float(low), float(high)
+
+
+def worth(value: float, curve: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Return how many real images (or groups) the free baseline needs to reach a figure.
+
+    Interpolated in the logarithm of the number, on the curve made monotonous.
+
+    Args:
+        value: mean recall of the arm.
+        curve: (number, mean recall) of the free baseline, by ascending number.
+
+    Returns:
+        {"flat": the curve rises by less than 2 points, so that its numbers mean nothing, "number": None where flat,
+        "beyond": "" or "less" / "more" than that number}.
+    """
+    numbers, recalls = np.array(curve, dtype=float).T
+    if len(numbers) < 2 or recalls[-1] - recalls[0] < FLAT:
+        return {"flat": True, "number": None, "beyond": ""}
+    rising = np.maximum.accumulate(recalls)
+    if value < rising[0]:
+        return {"flat": False, "number": float(numbers[0]), "beyond": "less"}
+    if value > rising[-1]:
+        return {"flat": False, "number": float(numbers[-1]), "beyond": "more"}
+    right = max(1, int(np.searchsorted(rising, value)))
+    step = rising[right] - rising[right - 1]
+    part = (value - rising[right - 1]) / step if step else 0.0
+    logs = np.log(numbers)
+    number = float(np.exp(logs[right - 1] + part * (logs[right] - logs[right - 1])))
+    return {"flat": False, "number": number, "beyond": ""}
