@@ -18,7 +18,7 @@ import numpy as np
 
 from mdaug.augment import TODAY
 from mdaug.measures import image_set
-from mdaug.recipe.figures import hits_of, interval, mean_recall, worth
+from mdaug.recipe.figures import hits_of, in_words, interval, mean_recall, worth
 from mdaug.recipe.policy_search import CANDIDATES, search
 from mdaug.recipe.trials import Images, Material, Trial, make_folds, members, run_all
 from shards.provenance import code_version
@@ -87,7 +87,8 @@ def main() -> None:
     numbers = sorted([*options.n, *options.curve])
     curve = [(n, mean_recall(hits(FREE, n, averaged), held_out.labels)) for n in numbers]
     rows = []
-    print(f"{'n':>3s} {'arm':34s}{'mean recall':>12s}  {'each subset':24s}{'gain over the free baseline':30s}worth in images")
+    head = f"{'n':>3s} {'arm':34s}{'mean recall':>12s}  {'each subset':24s}{'gain over the free baseline':30s}"
+    print(f"{head}worth in images")
     for n in options.n:
         columns = [(TODAY_ARM, "plain", TODAY_ARM), (f"{TODAY_ARM}, averaged", "averaged", TODAY_ARM)]
         columns += [(f"{FREE}, not averaged", "plain", FREE)] if chosen.policy.copies else []
@@ -98,12 +99,12 @@ def main() -> None:
             each = [mean_recall(row, held_out.labels) for row in own]
             gain = interval(own, held_out.labels, held_out.groups, baseline)
             value = float(np.mean(each))
-            rows.append({"n": n, "arm": title, "recall": value, "each": each, "gain": gain, "worth": worth(value, curve)})
-            w = rows[-1]["worth"]
-            text = "flat" if w["flat"] else f"{w['beyond']} {'than ' * bool(w['beyond'])}{w['number']:.0f}".strip()
+            in_images = worth(value, curve)
+            rows.append({"n": n, "arm": title, "recall": value, "each": each, "gain": gain, "worth": in_images})
+            points = "" if title == FREE else f"{100 * gain[0]:+.1f} ({100 * gain[1]:+.1f} to {100 * gain[2]:+.1f})"
             print(
                 f"{n:3d} {title:34s}{100 * value:12.1f}  {', '.join(f'{100 * e:.1f}' for e in each):24s}"
-                f"{'' if title == FREE else f'{100 * gain[0]:+.1f} ({100 * gain[1]:+.1f} to {100 * gain[2]:+.1f})':30s}{text}"
+                f"{points:30s}{in_words(in_images)}"
             )
     print("free baseline by n: " + ", ".join(f"{n}: {100 * recall:.1f}" for n, recall in curve))
     record = {"benchmark": "usefulness", "set": options.name, "held_out": len(held_out), "rows": rows, "curve": curve}

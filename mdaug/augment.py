@@ -225,9 +225,7 @@ DRAWN = (*STRENGTHS[:-1], "time_mask_width", "doppler_mask_width")
 TODAY = Policy(shift=0.5, gain=0.1, noise=MAX_NOISE)  # the arm "real + transforms" of `mdaug evaluate`
 COPIES = 8
 # The free baseline of periodic motions; measured on gait, see docs/usefulness.md.
-RICHER = Policy(
-    shift=0.5, stretch=0.15, doppler_scale=0.1, doppler_shift=0.02, contrast=0.2, gain=0.1, noise=MAX_NOISE
-)
+RICHER = Policy(shift=0.5, stretch=0.15, doppler_scale=0.1, doppler_shift=0.02, contrast=0.2, gain=0.1, noise=MAX_NOISE)
 
 
 def _render(

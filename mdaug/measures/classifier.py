@@ -15,11 +15,11 @@ from torch import nn
 from mdaug import distributed
 from mdaug.augment import Policy
 from mdaug.images import to_tensor
+from mdaug.measures.small_resnet import SmallResNet
 from shards.errors import UserError
 from shards.order import EpochOrder
 
 SMALL = "small"
-WIDTHS = (16, 32, 64)
 GOLDEN = (5**0.5 - 1) / 2
 # When a training has settled, see `settled`. With the decay at the end it takes 800 to 3,200 steps.
 SETTLED: Literal["settled"] = "settled"
@@ -27,27 +27,6 @@ WINDOW, FLOOR, CEILING = 200, 600, 2400  # steps
 FALLS, SMALL_LOSS = 0.05, 0.02  # a share of the loss, and a loss
 DECAY = 1 / 3  # of the steps at the full learning rate
 WARM_UP = 50  # steps
-
-
-class SmallResNet(nn.Module):
-    """Three residual stages of 16, 32, 64 channels over (n, C, S, S) in [-1, 1], S a multiple of 16.
-
-    GroupNorm instead of BatchNorm: the batch statistics of real and synthetic images differ, and a network with
-    BatchNorm trained on the mixture would be judged on real images with statistics that fit neither.
-    He et al., CVPR 2016; Wu and He, ECCV 2018.
-    """
-
-    def __init__(self, channels: int, num_classes: int):
-        super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(channels, WIDTHS[0], 5, stride=2, padding=2, bias=False), nn.GroupNorm(8, WIDTHS[0]), nn.ReLU()
-        )
-        self.stages = nn.Sequential(*(Block(a, b) for a, b in zip((WIDTHS[0], *WIDTHS), WIDTHS, strict=False)))
-        self.head = nn.Linear(WIDTHS[-1], num_classes)
-
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the (n, 64) activations before the last layer."""
-        return self.stages(self.stem(images)).mean(dim=(2, 3))
 
 
 class TimmModel(nn.Module):
@@ -91,23 +70,6 @@ def build(network: str, channels: int, num_classes: int, image_size: int) -> Cla
             return TimmModel(timm.create_model(network, **options))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(f"classifier is '{network}', which timm cannot build for these images: {error}") from None
-
-
-class Block(nn.Module):
-    """A residual block of two 3x3 convolutions that halves the resolution."""
-
-    def __init__(self, channels_in: int, channels_out: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1, bias=False)
-        self.norm1 = nn.GroupNorm(8, channels_out)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
-        self.norm2 = nn.GroupNorm(8, channels_out)
-        self.skip = nn.Conv2d(channels_in, channels_out, 1, stride=2, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return (n, channels_out, S / 2, S / 2)."""
-        h = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.skip(x) + self.norm2(self.conv2(h)))
 
 
 @contextlib.contextmanager
@@ -181,7 +143,9 @@ def train(
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     fused = device.type in ("cpu", "cuda")
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01, fused=fused)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps) if steps != SETTLED else None
+    cycle = None
+    if steps != SETTLED:
+        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
     sources = [Source(images, labels, 1 - sum(other.share for other in others)), *others]
     stream = _Stream(sources, num_classes, seed)
     rng = np.random.default_rng([seed, 1])

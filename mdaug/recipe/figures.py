@@ -96,3 +96,10 @@ def worth(value: float, curve: Sequence[tuple[float, float]]) -> dict[str, Any]:
     logs = np.log(numbers)
     number = float(np.exp(logs[right - 1] + part * (logs[right] - logs[right - 1])))
     return {"flat": False, "number": number, "beyond": ""}
+
+
+def in_words(worth: dict[str, Any]) -> str:
+    """Return what `worth` found as text, such as "12", "more than 50" or "flat curve"."""
+    if worth["flat"]:
+        return "flat curve"
+    return f"{worth['beyond']} than {worth['number']:.0f}" if worth["beyond"] else f"{worth['number']:.0f}"

@@ -96,7 +96,8 @@ def search(
         for key, copies in (("plain", 0), ("averaged", COPIES)):
             hits = hits_of(own, train.labels, key)
             recall, low, high = interval(hits, train.labels, train.groups)
-            rows.append({"name": name, "copies": copies, "recall": recall, "low": low, "high": high, "seeds": len(hits)})
+            row = {"name": name, "copies": copies, "recall": recall, "low": low, "high": high, "seeds": len(hits)}
+            rows.append(row)
     rows.sort(key=lambda row: -row["recall"])
     best = next(row for row in rows if row["name"] in chosen)
     policy = replace(candidates[best["name"]], copies=best["copies"])

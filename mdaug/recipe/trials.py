@@ -85,7 +85,7 @@ class Trial:
         fold: judged on this fold and trained on the others; None: trained on all, judged on the held-out images.
         seed: of weights, order and transforms.
         per_class: training images of each class, nested in those of larger numbers; 0: all.
-        num_groups: groups that these come from, likewise nested; 0: all.
+        num_groups: groups of each class that these come from, likewise nested; 0: all.
         subset: which of the random subsets.
     """
 
@@ -102,10 +102,14 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Name of the result file: readable, and different for different trials."""
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
-        words = "".join(character if character.isalnum() else "-" for character in self.arm)[:40]
-        return f"{words}_fold-{self.fold}_seed-{self.seed}_{digest}"
+        """Name of the result file, the same for arms that differ in their names, or in averaging, only."""
+        what = {**asdict(self), "arm": "", "policy": asdict(_averaging(self.policy))}
+        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+        return f"fold-{self.fold}_seed-{self.seed}_{digest}"
+
+
+def _averaging(policy: Policy) -> Policy:
+    return replace(policy, copies=policy.copies or COPIES)
 
 
 def make_folds(labels: np.ndarray, groups: Sequence[str], most: int, classes: Sequence[str]) -> np.ndarray:
@@ -123,9 +127,9 @@ def make_folds(labels: np.ndarray, groups: Sequence[str], most: int, classes: Se
     if (groups_of_class < 2).any():
         name = classes[int(groups_of_class.argmin())]
         raise UserError(
-            f"class '{name}' has training images of {int(groups_of_class.min())} group(s), and cross-validation needs 2 "
-            "of every class: name smaller groups when packing (--group_by), such as recordings instead of persons, give "
-            "val a smaller share (--val_fraction), or record the class once more"
+            f"class '{name}' has training images of {int(groups_of_class.min())} group(s), and cross-validation needs "
+            "2 of every class: name smaller groups when packing (--group_by), such as recordings instead of persons, "
+            "give val a smaller share (--val_fraction), or record the class once more"
         )
     count = min(most, int(groups_of_class.min()))
     share = table / table.sum(axis=0)
@@ -144,17 +148,18 @@ def members(trial: Trial, material: Material) -> np.ndarray:
     chosen = np.arange(len(train))
     if trial.fold is not None:
         chosen = chosen[material.folds != trial.fold]
-    if trial.num_groups:
-        names = np.unique([train.groups[i] for i in chosen])
-        kept = np.random.default_rng([trial.subset, 1]).permutation(names)[: trial.num_groups]
-        chosen = chosen[np.isin([train.groups[i] for i in chosen], kept)]
-    if trial.per_class:
-        parts = []
-        for label in np.unique(train.labels[chosen]):
-            own = chosen[train.labels[chosen] == label]
-            parts.append(np.random.default_rng([trial.subset, int(label)]).permutation(own)[: trial.per_class])
-        chosen = np.concatenate(parts)
-    return np.sort(chosen)
+    groups = np.asarray(train.groups)[chosen]
+    order = np.random.default_rng([trial.subset, 1]).permutation(np.unique(groups)).tolist()
+    parts = []
+    for label in np.unique(train.labels[chosen]):
+        of_class = train.labels[chosen] == label
+        own, own_groups = chosen[of_class], groups[of_class]
+        if trial.num_groups:  # the first of the order that have this class
+            kept = [name for name in order if name in set(own_groups)][: trial.num_groups]
+            own = own[np.isin(own_groups, kept)]
+        shuffled = np.random.default_rng([trial.subset, int(label)]).permutation(own)
+        parts.append(shuffled[: trial.per_class or len(own)])
+    return np.sort(np.concatenate(parts))
 
 
 def fit(trial: Trial, material: Material, losses: list[float] | None = None) -> Classifier:
@@ -193,9 +198,9 @@ def run_trial(trial: Trial, material: Material) -> dict[str, Any]:
 
     Returns:
         {"trial", "images": number of training images, "judged": positions of the images it was judged on, in the
-        training images or (without a fold) the held-out ones, "plain": predicted classes of these as they are, "averaged":
-        the same from probabilities averaged over transformed copies, "learnt": mean recall on the training images,
-        "steps"}.
+        training images or (without a fold) the held-out ones, "plain": predicted classes of these as they are,
+        "averaged": the same from probabilities averaged over transformed copies, "learnt": mean recall on the training
+        images, "steps"}.
     """
     losses: list[float] = []
     model = fit(trial, material, losses)
@@ -208,10 +213,9 @@ def run_trial(trial: Trial, material: Material) -> dict[str, Any]:
         judged = np.flatnonzero(material.folds == trial.fold)
         images = material.train.take(judged)
     count, floor = len(material.classes), classifier.floor_of(used.pixels)
-    averaging = replace(trial.policy, copies=trial.policy.copies or COPIES)
     predicted = {
         name: classifier.predict(model, images.pixels, policy, num_classes=count, floor=floor).argmax(1)
-        for name, policy in (("plain", None), ("averaged", averaging))
+        for name, policy in (("plain", None), ("averaged", _averaging(trial.policy)))
     }
     learnt = classifier.predict(model, used.pixels, num_classes=count).argmax(1) == used.labels
     return {
@@ -242,7 +246,7 @@ def run_all(
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = {trial: folder / f"{trial.name}.json" for trial in trials}
-    missing = [trial for trial, path in paths.items() if not path.is_file()]
+    missing = list({path: trial for trial, path in paths.items() if not path.is_file()}.values())
     with (
         Progress("classifiers", len(missing), "classifier") as bar,
         Pool(min(workers or cores(), MOST_WORKERS), len(missing), shared=(folder, material)) as pool,

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from skimage import metrics as skimage_metrics
 
+from mdaug.augment import TODAY
 from mdaug.evaluation import usefulness
 from mdaug.measures import classifier
 from mdaug.measures.image_quality import PSNR_LIMIT, psnr, ssim
@@ -71,7 +72,7 @@ def test_transforms_never_move_along_doppler(rng):
     images = torch.full((4, 1, 16, 16), -1.0)
     images[:, :, 5] = 0.5  # one Doppler line, at all times
     images[:, :, 9, 3] = 0.5  # one short flash
-    moved = classifier.label_safe_transform(images, torch.Generator().manual_seed(0))
+    moved = TODAY(images, np.random.default_rng(0))
     assert (moved[:, 0, 5] > 0.2).all()
     assert ((moved[:, 0, 9] > 0.0).sum(dim=1) == 1).all()
     assert (moved[:, 0, 9].argmax(dim=1) != 3).any()
@@ -80,7 +81,7 @@ def test_transforms_never_move_along_doppler(rng):
 
 def test_same_seed_same_classifier(rng):
     images, labels = rng.integers(0, 256, (12, 16, 16, 1), dtype=np.uint8), np.arange(12) % 3
-    options = {"steps": 3, "batch_size": 8, "learning_rate": 1e-2, "transforms": True}
+    options = {"steps": 3, "batch_size": 8, "learning_rate": 1e-2, "policy": TODAY}
     first, again, other = (classifier.train(images, labels, 3, seed=seed, **options) for seed in (0, 0, 1))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert not torch.equal(first.head.weight, other.head.weight)
@@ -88,7 +89,7 @@ def test_same_seed_same_classifier(rng):
 
 def test_timm_models_train_by_name_and_other_names_are_refused(rng, monkeypatch):
     images, labels = rng.integers(0, 256, (8, 32, 32, 1), dtype=np.uint8), np.arange(8) % 2
-    options = {"steps": 2, "batch_size": 4, "learning_rate": 1e-3, "seed": 0, "transforms": False}
+    options = {"steps": 2, "batch_size": 4, "learning_rate": 1e-3, "seed": 0}
     model = classifier.train(images, labels, 2, network="resnet10t", **options)
     predicted, features = classifier.outputs(model, images)
     assert set(predicted) <= {0, 1}
