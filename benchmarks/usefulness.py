@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--curve", type=int, nargs="*", default=[20], help="further numbers for the free baseline")
     parser.add_argument("--subsets", type=int, default=3)
     parser.add_argument("--search_at", type=int, default=10, help="images of each class that the search sees")
+    parser.add_argument("--candidates", nargs="+", default=list(CANDIDATES), choices=CANDIDATES, metavar="NAME")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--image_size", type=int, default=32)
     parser.add_argument("--share", type=float, default=0.25, help="of each batch that auxiliary images take")
@@ -56,8 +57,9 @@ def main() -> None:
     subset = train.take(members(Trial("", TODAY, per_class=options.search_at), Material(classes, train, np.array([]))))
     folds = make_folds(subset.labels, subset.groups, 2, classes)
     within = Material(classes, subset, folds, **settings)  # type: ignore[arg-type]
+    candidates = {name: CANDIDATES[name] for name in options.candidates}
     chosen = search(
-        subset, folds, lambda trials: run_all(trials, within, options.out / "search", options.workers), CANDIDATES, 1
+        subset, folds, lambda trials: run_all(trials, within, options.out / "search", options.workers), candidates, 1
     )
     print(f"{options.name}: policy '{chosen.name}', {chosen.policy.copies} copies, cross-validated {chosen.recall:.3f}")
     for row in chosen.table:

@@ -272,18 +272,20 @@ def predict(
         batch_size: images looked at at once.
     """
     device = next(model.parameters()).device
-    views: list[np.ndarray] = [images]
-    if policy is not None and policy.copies:
+    copies: list[dict[str, np.ndarray]] = []
+    if policy is not None:
         rng = np.random.default_rng([policy.seed, 2])
-        views = [policy(images, rng, floor) for _ in range(policy.copies)]
-    total = np.zeros((len(images), 0))
-    for view in views:
-        parts = [
-            torch.softmax(model.head(model.features(to_tensor(part).to(device)))[:, :num_classes].double(), 1).cpu()
-            for part in (view[start : start + batch_size] for start in range(0, len(view), batch_size))
-        ]
-        total = (total if total.size else 0) + torch.cat(parts).numpy() / len(views)
-    return total
+        copies = [policy.draw(len(images), rng) for _ in range(policy.copies)]
+    parts = []
+    for start in range(0, len(images), batch_size):
+        part = images[start : start + batch_size]
+        views = [part]
+        if policy is not None and copies:
+            chunk = slice(start, start + batch_size)
+            views = [policy.apply(part, {name: v[chunk] for name, v in did.items()}, floor) for did in copies]
+        logits = [model.head(model.features(to_tensor(view).to(device)))[:, :num_classes] for view in views]
+        parts.append(torch.stack([torch.softmax(view.double(), 1) for view in logits]).mean(0).cpu())
+    return torch.cat(parts).numpy()
 
 
 @torch.no_grad()

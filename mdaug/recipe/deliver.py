@@ -17,6 +17,7 @@ from shards.colormap import colormap as colours_of
 
 FOLDER = "classifier"
 WEIGHTS, SETTINGS, PREDICT = f"{FOLDER}/classifier.safetensors", f"{FOLDER}/classifier.json", f"{FOLDER}/predict.py"
+FILES = (WEIGHTS, SETTINGS, PREDICT, f"{FOLDER}/augment.py", f"{FOLDER}/small_resnet.py")
 
 SCRIPT = '''"""Predict the class of spectrograms: python predict.py IMAGE.png ... (torch, numpy, Pillow)"""
 

@@ -20,7 +20,8 @@ TODAY_ARM = "today's transforms"
 def write(folder: Path, recipe: dict[str, Any]) -> None:
     """Write report.html."""
     arms = recipe["cross_validation"]["arms"]
-    kind = "gain" if recipe["held_out"][-1].get("gain", (0, 0, 0))[1] > 0 else "none"
+    _, low, high = recipe["held_out"][-1].get("gain", (0, 0, 0))
+    kind = "loss" if high < 0 else "gain" if low > 0 else "none"
     worths = recipe["enough"]["worth"]
     policy = {name: value for name, value in recipe["policy"].items() if value not in (0, 0.0)}
     pieces = [
@@ -104,14 +105,20 @@ def summary(recipe: dict[str, Any], folder: Path) -> str:
 def sentences(recipe: dict[str, Any]) -> list[str]:
     """Return what was found, bad news first: the gain on held-out images, the additions, and what would help more."""
     by_arm = {row["arm"]: row for row in recipe["held_out"]}
-    chosen = by_arm[recipe["chosen"]]
-    _, low, high = chosen["gain"]
-    outcome = "is worse than" if high < 0 else "is better than" if low > 0 else "cannot be told from"
-    images = recipe["images"]
-    said = [
-        f"On {images['held_out']} held-out images the recipe ({recipe['chosen']}) {outcome} today's transforms: "
-        f"{percent(by_arm[TODAY_ARM]['recall'])} to {percent(chosen['recall'])} mean recall, {_points(chosen['gain'])}."
-    ]
+    chosen, today, images = by_arm[recipe["chosen"]], by_arm[TODAY_ARM], recipe["images"]
+    if chosen is today:
+        said = [
+            "Nothing was shown to beat today's transforms on these images, so they are the recipe: "
+            f"{percent(today['recall'])} mean recall on {images['held_out']} held-out images "
+            f"(95 % interval {_figures(today)[1]})."
+        ]
+    else:
+        _, low, high = chosen["gain"]
+        outcome = "is worse than" if high < 0 else "is better than" if low > 0 else "cannot be told from"
+        said = [
+            f"On {images['held_out']} held-out images the recipe ({recipe['chosen']}) {outcome} today's transforms: "
+            f"{percent(today['recall'])} to {percent(chosen['recall'])} mean recall, {_points(chosen['gain'])}."
+        ]
     for row in recipe["cross_validation"]["arms"][1:]:
         verb = "kept" if row["kept"] else "not kept"
         why = "" if row["kept"] else (

@@ -47,7 +47,7 @@ def run(options: AugmentConfig) -> dict[str, Any]:
     folds = make_folds(train.labels, train.groups, options.folds, inputs.classes)
     folder = claim(options.output_dir, "augment", identity_of(options), inputs.made_from)
     with exclusive(folder.path):
-        if folder.finished and (folder.path / RECIPE).is_file():
+        if folder.finished and all((folder.path / name).is_file() for name in (RECIPE, page.REPORT, *deliver.FILES)):
             say(f"{folder.path} holds this recipe already, finished; delete the folder to look for it again.")
             recipe = json.loads((folder.path / RECIPE).read_text(encoding="utf-8"))
         else:

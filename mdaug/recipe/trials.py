@@ -19,6 +19,7 @@ from shards.errors import UserError
 from shards.pool import Pool, cores
 from shards.progress import Progress
 
+ATTEMPTS = 200  # to deal groups out
 MOST_WORKERS = 8  # each holds its own copy of the images and of torch
 Use = Literal["", "uniform", "classes", "labels"]
 
@@ -133,13 +134,20 @@ def make_folds(labels: np.ndarray, groups: Sequence[str], most: int, classes: Se
         )
     count = min(most, int(groups_of_class.min()))
     share = table / table.sum(axis=0)
-    load = np.zeros((count, len(classes)))
-    fold_of_group = np.zeros(len(names), dtype=np.int64)
-    for group in np.argsort(-share.sum(axis=1), kind="stable"):
-        fold = int((load @ (share[group] > 0)).argmin())
-        fold_of_group[group] = fold
-        load[fold] += share[group]
-    return fold_of_group[group_of]
+    order = np.argsort(-share.sum(axis=1), kind="stable")
+    for attempt in range(ATTEMPTS):
+        load = np.zeros((count, len(classes)))
+        fold_of_group = np.zeros(len(names), dtype=np.int64)
+        for group in order if attempt == 0 else np.random.default_rng(attempt).permutation(len(names)):
+            fold = int((load @ (share[group] > 0)).argmin())
+            fold_of_group[group] = fold
+            load[fold] += share[group]
+        if ((load > 0).sum(axis=0) >= 2).all():
+            return fold_of_group[group_of]
+    raise UserError(
+        "the groups cannot be dealt out so that every class is in two parts: they hold several classes, and some class "
+        "is in too few of them; name smaller groups when packing (--group_by)"
+    )
 
 
 def members(trial: Trial, material: Material) -> np.ndarray:

@@ -66,6 +66,17 @@ def test_groups_are_never_torn_and_every_class_is_in_two_folds():
         assert all(len(set(folds[labels == label])) > 1 for label in range(4))
 
 
+def test_every_class_is_in_two_folds_also_where_groups_hold_some_classes_each():
+    rng = np.random.default_rng(1)
+    for _ in range(100):
+        shows = rng.random((7, 4)) < 0.5
+        shows[:2] = True
+        group, label = np.nonzero(np.repeat(shows, rng.integers(1, 4), axis=1))
+        labels, groups = label % 4, [str(g) for g in group]
+        folds = make_folds(labels, groups, 3, CLASSES)
+        assert all(len(set(folds[labels == k])) > 1 for k in range(4))
+
+
 def test_a_class_with_one_group_is_named_with_what_to_do():
     with pytest.raises(UserError, match=r"class 'rising' has training images of 1 group.*--group_by"):
         make_folds(np.array([0, 0, 1, 1]), ["a", "b", "a", "a"], 3, CLASSES[:2])
@@ -113,7 +124,7 @@ def test_a_trial_judges_its_fold_and_uses_the_others(packed):
         CLASSES, train, np.arange(48) // 24, auxiliary=Images(pixels[:9], np.arange(9) % 3, ["a"] * 9), steps=2
     )
     for use in ("", "uniform", "classes"):
-        result = run_trial(Trial("x", replace(RICHER, copies=2), use, fold=1), material)
+        result = run_trial(Trial("x", replace(RICHER, copies=2, mix=0.3), use, fold=1), material)
         assert (result["judged"], result["images"], result["steps"]) == (list(range(24, 48)), 24, 2)
         assert set(result["plain"]) | set(result["averaged"]) <= {0, 1, 2, 3}  # never one of the auxiliary classes
 
@@ -123,7 +134,8 @@ def test_the_whole_recipe_resumes_and_its_classifier_needs_torch_alone(options, 
     found = recipe.run(options)
     place = options.output_dir
     assert {row["arm"] for row in found["cross_validation"]["arms"]} == {
-        recipe.TODAY_ARM, recipe.AVERAGED, recipe.UNIFORM, recipe.CLASSES, *[recipe.SEARCHED] * (found["searched"] != "only"),
+        recipe.TODAY_ARM, recipe.AVERAGED, recipe.UNIFORM, recipe.CLASSES,
+        *[recipe.SEARCHED] * (found["searched"] != "only"),
     }  # fmt: skip
     assert json.loads((place / recipe.RECIPE).read_text())["held_out"] == json.loads(json.dumps(found["held_out"]))
     text = (place / "report.html").read_text(encoding="utf-8")
@@ -138,6 +150,11 @@ def test_the_whole_recipe_resumes_and_its_classifier_needs_torch_alone(options, 
     again = recipe.run(options)
     assert json.dumps(again) == json.dumps(found)
     assert [path for path in trials if path.stat().st_mtime_ns != times[path]] == [trials[3]]
+
+    # A finished folder without one of its files is not believed.
+    (place / deliver.PREDICT).unlink()
+    recipe.run(options)
+    assert (place / deliver.PREDICT).is_file()
 
     # The classifier by itself, elsewhere, as it predicts here.
     copy = tmp_path / "elsewhere"
