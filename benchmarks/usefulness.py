@@ -56,7 +56,7 @@ def main() -> None:
     # The policy, from one subset of the training images.
     subset = train.take(members(Trial("", TODAY, per_class=options.search_at), Material(classes, train, np.array([]))))
     folds = make_folds(subset.labels, subset.groups, 2, classes)
-    within = Material(classes, subset, folds, **settings)  # type: ignore[arg-type]
+    within = Material(classes, subset, folds, **settings)
     candidates = {name: CANDIDATES[name] for name in options.candidates}
     chosen = search(
         subset, folds, lambda trials: run_all(trials, within, options.out / "search", options.workers), candidates, 1
@@ -66,7 +66,7 @@ def main() -> None:
         print(f"  {row['name']:24s} {row['copies']} copies  {100 * row['recall']:5.1f}")
 
     # The arms, each on the same subsets.
-    material = Material(classes, train, np.array([]), held_out, auxiliary, **settings)  # type: ignore[arg-type]
+    material = Material(classes, train, np.array([]), held_out, auxiliary, **settings)
     arms = {TODAY_ARM: (TODAY, ""), FREE: (chosen.policy, "")}
     if auxiliary is not None:
         arms |= {UNIFORM: (chosen.policy, "uniform"), CLASSES: (chosen.policy, "classes")}

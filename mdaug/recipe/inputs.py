@@ -72,7 +72,9 @@ def load(options: AugmentConfig) -> Inputs:
     made_from |= {"auxiliary": None, "synthetic": None}
     train, held_out = _images(data_dir / "train", options), _images(data_dir / split, options)
 
-    auxiliary, names, same = None, [], False
+    auxiliary: Images | None = None
+    names: list[str] = []
+    same = False
     if options.aux_dir is not None:
         auxiliary, names, same, made_from["auxiliary"] = _auxiliary(options, index, train, held_out)
     synthetic = None
@@ -155,4 +157,4 @@ def _holds_images(folder: Path) -> bool:
 
 
 def _digest(image: np.ndarray) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(image)).digest()
+    return hashlib.sha256(image.tobytes()).digest()

@@ -14,7 +14,7 @@ from mdaug.recipe.trials import Images, Trial
 
 # Time goes round in a periodic motion; an event is moved by less, and what moves in is the floor.
 EVENT: dict[str, Any] = {"circular": False, "shift": 0.25}
-MASKS = {"time_mask": 0.1, "doppler_mask": 0.1}
+MASKS: dict[str, Any] = {"time_mask": 0.1, "doppler_mask": 0.1}
 HALF = replace(RICHER, stretch=0.08, doppler_scale=0.05, contrast=0.1, gain=0.05)
 STRONG = replace(RICHER, stretch=0.3, doppler_scale=0.2, doppler_shift=0.04, contrast=0.4, gain=0.2, noise=0.08)
 CANDIDATES = {
@@ -91,7 +91,7 @@ def search(
         for trial, result in zip(planned, run(planned), strict=True):
             results[trial.arm].append(result)
         chosen = sorted(chosen, key=lambda name: -max(_recalls(results[name], train).values()))[:FINALISTS]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, own in results.items():
         for key, copies in (("plain", 0), ("averaged", COPIES)):
             hits = hits_of(own, train.labels, key)
