@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from shards.validation import at_least, operational, within
+from shards.validation import at_least, one_of_workers, operational, within
 
 Part = Literal["usefulness", "fidelity", "kinematics", "memorization", "reconstruction"]
 ALL: tuple[Part, ...] = ("usefulness", "fidelity", "kinematics", "memorization", "reconstruction")
@@ -86,9 +86,14 @@ class EvaluateConfig:
     """Most images per class taken from each of train, held-out and synthetic; they are held in memory."""
     workers: int = operational(0)
     """Processes that train classifiers on CPU, one thread each; 0: one per core. A GPU takes them one by one."""
+    worker: int | None = operational(None)
+    """Number of this worker, from 0, such as $SLURM_ARRAY_TASK_ID; the launcher's ranks count within it."""
+    num_workers: int | None = operational(None)
+    """Number of workers that share classifiers and features, such as $SLURM_ARRAY_TASK_COUNT."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work; raises ValueError naming field, value and what is accepted."""
+        one_of_workers(self)
         at_least(self, 1, "seeds", "steps")
         at_least(self, 2, "max_per_class")
         at_least(self, 0, "workers")
