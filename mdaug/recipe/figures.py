@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
-RESAMPLES = 2000
-FEWEST_GROUPS = 8  # with fewer a bootstrap over groups says little, and images are resampled instead
+from mdaug.evaluation.usefulness import paired_interval
+from mdaug.measures.image_set import class_weights
+
 FLAT = 0.02  # a learning curve that rises by less says nothing about how much an image is worth
 
 
 def mean_recall(hits: np.ndarray, labels: np.ndarray) -> float:
     """Return the recall of each class that has images, averaged; hits bool (..., n)."""
-    return float(np.mean([hits[..., labels == label].mean() for label in np.unique(labels)]))
+    return float(np.mean(hits @ class_weights(labels)))
 
 
 def hits_of(results: Sequence[dict[str, Any]], labels: np.ndarray, key: str) -> np.ndarray:
@@ -38,9 +39,7 @@ def interval(
 ) -> tuple[float, float, float]:
     """Return mean recall of an arm, or its difference from a second one, and the 95 % interval.
 
-    A paired bootstrap over groups where there are at least 8, else over images, with exponential weights (Rubin 1981),
-    so that no class is ever without images; the spread over seeds adds a multiple of its standard error from Student's
-    distribution.
+    The interval is that of `usefulness.paired_interval`.
 
     Args:
         first: hits, bool (seeds, n).
@@ -48,25 +47,8 @@ def interval(
         groups: n names.
         second: hits of the other arm, by the same seeds on the same images.
     """
-    difference = first.astype(float) - (0 if second is None else second)
-    names, unit_of = np.unique(np.asarray(groups), return_inverse=True)
-    if len(names) < FEWEST_GROUPS:
-        unit_of = np.arange(len(labels))
-    seeds = len(difference)
-    per_seed = np.array([mean_recall(row, labels) for row in difference])
-    weights = np.random.default_rng(0).exponential(size=(RESAMPLES, int(unit_of.max()) + 1))
-    recalls = []
-    for label in np.unique(labels):
-        own = labels == label
-        sums = np.bincount(unit_of[own], difference[:, own].mean(axis=0), weights.shape[1])
-        sizes = np.bincount(unit_of[own], minlength=weights.shape[1])
-        recalls.append((weights @ sums) / (weights @ sizes))
-    draws = np.mean(recalls, axis=0)
-    if seeds > 1:
-        error = per_seed.std(ddof=1) / np.sqrt(seeds)
-        draws = draws + error * np.random.default_rng(1).standard_t(seeds - 1, RESAMPLES)
-    low, high = np.quantile(draws.clip(-1 if second is not None else 0, 1), [0.025, 0.975])
-    return float(per_seed.mean()), float(low), float(high)
+    difference, low, high = paired_interval(first, np.zeros_like(first) if second is None else second, labels, groups)
+    return difference, max(low, 0.0) if second is None else low, high
 
 
 def worth(value: float, curve: Sequence[tuple[float, float]]) -> dict[str, Any]:
