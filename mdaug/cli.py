@@ -124,6 +124,12 @@ COMMANDS = {
         parallel=True,
         array=True,
     ),
+    "augment": Command(
+        "mdaug.recipe.options:AugmentConfig",
+        "mdaug.recipe.recipe",
+        "how to train a classifier on few images, chosen by the data",
+        inputs=("data_dir", "aux_dir", "synthetic_dir"),
+    ),
     "estimate": Command(
         "mdaug.training.options:EstimateConfig",
         "mdaug.training.estimate",

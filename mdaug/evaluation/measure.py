@@ -244,7 +244,7 @@ def _over_seeds(name: str, tables: list[dict]) -> dict:
     return {"name": name, "size": tables[0]["size"], **mean, "spread": spread}
 
 
-def sift(train: ImageSet, held_out: ImageSet, synthetic: ImageSet, *, steps: int, file: Path) -> dict:
+def sift(train: ImageSet, held_out: ImageSet, synthetic: ImageSet, *, steps: int | str, file: Path) -> dict:
     """Return what the sifter rejects of synthetic and of held-out images; read from `file` where that exists.
 
     Returns:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from mdaug.augment import TODAY
 from mdaug.measures import classifier, envelope, image_set, levels
 from shards import atomic, provenance
 from shards.errors import UserError
@@ -151,7 +152,7 @@ def fit(train: image_set.ImageSet, val: image_set.ImageSet, settings: dict) -> t
     """
     # The classifier and its features.
     count = len(train.dataset.classes)
-    options = {"steps": settings["steps"], "batch_size": 32, "learning_rate": 1e-3, "seed": 0, "transforms": True}
+    options = {"steps": settings["steps"], "batch_size": 32, "learning_rate": 1e-3, "seed": 0, "policy": TODAY}
     model = classifier.train(train.images, train.labels, count, device=torch.device("cpu"), **options)
     assert isinstance(model, classifier.SmallResNet)
     features = torch.from_numpy(classifier.outputs(model, train.images)[1].astype(np.float32))
