@@ -67,7 +67,7 @@ help:
 	@echo 'SAMPLES    number of images to generate                 ($(SAMPLES); else that of the preset)'
 	@echo 'WORKERS    generate and evaluate: an array of so many SLURM jobs   ($(WORKERS))'
 	@echo 'WAIT       1: stay until the SLURM job has ended        ($(WAIT))'
-	@echo 'GROUP_BY   what pack must not tear between train and val (for make demo; see mdaug pack --help)'
+	@echo 'GROUP_BY   what pack must not split between train and val (pack, demo, pipeline; see mdaug pack --help)'
 	@echo 'AUX        images of other classes for make augment, packed or an image folder  ($(AUX))'
 	@echo 'ARGS       further flags of the stage, such as ARGS="--epochs 3"'
 	@echo 'PYTHON     interpreter 3.10-3.13 that makes .venv       ($(PYTHON))'
@@ -116,10 +116,11 @@ fix: $(READY)
 	$(BIN)/ruff format .
 
 # The folders of a stage stand in launch/stages.py.
-generate: COUNT = $(if $(SAMPLES),--num_samples $(SAMPLES))
+generate: ASKED = $(if $(SAMPLES),--num_samples $(SAMPLES))
+pack: ASKED = $(if $(GROUP_BY),--group_by '$(GROUP_BY)')
 $(STAGES): $(READY)
 	$(BIN)/python -m launch $@ $(CHAIN) --gpus_per_node $(GPUS) --nodes $(NODES) --cluster $(CLUSTER) $(SLURM) \
-	  $(if $(WORKERS),--workers $(WORKERS)) -- $(COUNT) $(ARGS)
+	  $(if $(WORKERS),--workers $(WORKERS)) -- $(ASKED) $(ARGS)
 
 augment: $(READY)
 	$(BIN)/mdaug augment --data_dir '$(if $(DATA),$(DATA),$(OUT)/packed)' --output_dir '$(OUT)/recipe' \
