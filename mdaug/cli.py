@@ -128,6 +128,12 @@ COMMANDS = {
         "mdaug.training.estimate",
         "memory, hours and GPU-hours of a training, before it is queued",
     ),
+    "verify": Command(
+        "shards.options:VerifyConfig",
+        "shards.verify",
+        "compare a finished folder with what was written, by hashes",
+        inputs=("folder",),
+    ),
     "weights": Command(
         "mdaug.models.options:WeightsConfig",
         "mdaug.models.perceptual",
@@ -158,6 +164,7 @@ def run(argv: list[str]) -> None:
 
 def start(name: str, options: Any) -> None:
     """Run a command with its options; raises UserError as `run` does."""
+    from shards.output_folder import disown_all
     from shards.writer import disk_full_as_user_error, require_writable
 
     output = getattr(options, "output_dir", Path.cwd())  # a command without one writes no folder
@@ -175,6 +182,8 @@ def start(name: str, options: Any) -> None:
             f"out of memory ({text[:160]}); a smaller --batch_size needs less, and in a training "
             "--gradient_accumulation_steps makes up for it"
         ) from None
+    finally:
+        disown_all()
 
 
 def main(argv: list[str] | None = None) -> int:

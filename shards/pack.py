@@ -9,12 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from shards import atomic, image_to_png
+from shards import atomic, image_to_png, provenance
 from shards.image_to_png import NO_FRAME, Checked, to_png
-from shards.index import FILE_NAME as INDEX
-from shards.index import content_hash, read_index, write_index
+from shards.index import content_hash, write_index
 from shards.options import PackConfig
-from shards.output_folder import LISTING_FILE, OutputFolder, claim, exclusive, is_finished, refuse_other, require_apart
+from shards.output_folder import LISTING_FILE, OutputFolder, claim, exclusive, refuse_other, require_apart
 from shards.pack_plan import PackPlan, make_plan
 from shards.pack_report import summary
 from shards.pool import Pool
@@ -66,7 +65,7 @@ def run(options: PackConfig) -> None:
                 say(f"{output} is packed already, from the same images: nothing to do")
                 return
             plan = make_plan(options, folder, checked)
-            mine = claim(output, "pack", identity_of(options), made_from)
+            mine = claim(output, "pack", identity_of(options), made_from, wait=True)
             mine.begin_again()
             _write_shards(plan, options.shard_size, mine, pool)
         # What makes the shards a data set; the mark of the end is last.
@@ -87,13 +86,8 @@ def read_report(output: Path) -> dict[str, Any]:
 
 
 def _is_complete(output: Path) -> bool:
-    """Return whether a packing came to its end and still has all its shards."""
-    if not is_finished(output):
-        return False
-    sides = [output / side for side in read_report(output)["splits"]]
-    if not all((side / INDEX).is_file() for side in sides):
-        return False
-    return all(finished(side / shard["url"]) for side in sides for shard in read_index(side)["shardlist"])
+    """Return whether a packing came to its end and still has all its files."""
+    return provenance.is_whole(output)
 
 
 def _write_shards(plan: PackPlan, shard_size: int, output: OutputFolder, pool: Pool) -> None:

@@ -65,6 +65,11 @@ def run(options: GenerateConfig) -> None:
     worker, workers = worker_of_environment(options, os.environ)
     wanted = make_plan.wanted_plan(options, distributed.device().type)
     output = claim_folder(options.output_dir, wanted)
+    if output.lost:
+        # What was there is made again, asked for or not.
+        options.grid |= any(name == GRID for name, _ in output.lost)
+        options.save_pipeline |= any(name.startswith(f"{PIPELINE_FOLDER}/") for name, _ in output.lost)
+        output.begin_again()
     if worker == 0 and options.step != "finalize":
         make_plan.print_plan(wanted, output.path)
     job = _Job(options, wanted, output, worker, workers, _finished_at(output))
@@ -83,7 +88,8 @@ def all_steps(job: _Job) -> None:
     plan(job)
     if job.finished_before is not None and not job.options.repair:
         print(_found(job), flush=True)
-        _write_grid(job)
+        if job.options.grid:
+            write_grid(job.plan, job.output.path)
         return
     work(job)
     if job.workers > 1 and not is_complete(job.plan, job.output.path):
@@ -119,10 +125,10 @@ def work(job: _Job) -> None:
             )
     pipeline = MicroDopplerPipeline.from_pretrained(source)
     pipeline.scheduler = scheduler_like(pipeline.scheduler, job.plan.scheduler_type)
+    judge = sifter.prepare(options.output_dir, job.plan.sift, options.sift) if job.plan.sift else None
     if options.save_pipeline and job.worker == 0:
         folder = options.output_dir / PIPELINE_FOLDER
         save_pipeline(pipeline, folder, made_from=made["made_from"], config=config.as_dict(options))
-    judge = sifter.prepare(options.output_dir, job.plan.sift, options.sift) if job.plan.sift else None
     make_shards(job.plan, pipeline.to(device), job.output, job.worker, job.workers, sifter=judge, repair=options.repair)
 
 
@@ -137,7 +143,6 @@ def finalize(job: _Job) -> None:
             print(write_data_set(job.plan, job.output, job.options), flush=True)
         else:
             print(_found(job), flush=True)
-    _write_grid(job)
 
 
 def _finished_at(output: OutputFolder) -> int | None:
@@ -148,8 +153,3 @@ def _finished_at(output: OutputFolder) -> int | None:
 
 def _found(job: _Job) -> str:
     return f"found {job.plan.total} = asked {job.plan.total}: {job.output.path} is finished"
-
-
-def _write_grid(job: _Job) -> None:
-    if job.options.grid and not (job.output.path / GRID).is_file():
-        write_grid(job.plan, job.output.path)
