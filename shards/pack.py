@@ -41,6 +41,10 @@ def run(options: PackConfig) -> None:
     """
     output = options.output_dir
     check(options, Preflight())
+    provenance.require_whole(
+        options.data_dir,
+        otherwise=f"; or, if files were taken out on purpose, delete {options.data_dir / provenance.FILE_NAME}",
+    )
     folder = read_folder(options.data_dir, options.class_depth)
     if options.dry_run:
         with Pool(options.workers, len(folder.images)) as pool:

@@ -3,6 +3,7 @@ lack one of these files or do not fit together."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -24,8 +25,7 @@ from shards.writer import finished
 FILE_NAME = "provenance.json"
 RUN_FILE, PROGRESS_FILE, LOGS = "run.json", "progress.json", "logs"
 VERSION_FILE = "CODE_VERSION"  # beside the packages, in a copy of them outside of a checkout
-# Kind -> the command that makes it, of what other commands read whole.
-MAKER = {"images": "pack", "latents": "encode", "vqvae": "train-vqvae", "pipeline": "train-ldm"}
+READ_WHOLE = ("images", "latents", "vqvae", "pipeline")  # kinds; others hold files for people beside their shards
 
 
 class Lost(NamedTuple):
@@ -172,27 +172,32 @@ def read(folder: Path, *kinds: str) -> dict:
         raise UserError(f"{folder} is not a finished '{kind}' folder: {why}; run the command that makes it (again)")
     if record["kind"] not in kinds:
         raise UserError(f"{folder} holds '{record['kind']}', but '{kind}' is needed here; name a folder of that")
-    if record["kind"] in MAKER:
+    if record["kind"] in READ_WHOLE:
         require_whole(folder)
     return record
 
 
-def require_whole(folder: Path, inside: str = "") -> None:
-    """Raise UserError where a file of a finished folder, or of a sub-folder `inside` of it, is missing or cut."""
+def require_whole(folder: Path, inside: str = "", otherwise: str = "") -> None:
+    """Raise UserError where a file of a finished folder, or of a sub-folder `inside` of it, is missing or cut.
+
+    `otherwise` is what else may be done, for the message.
+    """
     for name, why in lost(folder, shards=False):
         if name.startswith(inside):
             raise UserError(
-                f"{folder / name} {why}; run the command that made it again ({_maker(folder)}): it makes what is "
-                "missing, or says why it cannot"
+                f"{folder / name} {why}; run the same {_maker(folder)} command again: it makes what is missing, or "
+                f"says why it cannot{otherwise}"
             )
 
 
 def _maker(folder: Path) -> str:
-    record = load(folder) or {}
-    if "ema_reconstructed" in record.get("config", {}):
+    """Return the command that made a folder, as far as that shows."""
+    if "ema_reconstructed" in (load(folder) or {}).get("config", {}):
         return "mdaug ema"
-    kind = record.get("kind", "").replace("ldm-run", "pipeline").removesuffix("-run")
-    return f"mdaug {MAKER.get(kind, '')}"
+    for place in (folder, folder.parent):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return f"mdaug {json.loads((place / RUN_FILE).read_text(encoding='utf-8'))['command']}"
+    return "mdaug"
 
 
 def require_same(role: str, first: Path, first_hash: str, second: Path, second_hash: str) -> None:

@@ -25,7 +25,7 @@ from mdaug.pipeline.pipeline import MicroDopplerPipeline
 from mdaug.pipeline.schedulers import scheduler_like
 from shards import provenance
 from shards.errors import UserError
-from shards.output_folder import OutputFolder, exclusive
+from shards.output_folder import OutputFolder, exclusive, is_finished
 from shards.validation import Preflight
 
 PIPELINE_FOLDER = "vq_diffusion_pipeline"
@@ -148,7 +148,7 @@ def finalize(job: _Job) -> None:
 def _finished_at(output: OutputFolder) -> int | None:
     """Return when a folder was finished, in ns, or None for one that is not."""
     path = output.path / provenance.FILE_NAME
-    return path.stat().st_mtime_ns if path.is_file() else None
+    return path.stat().st_mtime_ns if is_finished(output.path) else None
 
 
 def _found(job: _Job) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
+import os
 import shutil
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,7 +20,9 @@ import pytest
 from PIL import Image
 
 from mdaug import cli
-from shards import output_folder
+from shards import output_folder, provenance
+from shards.errors import UserError
+from shards.output_folder import claim
 from tests.ranks import run_ranks
 from tests.toy import toy_image
 
@@ -31,7 +33,7 @@ LDM = (
     "--block_out_channels [16,32] --layers_per_block 1 --num_heads 2 --norm_num_groups 8 --window_size 4 --lr 2e-3 "
     f"--train_samples 48 --val_samples 24 --ema_profiles [0.05,0.10] {NETWORK}"
 )
-GENERATE = "--num_samples 6 --samples_per_shard 3 --num_inference_steps 2 --batch_size 3"
+GENERATE = "--num_samples 12 --samples_per_shard 8 --num_inference_steps 2 --batch_size 8"
 EVALUATE = "--n_real_per_class [2] --synthetic_per_real [1] --seeds 1 --steps 2 --image_size 16 --workers 1"
 
 SLOW = ("train-vqvae", "train-ldm", "generate", "evaluate")  # to mend: the files of a sub-folder are damaged together
@@ -39,15 +41,15 @@ SLOW = ("train-vqvae", "train-ldm", "generate", "evaluate")  # to mend: the file
 # Command -> (its output folder, its flags, the commands that read the folder).
 COMMANDS = {
     "simulate": ("pictures", "--output_dir pictures --classes [walking,bird] --images_per_class 4 --images_per_group 2 "
-                 "--image_size 32 --workers 1", ["pack --data_dir pictures"]),
+                 "--image_size 32 --workers 1", ["pack --workers 1 --data_dir pictures"]),
     "spectrogram": ("converted", "--data_dir recordings --output_dir converted --carrier_hz 5.8e9 --prf_hz 1000 "
-                    "--v_max_m_s 3 --image_size 16 --workers 1", ["pack --data_dir converted"]),
+                    "--v_max_m_s 3 --image_size 16 --workers 1", ["pack --workers 1 --data_dir converted"]),
     "pack": ("packed", "--data_dir images --output_dir packed --group_by _(r.)_ --shard_size 8 --workers 1",
              ["encode --num_workers 0 --data_dir packed --vqvae_path vqvae"]),
     "train-vqvae": ("vqvae", f"--data_dir packed --output_dir vqvae {VQVAE}",
                     ["encode --num_workers 0 --data_dir packed --vqvae_path vqvae"]),
     "encode": ("latents", "--data_dir packed --vqvae_path vqvae --output_dir latents --num_workers 0",
-               [f"train-ldm --data_dir packed --vqvae_path vqvae --latents_dir latents {LDM}"]),
+               [f"train-ldm --data_dir packed --vqvae_path vqvae --latents_dir latents {LDM} --train_samples 8"]),
     "train-ldm": ("ldm", f"--data_dir packed --vqvae_path vqvae --latents_dir latents --output_dir ldm {LDM}",
                   [f"generate --ldm_path ldm {GENERATE}", "ema --run_dir ldm --reconstruct 0.07"]),
     "ema": ("averaged", "--run_dir ldm --reconstruct 0.07 --output_dir averaged",
@@ -90,7 +92,7 @@ def call(line: str) -> tuple[int, str, str]:
 
 def build(root: Path) -> None:
     """Run every command once."""
-    with contextlib.chdir(root) if hasattr(contextlib, "chdir") else _chdir(root):
+    with _chdir(root):
         for command, (_, flags, _) in COMMANDS.items():
             status, out, err = call(f"{command} {flags}")
             assert status == 0, f"{command}: {out}{err}"
@@ -98,8 +100,6 @@ def build(root: Path) -> None:
 
 @contextlib.contextmanager
 def _chdir(root: Path) -> Iterator[None]:
-    import os
-
     before = Path.cwd()
     os.chdir(root)
     yield
@@ -113,10 +113,8 @@ def contents(folder: Path) -> dict[str, object]:
         if not path.is_file() or path.name in TIMED or path.name.startswith(".listing"):
             continue
         data: object = path.read_bytes()
-        if path.name == "provenance.json":
-            record = json.loads(path.read_bytes())
-            data = {key: record[key] for key in ("kind", "hash", "made_from", "config")}
-            data["files"] = sorted(record["files"])
+        if path.name == "provenance.json" and (record := provenance.load(path.parent)):
+            data = [record[key] for key in ("kind", "hash", "made_from", "config")] + sorted(record["files"])
         found[str(path.relative_to(folder))] = data
     return found
 
@@ -136,6 +134,7 @@ def damages(folder: Path, together: bool = False) -> Iterator[tuple[list[str], s
         group = name.partition("/")[0] if "/" in name else "." if name[0] == "." else name
         groups.setdefault(group if together else name, []).append(name)
     kept = folder.with_name(f"{folder.name}.kept")
+    shutil.rmtree(kept, ignore_errors=True)
     shutil.copytree(folder, kept)
     for group in groups.values():
         for kind, damage in DAMAGES.items():
@@ -168,7 +167,8 @@ def again(root: Path, command: str) -> list[str]:
                 continue
             after = contents(Path(folder)) if status == 0 else {}
             differ = [each for each in whole.keys() | after.keys() if whole.get(each) != after.get(each)]
-            if status == 0 and (not differ or (set(differ) <= set(names) and f"{names[0]} is " in out)):
+            named = set(differ) <= set(names) and any(f"{name} is " in out for name in names)
+            if status == 0 and (named or not differ):
                 continue
             wrong.append(f"{names} {kind}: status {status}, {differ[:3] if status == 0 else err[-1500:]}")
             output_folder.disown_all()
@@ -189,7 +189,7 @@ def afterwards(root: Path, command: str) -> list[str]:
 
             status, _, err, expected = read()
             assert status == 0, err
-            for names, kind in damages(Path(folder)):
+            for names, kind in damages(Path(folder), together=command in ("encode", "generate")):
                 status, _, err, found = read()
                 if status == 2 and is_one_line_about(err, folder, names):
                     continue
@@ -220,3 +220,68 @@ def test_the_same_command_mends_its_folder_or_names_the_file(command, root):
 @pytest.mark.parametrize("command", [command for command, (_, _, readers) in COMMANDS.items() if readers])
 def test_the_next_command_names_the_file_or_does_not_need_it(command, root):
     assert run_ranks(1, afterwards, root, command) == [[]]
+
+
+REFUSED = {
+    "weights of the perceptual loss": f"train-vqvae --data_dir packed {VQVAE} --use_perceptual --perceptual_weights no.pt",
+    "batches": f"train-vqvae --data_dir packed {VQVAE} --global_batch_size 12",
+    "network": f"train-ldm --data_dir packed --vqvae_path vqvae --latents_dir latents {LDM} --norm_num_groups 5",
+    "conditions": f"train-ldm --data_dir packed --vqvae_path vqvae --latents_dir latents {LDM} --condition_on [speed]",
+    "groups": "pack --data_dir images --workers 1 --group_by _(nowhere)_",
+    "classes": "generate --ldm_path ldm --per_class nobody=3",
+    "real images": f"evaluate --data_dir packed --synthetic_dir packed {EVALUATE}",
+}
+
+
+def refuse(root: Path) -> list[str]:
+    """The commands that were not refused in one line, or have claimed their folder."""
+    with _chdir(root):
+        wrong = []
+        for what, line in REFUSED.items():
+            status, _, err = call(f"{line} --output_dir refused")
+            if status != 2 or len(err.strip().splitlines()) != 1 or Path("refused/run.json").exists():
+                wrong.append(f"{what}: {status}, {err[-1500:]}")
+            shutil.rmtree("refused", ignore_errors=True)
+        return wrong
+
+
+def test_what_is_refused_has_not_claimed_its_folder(root):
+    assert run_ranks(1, refuse, root) == [[]]
+
+
+def attempt(folder: Path) -> str:
+    from mdaug import distributed
+    from mdaug.training.run_folder import claim_on_all_ranks
+
+    distributed.init()
+    with pytest.raises(UserError) as refused:
+        claim_on_all_ranks(folder, "train-vqvae", {}, {})
+    return str(refused.value)
+
+
+def test_all_ranks_are_refused_while_another_process_owns_the_folder(tmp_path):
+    claim(tmp_path, "train-vqvae", {})
+    (line,) = set(run_ranks(2, attempt, tmp_path))
+    assert f"is being written by mdaug train-vqvae, process {os.getpid()} on " in line
+
+
+def verified(root: Path) -> list[str]:
+    """What mdaug verify says of every folder, and of files with one other bit."""
+    wrong = []
+    with _chdir(root):
+        for folder in ("pictures", "packed", "vqvae", "latents", "ldm", "averaged", "synthetic", "evaluation"):
+            if (said := call(f"verify {folder}"))[0] != 0:
+                wrong.append(f"{folder}: {said}")
+            paths = [path for path in Path(folder).rglob("*.*") if path.suffix in (".png", ".safetensors", ".tar")]
+            for path in [path for path in sorted(paths)[:2] if "checkpoints" not in path.parts]:
+                data = path.read_bytes()
+                path.write_bytes(data[:-1025] + bytes([data[-1025] ^ 1]) + data[-1024:])
+                status, out, err = call(f"verify {folder}")
+                if status != 2 or str(path) not in out or len(err.splitlines()) != 1:
+                    wrong.append(f"{path}: {status}, {out}{err}")
+                path.write_bytes(data)
+    return wrong
+
+
+def test_verify_compares_hashes(root):
+    assert run_ranks(1, verified, root) == [[]]
