@@ -229,6 +229,15 @@ MEASURE: dict[Part, Callable[[EvaluationInputs], dict]] = {
     "reconstruction": measure_reconstruction,
 }
 
+# Files and folders that the parts make beside their figures.
+FILES: dict[Part, tuple[str, ...]] = {
+    "usefulness": (RESULTS, SIFTING),
+    "fidelity": (RESULTS, FEATURES),
+    "kinematics": (),
+    "memorization": (pictures.PAIRS,),
+    "reconstruction": (pictures.RECONSTRUCTION,),
+}
+
 
 def _over_seeds(name: str, tables: list[dict]) -> dict:
     """Return mean and spread of the same figures from several classifiers."""

@@ -9,6 +9,7 @@ accuracy); distance to the k-th neighbour: Kynkäänniemi et al. 2019 (improved 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,7 +191,8 @@ def prepare(folder: Path, settings: dict, packed: Path | None) -> Sifter:
         UserError: the folder has none, and there is no packed set to train it on.
     """
     place = folder / FOLDER
-    if not (place / SETTINGS).is_file():
+    if not all((place / name).is_file() for name in (SETTINGS, WEIGHTS)):
+        shutil.rmtree(place, ignore_errors=True)  # a part of one
         if packed is None:
             raise UserError(f"{folder} has no sifter yet; name the packed set with --sift to train it")
         print("sift: training a classifier on the real training images", flush=True)
