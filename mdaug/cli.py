@@ -63,7 +63,7 @@ COMMANDS = {
         "mdaug.radar.options:SpectrogramConfig",
         "mdaug.radar.spectrogram",
         "raw radar recordings -> labelled image folder",
-        inputs=("data_dir",),
+        inputs=("data_dir", "inspect"),
         images=False,
     ),
     "pack": Command(
@@ -123,6 +123,12 @@ COMMANDS = {
         inputs=("data_dir", "synthetic_dir", "vqvae_path", "simulated_dir"),
         parallel=True,
         array=True,
+    ),
+    "augment": Command(
+        "mdaug.recipe.options:AugmentConfig",
+        "mdaug.recipe.recipe",
+        "how to train a classifier on few images, chosen by the data",
+        inputs=("data_dir", "aux_dir", "synthetic_dir"),
     ),
     "estimate": Command(
         "mdaug.training.options:EstimateConfig",

@@ -33,6 +33,7 @@ from shards.validation import WORKER, WORKERS, Preflight
 from tests.toy import CLASSES, toy_packed, toy_synthetic
 
 SIZE = 32
+DATA = {"classes": CLASSES, "train": [24] * 4, "held_out": [20] * 4}
 SETTINGS = {"steps": 60, "batch_size": 16, "learning_rate": 3e-3, "network": "small"}
 
 
@@ -79,7 +80,7 @@ def test_wrong_labels_harm_and_the_verdict_says_so_first(packed, tmp_path):
     assert arms[SYNTHETIC]["accuracy"] < table["chance"]
     assert table["real_to_synthetic"]["accuracy"] < table["chance"]
     result = verdict(
-        {"usefulness": table, "memorization": {"share_closer": 0.0}, "data": {"train": [24] * 4}},
+        {"usefulness": table, "memorization": {"share_closer": 0.0}, "data": DATA},
     )
     assert result["outcome"] == "loss"
     assert result["sentences"][0].startswith(
@@ -90,21 +91,22 @@ def test_wrong_labels_harm_and_the_verdict_says_so_first(packed, tmp_path):
 
 def made_up(difference, low, high, *, n_real=10, real=0.8, learnt=1.0):
     """Return metrics in which the synthetic images change the accuracy by `difference`, alike against transforms."""
+    used = {"n_real": n_real, "n_used": "40 (all there are)" if n_real == "all" else str(n_real)}
     arms = [
-        {"arm": name, "n_real": n_real, "ratio": 5 * (BOTH in name), "accuracy": accuracy, "learnt": learnt}
+        {"arm": name, "name": name, **used, "ratio": 5 * (BOTH in name), "accuracy": accuracy, "learnt": learnt}
         for name in (REAL, TRANSFORMS, BOTH, BOTH_TRANSFORMS)
         for accuracy in [real + difference * (BOTH in name)]
     ]
-    figures = {"n_real": n_real, "ratio": 5, "difference": difference, "low": low, "high": high}
+    figures = {**used, "ratio": 5, "difference": difference, "low": low, "high": high}
     pairs = ((BOTH, REAL), (BOTH, TRANSFORMS), (BOTH_TRANSFORMS, TRANSFORMS))
-    comparisons = [{"arm": arm, "baseline": baseline, **figures} for arm, baseline in pairs]
+    comparisons = [{"arm": arm, "name": arm, "baseline": baseline, **figures} for arm, baseline in pairs]
     table = {
         "arms": [*arms, {"arm": SYNTHETIC, "n_real": 0, "ratio": "all", "accuracy": 0.7}],
         "comparisons": comparisons,
         "chance": 0.25,
         "real_to_synthetic": {"accuracy": 0.9},
     }
-    return {"usefulness": table, "memorization": {"share_closer": 0.01}, "data": {"train": [40] * 4}}
+    return {"usefulness": table, "memorization": {"share_closer": 0.01}, "data": DATA | {"train": [40] * 4}}
 
 
 def test_verdict_of_a_gain_names_what_the_generator_knew_in_advance():
@@ -131,7 +133,7 @@ def test_a_verdict_from_too_few_steps_says_so_first(packed, synthetic, tmp_path)
     for steps in (10, 60):
         (tmp_path / str(steps)).mkdir()
         table, arms = experiment(packed, synthetic, tmp_path / str(steps), n_real=("all",), seeds=1, steps=steps)
-        metrics = {"usefulness": table, "memorization": {"share_closer": 0.0}, "data": {"train": [24] * 4}}
+        metrics = {"usefulness": table, "memorization": {"share_closer": 0.0}, "data": DATA}
         sentences[steps] = verdict(metrics)["sentences"]
         assert (arms[TRANSFORMS]["learnt"] > 0.97) == (steps == 60)
     early = "Not to be relied on, since classifiers were stopped too early (see below): compared with real images only"
