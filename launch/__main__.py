@@ -7,6 +7,7 @@ nothing else of what it starts.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from typing import Any, Literal
 
 from launch import caches, job, local, preflight, slurm, slurm_profile, slurm_query, stages, status
 from mdaug import cli, config
-from shards.errors import UserError
+from shards.errors import UserError, entry_point
 from shards.validation import at_least
 
 USAGE = """usage: python -m launch <command> [--out DIR] [--preset NAME] [--nodes N] [--gpus_per_node N]
@@ -51,7 +52,8 @@ class LaunchConfig:
     wait: bool = False
     """Stay, show the log of rank 0 of the SLURM job and end with the job's status."""
     workers: int = 1
-    """generate, evaluate: an array of so many SLURM jobs, each of nodes x gpus_per_node ranks; unused without SLURM."""
+    """generate, evaluate: an array of so many SLURM jobs, each of nodes x gpus_per_node ranks, but no more than have
+    shards to make; unused without SLURM."""
     after: str | None = None
     """Id of the SLURM job that must succeed before this one starts."""
     snapshot: bool = True
@@ -78,22 +80,19 @@ class LaunchConfig:
             raise ValueError(f"cluster=inline is one rank, but gpus_per_node={self.gpus_per_node}; use cluster=local")
 
 
+@entry_point
 def main(argv: list[str]) -> int:
     """Launch one command. Returns its exit status; 2 for a mistake of the user, found before anything started."""
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE, ", ".join(cli.COMMANDS))
         return 0
-    try:
-        if argv[0] == "plan":
-            raise UserError("'python -m launch plan' is now 'mdaug estimate'; 'mdaug estimate --help' lists its flags")
-        if argv[0] in ON_JOBS:
-            if len(argv) != 2 or argv[1].startswith("-"):
-                raise UserError(f"usage: python -m launch {argv[0]} RUN_DIR")
-            return ON_JOBS[argv[0]](Path(argv[1]))
-        return launch(argv[0], *_split(argv[1:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if argv[0] == "plan":
+        raise UserError("'python -m launch plan' is now 'mdaug estimate'; 'mdaug estimate --help' lists its flags")
+    if argv[0] in ON_JOBS:
+        if len(argv) != 2 or argv[1].startswith("-"):
+            raise UserError(f"usage: python -m launch {argv[0]} RUN_DIR")
+        return ON_JOBS[argv[0]](Path(argv[1]))
+    return launch(argv[0], *_split(argv[1:]))
 
 
 def _split(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -137,11 +136,7 @@ def _run_inline(command: str, options: Any) -> int:
     with tempfile.TemporaryDirectory(prefix="mdaug-launch-") as folder:
         argv = preflight.save_options(Path(folder), command, options)
         options = cli.parse(command, argv[1:])
-    try:
-        cli.start(command, options)
-    except KeyboardInterrupt:
-        print("\nlaunch: interrupted", file=sys.stderr)
-        return 130
+    cli.start(command, options)
     return 0
 
 
@@ -183,7 +178,13 @@ def _submit(command: str, options: Any, launcher: LaunchConfig) -> int:
     nodes, requested = launcher.nodes, launcher.gpus_per_node
     ranks_per_node, gpus = 1 if requested == "auto" else requested, True
     if here or not launcher.dry_run:
-        ranks_per_node, gpus = _slurm_ranks(launcher, profile.partition)
+        try:
+            ranks_per_node, gpus = _slurm_ranks(launcher, profile.partition)
+        except slurm_query.NoAnswer as error:
+            if not launcher.dry_run:
+                raise
+            print(f"launch: {error}; partition, nodes and GPUs are not checked", flush=True)
+            here = False
     if not cli.find(command).parallel:
         if nodes * ranks_per_node > 1:
             print(f"launch: {command} runs in one process; one task of one node is enough", flush=True)
@@ -192,6 +193,7 @@ def _submit(command: str, options: Any, launcher: LaunchConfig) -> int:
         command, preflight.absolute(options), profile, nodes, ranks_per_node, gpus, launcher.workers, launcher.after,
         launcher.snapshot,
     )  # fmt: skip
+    slurm.require_plain_path(submission.folder)
 
     # Refuse now what the command would refuse after the queue; a lack of GPUs only where Slurm knows of GPUs.
     gpus_known = here and (gpus or slurm_query.reports_gpus())
@@ -201,6 +203,20 @@ def _submit(command: str, options: Any, launcher: LaunchConfig) -> int:
         command, submission.options, nodes * ranks_per_node,
         gpus=gpus if gpus_known else None, inputs_later=launcher.after is not None,
     )  # fmt: skip
+    workers, pieces, ranks = launcher.workers, _pieces(submission), nodes * ranks_per_node
+    if pieces is not None and workers > (enough := max(1, -(-pieces // ranks))):
+        print(
+            f"launch: workers={workers}, but {pieces} shard(s) are work for {enough} job(s) of {ranks} rank(s); the "
+            "others are left out",
+            flush=True,
+        )
+        workers = enough
+        submission = dataclasses.replace(submission, workers=workers)
+    if here and workers > 1 and workers > (most := slurm_query.largest_array()):
+        raise UserError(
+            f"workers={workers}, but a job array of this cluster has {most} tasks at most (MaxArraySize, see scontrol "
+            f"show config); use --workers {most} or fewer, with more --nodes or --gpus_per_node"
+        )
     if here and not slurm_query.single_machine(profile.partition):
         paths = preflight.local_paths(submission.options) | submission.code_paths()
         preflight.require_shared(paths, profile.shared)
@@ -212,6 +228,12 @@ def _submit(command: str, options: Any, launcher: LaunchConfig) -> int:
     status.require_idle(submission.options.output_dir)
     print(slurm.describe(submission, slurm.submit(submission)), flush=True)
     return status.wait(submission.folder) if launcher.wait else 0
+
+
+def _pieces(submission: slurm.Submission) -> int | None:
+    """Return the number of pieces that the work of a command has, one for a rank at least; None where not known."""
+    pieces = getattr(cli.find(submission.command).load(), "pieces", None)
+    return None if pieces is None else pieces(submission.options)
 
 
 def _slurm_ranks(launcher: LaunchConfig, partition: str | None) -> tuple[int, bool]:

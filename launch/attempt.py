@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from launch import job as jobs
+from shards.errors import print_every_character
 from shards.output_folder import read_progress
 
 STUCK_AFTER = 3  # restarts in a row that began where the one before them did
@@ -86,6 +87,7 @@ def _finish(folder: Path, status: int, text: str) -> int:
 
 
 if __name__ == "__main__":
+    print_every_character()
     if sys.argv[1] == "begin":
         sys.exit(begin(Path(sys.argv[2])))
     sys.exit(end(Path(sys.argv[2]), int(sys.argv[3])))

@@ -20,7 +20,7 @@ import psutil
 
 from launch import stages
 from mdaug import config
-from shards.errors import UserError
+from shards.errors import entry_point
 
 POLL_S = 1.0  # asking for the shared memory of a process stops it for milliseconds
 
@@ -44,13 +44,10 @@ def stage_commands(demo: DemoConfig) -> dict[str, list[str]]:
     }
 
 
+@entry_point
 def main(argv: list[str]) -> int:
     """Run the stages and return the exit status: that of the first stage that fails, else 0."""
-    try:
-        demo = config.parse(DemoConfig, argv, prog="python -m launch.demo")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    demo = config.parse(DemoConfig, argv, prog="python -m launch.demo")
     commands = stage_commands(demo)
     print(f"demo: {' -> '.join(commands)}\ndemo: everything goes to {demo.out}; the same command again continues there")
     runner = _Runner()

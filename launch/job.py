@@ -216,7 +216,7 @@ def read_outcome(folder: Path) -> Outcome | None:
     outcomes = []
     for task in tasks(folder):
         path, name = task / OUTCOME_FILE, "" if task == folder else f"worker {task.name}: "
-        if path.is_file():
+        with contextlib.suppress(FileNotFoundError):  # a new attempt removes it
             record = json.loads(path.read_text(encoding="utf-8"))
             outcomes.append(Outcome(record["status"], name + record["text"]))
     failed = [outcome for outcome in outcomes if outcome.failed]

@@ -11,7 +11,7 @@ from launch import slurm_query, stages, status
 from launch.__main__ import launch
 from launch.job import find, read_job
 from mdaug import cli, config
-from shards.errors import UserError
+from shards.errors import UserError, entry_point
 
 
 @dataclass
@@ -28,16 +28,13 @@ class PipelineConfig(stages.ChainConfig):
     """Stay until the last stage has ended, and end with the status of the first stage that failed."""
 
 
+@entry_point
 def main(argv: list[str]) -> int:
     """Queue the chain. Returns 0 once it is queued, or with --wait the status of the first stage that failed."""
-    try:
-        chain = config.parse(PipelineConfig, argv, prog="python -m launch.pipeline")
-        if not slurm_query.available():
-            raise UserError("there is no sbatch here; 'make demo CONFIG=... OUT=...' runs all stages on this machine")
-        return run(chain)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    chain = config.parse(PipelineConfig, argv, prog="python -m launch.pipeline")
+    if not slurm_query.available():
+        raise UserError("there is no sbatch here; 'make demo CONFIG=... OUT=...' runs all stages on this machine")
+    return run(chain)
 
 
 def run(chain: PipelineConfig) -> int:

@@ -20,7 +20,8 @@ import submitit
 from launch import caches
 from launch import job as jobs
 from shards import atomic
-from shards.errors import UserError
+from shards.errors import UserError, print_every_character
+from shards.validation import WORKER, WORKERS
 
 
 class _Stopped(SystemExit):
@@ -44,8 +45,7 @@ def run_rank(entry: str, argv: list[str], logs: str, reports: str, visible_devic
     os.setsid()
     signal.signal(signal.SIGTERM, _stop)  # submitit's own handler ignores SIGTERM
     os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE=str(job.num_tasks),
+        **_number(rank, job.num_tasks),
         LOCAL_RANK=str(job.local_rank),
         LOCAL_WORLD_SIZE=str(job.num_tasks // job.num_nodes),
     )
@@ -83,8 +83,7 @@ def run_slurm_rank(entry: str, argv: list[str], logs: str, folder: str) -> int:
         signal.signal(number, _stop)  # submitit would requeue the job before anything was saved
     os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
     os.environ.update(
-        RANK=str(ranks_before + job.global_rank),
-        WORLD_SIZE=str(workers * job.num_tasks),
+        **_number(ranks_before + job.global_rank, workers * job.num_tasks),
         LOCAL_RANK=str(local_device(job.local_rank)),
         LOCAL_WORLD_SIZE=str(job.num_tasks // job.num_nodes),
         MASTER_ADDR=job.hostnames[0],
@@ -98,6 +97,11 @@ def run_slurm_rank(entry: str, argv: list[str], logs: str, folder: str) -> int:
     _redirect(jobs.log_path(Path(logs), job.global_rank))
     caches.prepare()
     return _run(entry, argv, reports, job.global_rank)
+
+
+def _number(rank: int, ranks: int) -> dict[str, str]:
+    """Return what tells a rank its number: torch and the trainings by RANK, generate and evaluate by our own name."""
+    return {"RANK": str(rank), "WORLD_SIZE": str(ranks), WORKER: str(rank), WORKERS: str(ranks)}
 
 
 def local_device(local_rank: int) -> int:
@@ -160,3 +164,4 @@ def _redirect(log: Path) -> None:
         os.dup2(nothing.fileno(), 0)
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    print_every_character()

@@ -82,6 +82,15 @@ class Submission:
         return python if self.snapshot else python | {"checkout": CODE}
 
 
+def require_plain_path(folder: Path) -> None:
+    """Raise UserError for a folder whose name Slurm would not take as it is in the names of logs."""
+    if "%" in str(folder) or "\\" in str(folder):
+        raise UserError(
+            f"{folder} has a % or a backslash in its name, which Slurm replaces in the names of its logs (%j is the id "
+            "of the job); choose another --output_dir"
+        )
+
+
 def submit(submission: Submission) -> Job:
     """Queue a command and return its job; raises UserError where Slurm refuses it."""
     # All that the ranks read, and the record: before the job can start.
@@ -139,9 +148,9 @@ def describe(submission: Submission, job: Job) -> str:
         f"launch: job {job.job_id} runs {submission}\n"
         f"launch: logs    {log_path(logs, 0)} ({others} beside it)\n"
         f"launch:         {submission.folder}/*_0_log.out (the batch script)\n"
-        f"launch: state   python -m launch status {job.output_dir}\n"
-        f"launch: follow  python -m launch logs {job.output_dir}\n"
-        f"launch: cancel  python -m launch cancel {job.output_dir}"
+        f"launch: state   python -m launch status {shlex.quote(job.output_dir)}\n"
+        f"launch: follow  python -m launch logs {shlex.quote(job.output_dir)}\n"
+        f"launch: cancel  python -m launch cancel {shlex.quote(job.output_dir)}"
     )
 
 
@@ -229,4 +238,6 @@ def _reason_of_sbatch(error: Exception) -> str:
     """Return what sbatch printed, without submitit's frame around it."""
     lines = [line.strip() for line in str(error).splitlines()]
     reasons = [line.partition("error: ")[2] or line for line in lines if line.startswith("sbatch: ")]
+    if any("Invalid job array" in reason for reason in reasons):
+        reasons.append("arrays here have fewer tasks (MaxArraySize, see scontrol show config); use fewer --workers")
     return "; ".join(reasons) or " ".join(str(error).split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,9 @@ class Profile:
         """Refuse values that cannot work; raises ValueError naming field, value and what is accepted."""
         at_least(self, 0, "signal_delay_seconds", "max_restarts")
         at_least(self, 1, "time_minutes", "memory_gb", "cpus_per_task")
+        # The batch script quotes them, so that the shell would not expand them.
+        self.python = None if self.python is None else os.path.expanduser(self.python)
+        self.shared = [os.path.expanduser(folder) for folder in self.shared]
         if self.time_minutes * 60 <= self.signal_delay_seconds:
             raise ValueError(
                 f"time_minutes={self.time_minutes} must be longer than signal_delay_seconds={self.signal_delay_seconds}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import socket
@@ -16,6 +17,10 @@ ENDED = {
     "PREEMPTED",
 }  # fmt: skip
 GONE = "GONE"
+
+
+class NoAnswer(UserError):
+    """Slurm's programs are here, but the cluster does not answer, or is not configured."""
 
 
 def available() -> bool:
@@ -36,7 +41,7 @@ def state(job_id: str) -> str:
         return _state_of_array(states) if states else _accounted_state(job_id)
     if "Invalid job id" in answer.stderr:
         return _accounted_state(job_id)
-    raise UserError(f"squeue does not answer: {answer.stderr.strip()}")
+    raise NoAnswer(f"squeue does not answer: {_line(answer.stderr)}")
 
 
 def _state_of_array(states: list[str]) -> str:
@@ -61,7 +66,7 @@ def cancel(job_id: str) -> None:
     """Cancel a job; raises UserError where Slurm refuses."""
     answer = _ask(["scancel", job_id])
     if answer.returncode != 0:
-        raise UserError(f"scancel {job_id}: {answer.stderr.strip()}")
+        raise UserError(f"scancel {job_id}: {_line(answer.stderr)}")
 
 
 def nodes_of(partition: str | None) -> dict[int, int]:
@@ -82,6 +87,12 @@ def reports_gpus() -> bool:
     return kinds is not None and "gpu" in kinds[1]
 
 
+def largest_array() -> float:
+    """Return the most tasks that a job array may have here, with the numbers 0, 1, 2, ...; infinite if not known."""
+    size = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask(["scontrol", "show", "config"]).stdout, re.MULTILINE)
+    return int(size[1]) if size is not None else math.inf
+
+
 def single_machine(partition: str | None) -> bool:
     """Return whether all nodes of a partition are this very machine; raises UserError as `nodes_of` does."""
     hosts = {host.partition(".")[0] for (host,) in _sinfo(partition, "%n")}
@@ -92,7 +103,7 @@ def _sinfo(partition: str | None, columns: str) -> list[list[str]]:
     """Return rows of columns of sinfo for a partition (None: the default); raises UserError if it does not exist."""
     answer = _ask(["sinfo", "--noheader", f"--format=%P|{columns}"])
     if answer.returncode != 0:
-        raise UserError(f"sinfo does not answer: {answer.stderr.strip()}; --cluster local runs on this machine")
+        raise NoAnswer(f"sinfo does not answer: {_line(answer.stderr)}; --cluster local runs on this machine")
     rows = [line.strip().split("|") for line in answer.stdout.splitlines()]
     chosen = [
         row for name, *row in rows if (name.endswith("*") if partition is None else name.rstrip("*") == partition)
@@ -104,11 +115,15 @@ def _sinfo(partition: str | None, columns: str) -> list[list[str]]:
     return chosen
 
 
+def _line(text: str) -> str:
+    return "; ".join(text.split("\n")).strip("; ")
+
+
 def _ask(command: list[str]) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60)
     except FileNotFoundError:
-        raise UserError(f"{command[0]} is not on this machine; run this where Slurm is") from None
+        raise NoAnswer(f"{command[0]} is not on this machine; run this where Slurm is") from None
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 1, "", "no answer within 60 s")
 

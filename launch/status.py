@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -66,7 +68,8 @@ def wait(folder: Path) -> int:
                 return _exit_status(folder, job, state)
             time.sleep(POLL)
     except KeyboardInterrupt:
-        print(f"\nlaunch: {job} goes on; python -m launch cancel {job.output_dir} ends it", file=sys.stderr)
+        cancel_it = f"python -m launch cancel {shlex.quote(job.output_dir)}"
+        print(f"\nlaunch: {job} goes on; {cancel_it} ends it", file=sys.stderr)
         return 130
 
 
@@ -125,7 +128,7 @@ def _status_without_record(run_dir: Path) -> int:
     run = read_run(run_dir)
     command = "" if run is None else f"mdaug {run['command']}, "
     state = "finished" if is_finished(run_dir) else "not finished"
-    changed = time.time() - max(path.stat().st_mtime for path in (run_dir, *run_dir.iterdir()))
+    changed = time.time() - _last_change(run_dir)
     print(
         f"state     {command}{state}; no launcher has a record, so one process in a terminal works here, or none; "
         f"last change {duration(changed)} ago"
@@ -133,6 +136,15 @@ def _status_without_record(run_dir: Path) -> int:
     if (progress := describe_progress(run_dir, None)) is not None:
         print(f"progress  {progress}")
     return 0
+
+
+def _last_change(folder: Path) -> float:
+    """Return when something directly in a folder changed last; what is written there may come and go meanwhile."""
+    times = [folder.stat().st_mtime]
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            times.append(path.lstat().st_mtime)
+    return max(times)
 
 
 def logs(run_dir: Path) -> int:

@@ -7,14 +7,15 @@ command itself.
 from __future__ import annotations
 
 import importlib
-import sys
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from shards.errors import UserError
+from shards.errors import UserError, entry_point
 
+RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # as the launchers of torch.distributed name them
 NO_MEMORY = ("out of memory", "can't allocate memory")  # in torch's errors, of a GPU and of a CPU
 
 
@@ -62,7 +63,7 @@ COMMANDS = {
         "mdaug.radar.options:SpectrogramConfig",
         "mdaug.radar.spectrogram",
         "raw radar recordings -> labelled image folder",
-        inputs=("data_dir",),
+        inputs=("data_dir", "inspect"),
         images=False,
     ),
     "pack": Command(
@@ -123,6 +124,12 @@ COMMANDS = {
         parallel=True,
         array=True,
     ),
+    "augment": Command(
+        "mdaug.recipe.options:AugmentConfig",
+        "mdaug.recipe.recipe",
+        "how to train a classifier on few images, chosen by the data",
+        inputs=("data_dir", "aux_dir", "synthetic_dir"),
+    ),
     "estimate": Command(
         "mdaug.training.options:EstimateConfig",
         "mdaug.training.estimate",
@@ -165,17 +172,28 @@ def run(argv: list[str]) -> None:
 def start(name: str, options: Any) -> None:
     """Run a command with its options; raises UserError as `run` does."""
     from shards.output_folder import disown_all
+    from shards.validation import WORKERS
     from shards.writer import disk_full_as_user_error, require_writable
 
+    command = find(name)
+    if not command.parallel or (command.array and WORKERS not in os.environ):
+        _forget_ranks(name, options)
+    if command.parallel:
+        _say_where_busy()
     output = getattr(options, "output_dir", Path.cwd())  # a command without one writes no folder
     try:
         with disk_full_as_user_error(output):
-            find(name).load().run(options)
+            command.load().run(options)
     except OSError:
         require_writable(output)  # says so in one line, if that is the reason; a finished folder may be read-only
         raise
     except (MemoryError, RuntimeError) as error:
         text = " ".join(str(error).split())
+        if text.startswith("DataLoader worker") and ("exited unexpectedly" in text or "killed by signal" in text):
+            raise UserError(
+                "a data loading process was killed, perhaps because memory ran out; run the same command with fewer "
+                "--num_workers"
+            ) from None
         if not isinstance(error, MemoryError) and not any(words in text for words in NO_MEMORY):
             raise
         raise UserError(
@@ -186,9 +204,37 @@ def start(name: str, options: Any) -> None:
         disown_all()
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of the `mdaug` script. Returns the exit status: 0 done, 2 a mistake of the user."""
-    argv = sys.argv[1:] if argv is None else argv
+def _forget_ranks(name: str, options: Any) -> None:
+    """Take ranks out of the environment that are those of something else around this command, and say so.
+
+    Workers of generate and evaluate need not meet, so that a missing one would go unnoticed: what an array over seeds,
+    a pod or torchrun leaves in the environment must not give away a share of the work.
+    """
+    foreign = [each for each in ("WORLD_SIZE", "SLURM_ARRAY_TASK_COUNT") if os.environ.get(each, "1") != "1"]
+    if foreign and find(name).array and options.worker is None:
+        print(
+            f"{foreign[0]} is set, but does not divide the work of {name}: this process does all of it; --worker and "
+            "--num_workers divide it, and so does python -m launch",
+            flush=True,
+        )
+    for variable in RANKS:
+        os.environ.pop(variable, None)
+
+
+def _say_where_busy() -> None:
+    """Print a line on the first rank where other processes take the cores."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > cores and os.environ.get("RANK", "0") == "0":
+        print(
+            f"load average {load:.1f} on {cores} cores: others compute here, too, so this takes longer; with "
+            "OMP_NUM_THREADS=1 its threads do not wait for each other",
+            flush=True,
+        )
+
+
+@entry_point
+def main(argv: list[str]) -> int:
+    """Entry point of the `mdaug` script. Returns the exit status: 0 done, 2 a mistake of the user, 130 Ctrl-C."""
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: mdaug <command> [--config FILE] [--field value ...]\n")
         for name, command in COMMANDS.items():
@@ -200,13 +246,5 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"mdaug {__version__}")
         return 0
-    try:
-        run(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    run(argv)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
+import re
+import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
@@ -15,6 +19,7 @@ from shards.errors import UserError
 from shards.validation import plain
 
 COMMON = "common"  # section of a preset whose values go to every command that has such a field
+TEXT, NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 PRESETS = Path(__file__).resolve().parents[1] / "configs"  # beside the packages, in a checkout and where pip puts them
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -36,6 +41,8 @@ def parse(
 
     A field of type bool also works as a bare switch (`--save_images`). The class attribute `ALIASES` maps further flag
     names to `field` or `field=value`, and `POSITIONAL` names the field that a first argument without dashes fills.
+    `~` at the beginning of a path is the home folder. Where a field wants text, a number, a date or a yes in YAML is
+    text as it is written.
 
     Args:
         config_class: a dataclass of options.
@@ -47,7 +54,9 @@ def parse(
     Raises:
         UserError: an unknown key or section, a value of the wrong type, or what `__post_init__` refuses.
     """
-    parser = ArgumentParser(prog=prog, description=config_class.__doc__, exit_on_error=False)
+    parser = ArgumentParser(
+        prog=prog, description=config_class.__doc__, epilog=_other_spellings(config_class), exit_on_error=False
+    )
     parser.add_argument(
         "--config", action="config", help="YAML file with any of the fields below, or the name of a preset"
     )
@@ -67,6 +76,8 @@ def parse(
             raise UserError(f"{prog}: {name} is null; give it a value or leave it out")
         if isinstance(value, int) and abs(value) >= 2**63:
             raise UserError(f"{prog}: {name}={value} must be between -2^63 and 2^63")
+        if isinstance(value, Path):
+            values[name] = Path(os.path.expanduser(value))
     try:
         return config_class(**values)
     except ValueError as error:
@@ -91,7 +102,7 @@ def as_dict(config: object) -> dict:
 
 def _plain_flags(config_class: type, argv: list[str]) -> list[str]:
     """Rewrite aliases and bare switches into `--field=value`, the one form that jsonargparse needs."""
-    hints = get_type_hints(config_class)
+    hints, name = get_type_hints(config_class), ""
     aliases: dict[str, str] = getattr(config_class, "ALIASES", {})
     plain: list[str] = []
     positional: str | None = getattr(config_class, "POSITIONAL", None)
@@ -99,7 +110,7 @@ def _plain_flags(config_class: type, argv: list[str]) -> list[str]:
         argv = [f"--{positional}={argv[0]}", *argv[1:]]
     for position, argument in enumerate(argv):
         if not argument.startswith("--") or " " in argument.partition("=")[0]:  # a value, which may be flags itself
-            plain.append(argument)
+            plain.append(_flag_as_text(argument, hints.get(name)))
             continue
         name, equals, value = argument[2:].partition("=")
         name = name.replace("-", "_")
@@ -114,8 +125,20 @@ def _plain_flags(config_class: type, argv: list[str]) -> list[str]:
             and following.lower() not in ("true", "false", "yes", "no")
         ):
             equals, value = "=", "true"
-        plain.append(f"--{name}{equals}{value}")
+        plain.append(f"--{name}{equals}{_flag_as_text(value, hints.get(name))}")
     return plain
+
+
+def _other_spellings(config_class: type) -> str:
+    """Return the end of the help: every spelling that `_plain_flags` accepts beside the names of the fields."""
+    aliases = {f"--{alias}": f"--{meant}" for alias, meant in getattr(config_class, "ALIASES", {}).items()}
+    if positional := getattr(config_class, "POSITIONAL", None):
+        aliases[f"a first word without dashes, {positional.upper()},"] = f"--{positional}={positional.upper()}"
+    spellings = [f"{alias} is short for {meant}" for alias, meant in aliases.items()]
+    if bool in get_type_hints(config_class).values():
+        spellings.append("a flag of type bool without a value means true")
+    spellings += ["--a-name is --a_name", "the beginning of a name is enough where no other begins so"]
+    return f"Other spellings: {'; '.join(spellings)}."
 
 
 def _take_sections(
@@ -128,7 +151,7 @@ def _take_sections(
         if name != "--config":
             taken.append(flag)
             continue
-        path = Path(value if equals else next(files, ""))
+        path = Path(os.path.expanduser(value if equals else next(files, "")))
         if not path.is_file():
             presets = {preset.stem: preset for preset in sorted(PRESETS.glob("*.yaml"))}
             if str(path) not in presets:
@@ -144,13 +167,16 @@ def _section_of(
     config_class: type, path: Path, prog: str, section: str, sections: Mapping[str, Callable[[], type]]
 ) -> str:
     """Return the YAML text of one section of a preset, or the path of a file that holds fields themselves."""
+    text = path.read_text(encoding="utf-8")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _load(text, get_type_hints(config_class))
     except yaml.YAMLError:
         return str(path)  # the parser says where
     names = _names_of(config_class)
-    if not isinstance(values, dict) or names & values.keys():
+    if not isinstance(values, dict):
         return str(path)
+    if names & values.keys():
+        return str(path) if values == yaml.load(text, _Loader) else _quoted(values)
     if not all(value is None or isinstance(value, dict) for value in values.values()):
         return str(path)
     if unknown := [name for name in values if name != COMMON and name not in sections]:
@@ -159,7 +185,71 @@ def _section_of(
     for name in common.keys() - names:
         if not any(name in _names_of(load()) for load in sections.values()):
             raise UserError(f"{prog}: {path} has '{name}' under {COMMON}, but no command has such a field")
-    return yaml.safe_dump({name: common[name] for name in common if name in names} | own, allow_unicode=True)
+    return _quoted({name: common[name] for name in common if name in names} | own)
+
+
+def _flag_as_text(value: str, hint: Any) -> str:
+    """Return the value of a flag, a YAML list or mapping with its names as text where the field wants text."""
+    if value[:1] not in ("[", "{"):
+        return value
+    try:
+        texts = _load(f"field: {value}", {"field": hint})["field"]
+        return value if texts == yaml.load(value, _Loader) else _quoted(texts)
+    except (yaml.YAMLError, TypeError):
+        return value  # the parser says what is wrong
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with numbers as the parser of the flags reads them: 1e3 and 1e-5, too."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML with all text in quotes, so that nothing reads it as anything else."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[\d.]+[eE][-+]?\d+"), list("-+.0123456789"))
+_Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar(TEXT, text, style='"'))
+
+
+def _quoted(values: Any) -> str:
+    return yaml.dump(values, Dumper=_Dumper, default_flow_style=True, width=math.inf, allow_unicode=True)
+
+
+def _load(text: str, hints: Mapping[str, Any]) -> Any:
+    """Read YAML in which fields, or sections of fields, are text where their types ask for text."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        _fields_as_text(node, hints)
+        for _, section in node.value if isinstance(node, yaml.MappingNode) else ():
+            _fields_as_text(section, hints)
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _fields_as_text(node: yaml.Node | None, hints: Mapping[str, Any]) -> None:
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        if key.value in hints and value.tag != NULL:
+            _as_text(value, hints[key.value])
+
+
+def _as_text(node: yaml.Node, hint: Any) -> None:
+    """Mark as text what YAML would read as a number, a date, or yes and no, where a type has text and none of these."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if isinstance(node, yaml.ScalarNode):
+        words = [each for kind in kinds if get_origin(kind) is Literal for each in get_args(kind)]
+        plain = {kind for kind in kinds if isinstance(kind, type)} | {type(word) for word in words}
+        if plain & {str, Path} and not plain & {bool, int, float}:
+            node.tag = TEXT
+    for kind in kinds:
+        if isinstance(node, yaml.SequenceNode) and get_origin(kind) in (list, tuple):
+            for item in node.value:
+                _as_text(item, get_args(kind)[0])
+        if isinstance(node, yaml.MappingNode) and get_origin(kind) is dict:
+            for key, value in node.value:
+                _as_text(key, get_args(kind)[0])
+                _as_text(value, get_args(kind)[1])
 
 
 def _names_of(config_class: type) -> set[str]:

@@ -18,6 +18,7 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 # For ranks that work apart, as long as it takes; a peer that dies is noticed at once all the same.
 WORK_TIMEOUT = timedelta(days=1)
+MEETING = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # what more than one rank needs
 _workers: Any = None
 
 
@@ -65,6 +66,11 @@ def init() -> torch.device:
 
     Works alone too: one process without any environment variable is a group of one.
     """
+    if world_size() > 1 and (absent := [name for name in MEETING if name not in os.environ]):
+        raise UserError(
+            f"WORLD_SIZE={world_size()} is in the environment, but {absent[0]} is not, so its ranks cannot meet; start "
+            "them by python -m launch or torchrun, or unset WORLD_SIZE and RANK for one process"
+        )
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
     os.environ.setdefault("LOCAL_RANK", "0")

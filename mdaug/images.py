@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
+from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
+
+FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # Latin, Greek, Cyrillic and some more
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
@@ -20,6 +27,28 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
     return np.moveaxis(scaled.cpu().numpy(), -3, -1)
 
 
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """Return the font of all text in pictures."""
+    return ImageFont.truetype(str(FONT), size)
+
+
+def drawable(names: Sequence[str]) -> list[str]:
+    """Return the names as they can be drawn: one in a script that `FONT` does not show is its number, from 1 on.
+
+    Scripts that are written from right to left, or whose letters change with their neighbours, are not shown either.
+    """
+    return [name if all(map(_is_drawn, name)) else str(i) for i, name in enumerate(names, start=1)]
+
+
+def _is_drawn(character: str) -> bool:
+    return ord(character) in _glyphs() and unicodedata.bidirectional(character) not in ("R", "AL")
+
+
+@functools.cache
+def _glyphs() -> frozenset[int]:
+    return frozenset(FT2Font(str(FONT)).get_charmap())
+
+
 def grid(
     rows: Sequence[Sequence[np.ndarray]],
     labels: Sequence[str] = (),
@@ -28,13 +57,14 @@ def grid(
 ) -> np.ndarray:
     """Return one RGB picture (H, W, 3) of rows of equal-sized uint8 (H, W, C) images, C in {1, 3}.
 
-    `labels` are written at the left of the rows, `captions` (a row of them for each row of images) into the images; a
-    row that is shorter than the longest ends in white.
+    `labels` are written at the left of the rows (those of `drawable`), `captions` (a row of them for each row of
+    images) into the images; a row that is shorter than the longest ends in white.
     """
+    labels = drawable(labels)
     height, width = rows[0][0].shape[:2]
     columns = max(len(row) for row in rows)
-    font = ImageFont.load_default(size=max(10, min(16, height // 6)))
-    margin = int(max((font.getlength(label) for label in labels), default=-2 * gap)) + 2 * gap
+    letters = font(max(10, min(16, height // 6)))
+    margin = int(max((letters.getlength(label) for label in labels), default=-2 * gap)) + 2 * gap
     sheet = Image.new("RGB", (margin + columns * (width + gap), len(rows) * (height + gap)), "white")
     draw = ImageDraw.Draw(sheet)
     for y, row in enumerate(rows):
@@ -44,7 +74,7 @@ def grid(
             sheet.paste(picture, corner)
             if y < len(captions) and x < len(captions[y]):
                 place = (corner[0] + gap, corner[1] + height - gap)
-                draw.text(place, captions[y][x], "white", font, "ls", stroke_width=1, stroke_fill="black")
+                draw.text(place, captions[y][x], "white", letters, "ls", stroke_width=1, stroke_fill="black")
         if y < len(labels):
-            draw.text((gap, y * (height + gap) + height // 2), labels[y], fill="black", font=font, anchor="lm")
+            draw.text((gap, y * (height + gap) + height // 2), labels[y], fill="black", font=letters, anchor="lm")
     return np.asarray(sheet)

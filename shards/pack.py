@@ -13,7 +13,16 @@ from shards import atomic, image_to_png, provenance
 from shards.image_to_png import NO_FRAME, Checked, to_png
 from shards.index import content_hash, write_index
 from shards.options import PackConfig
-from shards.output_folder import LISTING_FILE, OutputFolder, claim, exclusive, refuse_other, require_apart
+from shards.output_folder import (
+    LISTING_FILE,
+    OutputFolder,
+    claim,
+    exclusive,
+    is_finished,
+    read_run,
+    refuse_other,
+    require_apart,
+)
 from shards.pack_plan import PackPlan, make_plan
 from shards.pack_report import summary
 from shards.pool import Pool
@@ -70,6 +79,8 @@ def run(options: PackConfig) -> None:
                 return
             plan = make_plan(options, folder, checked)
             mine = claim(output, "pack", identity_of(options), made_from, wait=True)
+            if (read_run(folder.root) or {}).get("command") == "simulate" and is_finished(folder.root):
+                mine.made_from["simulate"] = provenance.read(folder.root, "image-folder")["hash"]
             mine.begin_again()
             _write_shards(plan, options.shard_size, mine, pool)
         # What makes the shards a data set; the mark of the end is last.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from shards import pack, provenance
@@ -64,8 +65,8 @@ def packed_hash(data_dir: Path, image_size: int | str, cache_dir: Path | None = 
         if reason:
             raise UserError(
                 f"{data_dir} is an image folder, but nothing can be packed beside it ({reason}); run: mdaug pack "
-                f"--data_dir {data_dir} --output_dir <folder> --image_size {image_size}, and give that folder as "
-                "--data_dir"
+                f"--data_dir {quote(str(data_dir))} --output_dir <folder> --image_size {image_size}, and give that "
+                "folder as --data_dir"
             )
         return None
     content = provenance.read(data_dir, "images")["hash"]

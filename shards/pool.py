@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -12,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from shards.errors import UserError
+from shards.errors import UserError, print_every_character
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -23,8 +24,9 @@ _shared: tuple = ()  # of a worker process
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may use, of ranks on one machine the share of each."""
+    all_of_them = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, all_of_them // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class Pool:
@@ -63,11 +65,26 @@ class Pool:
             return
         try:
             size = max(1, min(chunk, len(jobs) // self.workers))
-            yield from self._executor.map(functools.partial(_call, function), jobs, chunksize=size)
+            with _ctrl_c_ignored():  # by processes that start now, too, before `_begin` runs in them
+                results = self._executor.map(functools.partial(_call, function), jobs, chunksize=size)
+            yield from results
         except BrokenProcessPool:
             raise UserError(
                 "a worker process was killed, perhaps because memory ran out; run the same command with fewer --workers"
             ) from None
+
+
+@contextlib.contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    """Ignore Ctrl-C for a moment; what starts meanwhile ignores it for good. Only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _call(function: Callable[..., Result], job: Any) -> Result:
@@ -79,6 +96,7 @@ def _begin(shared: tuple) -> None:
     global _shared
     _shared = shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    print_every_character()
 
     def wait() -> None:
         parent = multiprocessing.parent_process()

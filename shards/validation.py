@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+WORKER, WORKERS = "MDAUG_WORKER", "MDAUG_WORKERS"  # number of a rank among all, and their number, by the launcher
 LARGEST_SIDE = 16384  # pixels; a mistyped number would fill the memory with the first image
 
 
@@ -55,6 +56,27 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
     return value
+
+
+def worker_of(options: Any, environment: Mapping[str, str]) -> tuple[int, int]:
+    """Return (number of this worker, number of workers) of a command whose workers need not know of each other.
+
+    By `--worker` and `--num_workers`, by what the launcher tells its ranks, or by both: ranks count within a worker.
+    Nothing else divides the work, such as a SLURM array around the command or the variables of torchrun.
+    """
+    ranks = int(environment.get(WORKERS, "1"))
+    return (options.worker or 0) * ranks + int(environment.get(WORKER, "0")), (options.num_workers or 1) * ranks
+
+
+def one_of_workers(options: Any) -> None:
+    """Refuse `worker` and `num_workers` that do not belong together."""
+    at_least(options, 0, "worker")
+    at_least(options, 1, "num_workers")
+    worker, workers = options.worker, options.num_workers
+    if (worker is None) != (workers is None):
+        raise ValueError("worker and num_workers belong together; give both, such as worker 0 of num_workers 4")
+    if worker is not None and worker >= workers:
+        raise ValueError(f"worker={worker} must be less than num_workers={workers}")
 
 
 def at_least(options: Any, least: float, *names: str) -> None:

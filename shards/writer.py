@@ -25,6 +25,10 @@ KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 EXTENSION = re.compile(r"[a-z0-9]{1,16}")
 BLOCK = tarfile.BLOCKSIZE
 FULL = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)}  # safetensors' errors have the text alone
+CUT_WRITES = {  # errors that do not name the reason: words in them -> what could not be written
+    "inline_container.cc": "torch could not write all of its file",
+    " requested and ": "numpy could not write all of an array",  # "4096 requested and 512 written"
+}
 
 
 def write_shard(
@@ -86,7 +90,10 @@ def disk_full_as_user_error(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         number = getattr(error, "errno", None)
-        reason = next((text for code, text in FULL.items() if code == number or text in str(error)), None)
+        text = f"{error} {error.args}"  # an OSError that was given a file name shows nothing else
+        reason = next((full for code, full in FULL.items() if code == number or full in text), None)
+        if number is None:
+            reason = reason or next((cut for words, cut in CUT_WRITES.items() if words in text), None)
         if reason is None:
             raise
         raise UserError(

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from launch.local import free_port
+from shards.validation import WORKER, WORKERS
 
 _CONTEXT: Any = multiprocessing.get_context("forkserver" if os.environ.get("CUDA_VISIBLE_DEVICES") == "" else "spawn")
 multiprocessing.set_forkserver_preload(
@@ -65,6 +66,7 @@ def _rank(rank: int, world_size: int, port: int, function: Callable[..., Any], a
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
+    os.environ.update({WORKER: str(rank), WORKERS: str(world_size)})
     torch.set_num_threads(1)
     function(*arguments)
 

@@ -62,3 +62,38 @@ def toy_synthetic(
     made_from = {"images": provenance.read(packed, "images")["hash"], "pipeline": "p"}
     provenance.write(folder, kind="synthetic", content_hash=content_hash(folder), made_from=made_from, config={})
     return folder
+
+
+def unequal_packed(
+    folder: Path, counts: dict[str, tuple[int, int]], *, size: int = 32, meta: dict | None = None
+) -> Path:
+    """Write a packed set with (train, val) images of each class, each a group of its own, with further metadata."""
+    for place, split in enumerate(("train", "val")):
+        labels = [label for label, both in enumerate(counts.values()) for _ in range(both[place])]
+        _write(folder / split, list(counts), labels, size, meta or {}, seed=place)
+        write_index(folder / split, list(counts), image_shape=[size, size, 1])
+    atomic.write_text(folder / "classes.json", json.dumps(list(counts)))
+    provenance.write(folder, kind="images", content_hash=content_hash(folder), made_from={}, config={})
+    return folder
+
+
+def unequal_synthetic(folder: Path, packed: Path, counts: dict[str, int], *, size: int = 32) -> Path:
+    """Write a synthetic set with so many images of each class."""
+    labels = [label for label, count in enumerate(counts.values()) for _ in range(count)]
+    _write(folder, list(counts), labels, size, {}, seed=7)
+    write_index(folder, list(counts))
+    made_from = {"images": provenance.read(packed, "images")["hash"], "pipeline": "p"}
+    provenance.write(folder, kind="synthetic", content_hash=content_hash(folder), made_from=made_from, config={})
+    return folder
+
+
+def _write(folder: Path, classes: list[str], labels: list[int], size: int, meta: dict, seed: int) -> None:
+    rng, samples = np.random.default_rng(seed), []
+    for i, label in enumerate(labels):
+        file = io.BytesIO()
+        Image.fromarray(toy_image(label % 4, rng, size)[:, :, 0]).save(file, "PNG")
+        record = json.dumps({"class": classes[label], "group": f"{folder.name}{i}", **meta}).encode()
+        samples.append((f"s_{i:05d}", {"png": file.getvalue(), "cls": str(label).encode(), "json": record}))
+    folder.mkdir(parents=True, exist_ok=True)
+    if samples:
+        write_shard(folder / "000000.tar", samples)

@@ -93,11 +93,20 @@ def _write(inputs: EvaluationInputs, parts: tuple[Part, ...]) -> dict:
     commands = _commands(folder)
     commands |= dict.fromkeys(missing, page.command(as_dict(options)))
     atomic.write_text(file, json.dumps(commands) + "\n")
-    # The figures.
+    # The figures. A part that fails costs one line of the report; the same command tries it again.
+    failed: dict[str, str] = {}
     for done, part in enumerate(missing, start=1):
-        atomic.write_text(_file(folder, part), json.dumps(measure.MEASURE[part](inputs)) + "\n")
+        try:
+            atomic.write_text(_file(folder, part), json.dumps(measure.MEASURE[part](inputs)) + "\n")
+        except (UserError, OSError):
+            raise
+        except Exception as error:  # whatever the user's metadata or images do to a measure
+            if part in ("usefulness", options.part):
+                raise
+            failed[part] = f"{type(error).__name__}: {error}"
         folder.progress(done, len(missing), "part")
     metrics: dict[str, Any] = {"data": _data(inputs), "config": as_dict(options), "commands": commands}
+    metrics["failed"] = failed
     for part in ALL:
         file = _file(folder, part)
         metrics[part] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

@@ -10,6 +10,7 @@ from mdaug.measures import classifier
 from shards import provenance
 from shards.dataset import ShardDataset
 from shards.errors import UserError
+from shards.index import FILE_NAME as INDEX
 from shards.index import read_index
 
 
@@ -32,9 +33,9 @@ def check_inputs(options: EvaluateConfig) -> dict[str, str | None]:
 def held_out(data_dir: Path) -> Path:
     """Return the split that judges: `test` where there is one, since `val` had a say in which weights are the best."""
     for split in ("test", "val"):
-        if (data_dir / split / "index.json").is_file():
+        if (data_dir / split / INDEX).is_file() and read_index(data_dir / split)["nsamples"]:
             return data_dir / split
-    raise UserError(f"{data_dir} has no val split to judge on; pack the images again, into more than one group a class")
+    raise UserError(f"{data_dir / 'val'} is empty, nothing can judge: pack more images, or a larger --val_fraction")
 
 
 def measurable_parts(options: EvaluateConfig) -> tuple[Part, ...]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from mdaug.distributed import rank, world_size
 from mdaug.evaluation import usefulness
 from mdaug.evaluation.usefulness import Job
 from mdaug.measures.classifier import one_thread
@@ -26,6 +25,7 @@ def run_all(
     folder: Path,
     workers: int,
     *,
+    share: tuple[int, int] = (0, 1),
     train: ImageSet,
     held_out: ImageSet,
     synthetic: ImageSet,
@@ -36,13 +36,14 @@ def run_all(
 ) -> list[dict] | None:
     """Return the results of all jobs in their order; a result that `folder` already holds is read, not made again.
 
-    Of W ranks (environment RANK and WORLD_SIZE), rank r runs every W-th job from the r-th on. The ranks need not run
-    at the same time; all but the last to finish get None.
+    Of W ranks, rank r runs every W-th job from the r-th on. The ranks need not run at the same time; all but the last
+    to finish get None.
 
     Args:
         jobs: what to train.
         folder: where each job keeps its result, `<name>.json`.
         workers: processes on a machine without GPU; 0: one per core. With 1, and on a GPU, all runs in this process.
+        share: number of this rank, and number of ranks.
         train: real training images.
         held_out: real images that judge.
         synthetic: synthetic images.
@@ -54,7 +55,7 @@ def run_all(
     sets = {"train": train, "held_out": held_out, "synthetic": synthetic, "sifted": sifted, "simulated": simulated}
     paths = {job: folder / f"{job.name}.json" for job in jobs}
     # This rank's share of what is missing.
-    missing = [job for job in jobs[rank() :: world_size()] if not paths[job].is_file()]
+    missing = [job for job in jobs[share[0] :: share[1]] if not paths[job].is_file()]
     workers = 1 if torch.cuda.is_available() else min(workers or cores(), MOST_WORKERS)
     with (
         Progress("classifiers", len(missing), "classifier") as bar,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -16,11 +17,13 @@ from mdaug.evaluation.options import EvaluateConfig, Part
 from mdaug.evaluation.report import pictures
 from mdaug.measures import features, fidelity, image_quality, kinematics, levels, memorization, sifter
 from mdaug.measures.classifier import one_thread
-from mdaug.measures.image_set import ImageSet
+from mdaug.measures.image_set import ImageSet, class_weights, weighted_quantile
 from mdaug.models.vqvae import load_vqvae
+from shards import provenance
 from shards.atomic import write_text
 from shards.colormap import COLORMAPS
 from shards.output_folder import OutputFolder
+from shards.validation import worker_of
 
 RESULTS, FEATURES, SIFTING = "results", "features", "sifting.json"
 CLASSIFIER = "classifier trained on the real images"
@@ -73,6 +76,7 @@ class EvaluationInputs:
             [job for job in plan if job.reference or not references_only],
             results,
             options.workers,
+            share=worker_of(options, os.environ),
             **self.compared,
             sifted=sifted,
             simulated=self.simulated,
@@ -85,7 +89,9 @@ class EvaluationInputs:
 
     def network_features(self) -> dict[str, dict[str, np.ndarray]] | None:
         """Return network -> set -> features, extracting what is missing; None while other ranks are at work."""
-        return features.extract_all(self.compared, self.folder.path / FEATURES)
+        return features.extract_all(
+            self.compared, self.folder.path / FEATURES, share=worker_of(self.options, os.environ)
+        )
 
 
 def share(inputs: EvaluationInputs, parts: Collection[Part]) -> bool:
@@ -103,14 +109,16 @@ def share(inputs: EvaluationInputs, parts: Collection[Part]) -> bool:
 def measure_usefulness(inputs: EvaluationInputs) -> dict:
     """Return the tables of the experiment, see `usefulness.summarize`, and "sifting": what the sifter rejects.
 
-    "sifting" is that of `sift` with the "share" rejected of both sets instead of the reasons; "already_sifted" tells
-    whether `mdaug generate --sift` had sifted the synthetic images before.
+    "sifting" is that of `sift` with the "share" rejected of both sets, mean over classes, instead of the reasons;
+    "already_sifted" tells whether `mdaug generate --sift` had sifted the synthetic images before.
     """
     results = inputs.classifier_results()
     assert results is not None  # `share` was done
     sifting = {key: value for key, value in inputs.sifting.items() if key != "reasons"}
-    reasons = inputs.sifting["reasons"]
-    sifting["share"] = {name: sum(map(bool, of_set)) / len(of_set) for name, of_set in reasons.items()}
+    sifting["share"] = {
+        name: float(np.mean([share for share in of_set if share is not None]))
+        for name, of_set in sifting["rejected"].items()
+    }
     sifting["already_sifted"] = (inputs.options.synthetic_dir / "sift.json").is_file()
     return {**usefulness.summarize(results, inputs.held_out, inputs.synthetic), "sifting": sifting}
 
@@ -121,9 +129,9 @@ def measure_fidelity(inputs: EvaluationInputs) -> dict:
     Returns:
         "networks": [{"name", "size", "synthetic": {measure: figure}, "floor": {...}, "spread": standard deviations of
         both over the classifiers, or None}]; "diversity": MS-SSIM per class of the three sets; "palette": see
-        `levels.palette`; "off_palette": median RGB distance of the three sets from that colour map, None where there
-        is no map; "levels": of the three sets, see `levels.summarize`, with the "distance" of their histograms from
-        that of the training images.
+        `levels.palette`; "off_palette": median RGB distance of the three sets from that colour map, classes weighing
+        the same, None where there is no map; "levels": of the three sets, see `levels.summarize`, with the "distance"
+        of their histograms from that of the training images.
     """
     results, network_features = inputs.classifier_results(references_only=True), inputs.network_features()
     assert results is not None  # `share` was done
@@ -131,18 +139,22 @@ def measure_fidelity(inputs: EvaluationInputs) -> dict:
     # Distances between sets, in the features of every network.
     networks = [_over_seeds(CLASSIFIER, [result["fidelity"] for result in results])]
     for name, of_set in network_features.items():
-        figures = fidelity.with_floor(
-            of_set["train"], of_set["held_out"], inputs.held_out.labels, of_set["synthetic"], inputs.synthetic.labels
-        )
+        pairs = ((of_set[kind], images.labels) for kind, images in inputs.compared.items())
+        figures = fidelity.with_floor(*(array for pair in pairs for array in pair))
         networks.append({"name": name, **figures, "spread": None})
     # Levels and colours of every set.
     sets, palette = inputs.compared, inputs.palette
-    level_figures = {name: levels.summarize(levels.stack(images, palette)) for name, images in sets.items()}
+    level_figures = {
+        name: levels.summarize(levels.stack(images, palette), images.labels) for name, images in sets.items()
+    }
     for figures in level_figures.values():
         figures["distance"] = levels.histogram_distance(level_figures["train"], figures)
     off_palette = None
     if palette in COLORMAPS:
-        off_palette = {name: float(np.median(levels.off_palette(images, palette))) for name, images in sets.items()}
+        off_palette = {
+            name: weighted_quantile(levels.off_palette(images, palette), class_weights(images.labels), 0.5)
+            for name, images in sets.items()
+        }
     return {
         "networks": networks,
         "diversity": {name: image_quality.within_class(images) for name, images in sets.items()},
@@ -158,7 +170,8 @@ def measure_kinematics(inputs: EvaluationInputs) -> dict:
     Returns:
         "units", "palette", "clip_db", "physical"; "synthetic" and "floor", see `kinematics.compare`; "quantiles": per
         set, measure and class the 5, 25, 50, 75 and 95 % quantiles, None where too few pictures show the measure;
-        "found": share of images that show it; "error": see `kinematics.estimator_error`, of the held-out images.
+        "found": share of images that show it; "error": see `kinematics.estimator_error`, of held-out images that
+        `mdaug simulate` made: columns of other metadata may have the same names.
     """
     sets, train = inputs.compared, inputs.train
     count = len(train.dataset.classes)
@@ -168,6 +181,8 @@ def measure_kinematics(inputs: EvaluationInputs) -> dict:
 
     axes = kinematics.Axes.of(meta_of(train))
     values = {name: kinematics.measure(levels.stack(images, inputs.palette), axes) for name, images in sets.items()}
+    simulated = "simulate" in provenance.read(inputs.options.data_dir, "images")["made_from"]
+    known = meta_of(inputs.held_out) if simulated else []
     comparisons = {
         key: kinematics.compare(values["train"], train.labels, values[name], sets[name].labels, count)
         for key, name in (("synthetic", "synthetic"), ("floor", "held_out"))
@@ -183,7 +198,7 @@ def measure_kinematics(inputs: EvaluationInputs) -> dict:
             name: {measure: float((~np.isnan(column)).mean()) for measure, column in of_set.items()}
             for name, of_set in values.items()
         },
-        "error": kinematics.estimator_error(values["held_out"], meta_of(inputs.held_out), inputs.held_out.labels),
+        "error": kinematics.estimator_error(values["held_out"], known, inputs.held_out.labels) if known else [],
     }
 
 
@@ -191,7 +206,7 @@ def measure_memorization(inputs: EvaluationInputs) -> dict:
     """Return nearest-neighbour distances, see `memorization.compare`, and draw the nearest pairs."""
     size = (inputs.options.image_size, inputs.options.image_size)
     train, held_out, synthetic = (levels.stack(images, inputs.palette, size) for images in inputs.compared.values())
-    figures = memorization.compare(train, held_out, synthetic)
+    figures = memorization.compare(train, held_out, inputs.held_out.labels, synthetic, inputs.synthetic.labels)
     pictures.save(inputs.folder.path / pictures.PAIRS, pictures.pairs(inputs.synthetic, inputs.train, figures))
     return figures
 
@@ -238,13 +253,13 @@ def _over_seeds(name: str, tables: list[dict]) -> dict:
     return {"name": name, "size": tables[0]["size"], **mean, "spread": spread}
 
 
-def sift(train: ImageSet, held_out: ImageSet, synthetic: ImageSet, *, steps: int, file: Path) -> dict:
+def sift(train: ImageSet, held_out: ImageSet, synthetic: ImageSet, *, steps: int | str, file: Path) -> dict:
     """Return what the sifter rejects of synthetic and of held-out images; read from `file` where that exists.
 
     Returns:
-        {"quantile"; "accuracy" of the sifter's classifier on the images that set the limits; "reasons": of "synthetic"
-        and "held_out", per image, the measure that rejects it, or "" for one that is kept; "rejected": of both the
-        share per class, None for a class without images}.
+        {"quantile"; "accuracy": mean recall of the sifter's classifier on the images that set the limits; "reasons": of
+        "synthetic" and "held_out", per image, the measure that rejects it, or "" for one that is kept; "rejected": of
+        both the share per class, None for a class without images}.
     """
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))

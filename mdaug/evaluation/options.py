@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from shards.validation import at_least, operational, within
+from shards.validation import at_least, one_of_workers, operational, within
 
 Part = Literal["usefulness", "fidelity", "kinematics", "memorization", "reconstruction"]
 ALL: tuple[Part, ...] = ("usefulness", "fidelity", "kinematics", "memorization", "reconstruction")
@@ -74,8 +74,8 @@ class EvaluateConfig:
     """small: a ResNet of 0.1 million weights from scratch; or the name of a timm model, also from scratch."""
     seeds: int = 3
     """Classifiers per arm; each seed has its own real subset, initial weights and order."""
-    steps: int = 300
-    """Optimizer steps of every classifier, the same in every arm."""
+    steps: int | Literal["settled"] = "settled"
+    """Optimizer steps of every classifier; settled: until its training loss has settled, 800 to 3,200 steps."""
     batch_size: int = 32
     """Images per step."""
     learning_rate: float = 1e-3
@@ -86,9 +86,14 @@ class EvaluateConfig:
     """Most images per class taken from each of train, held-out and synthetic; they are held in memory."""
     workers: int = operational(0)
     """Processes that train classifiers on CPU, one thread each; 0: one per core. A GPU takes them one by one."""
+    worker: int | None = operational(None)
+    """Number of this worker, from 0, such as $SLURM_ARRAY_TASK_ID; the launcher's ranks count within it."""
+    num_workers: int | None = operational(None)
+    """Number of workers that share classifiers and features, such as $SLURM_ARRAY_TASK_COUNT."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work; raises ValueError naming field, value and what is accepted."""
+        one_of_workers(self)
         at_least(self, 1, "seeds", "steps")
         at_least(self, 2, "max_per_class")
         at_least(self, 0, "workers")

@@ -22,6 +22,7 @@ from mdaug.evaluation.report import pictures
 from mdaug.images import to_tensor, to_uint8
 from mdaug.measures import image_quality
 from mdaug.measures.image_quality import MEASURES, as_tensor, psnr
+from mdaug.measures.image_set import class_weights
 from mdaug.models.latent_statistics import LatentStatistics
 from mdaug.models.perceptual import PerceptualLoss
 from mdaug.models.quantizer import code_usage
@@ -144,9 +145,9 @@ def measure(
         lpips: network of LPIPS, which is measured with it only.
 
     Returns:
-        The figures: "count"; "image_shape"; "floor"; "rows": {"VQ-VAE" or name of a change: {measure: {"mean",
-        "worst"}}}; "classes": {class: {"count", measure: {"mean", "worst"}}}; "codes": {"number", "used",
-        "perplexity"}; "latents": moments before quantization.
+        The figures: "count"; "image_shape"; "floor"; "rows": {"VQ-VAE" or name of a change: {measure: {"mean" over
+        classes of their means, "worst"}}}; "classes": {class: {"count", measure: {"mean", "worst"}}}; "codes":
+        {"number", "used", "perplexity"}; "latents": moments before quantization.
         Per class the worst image by SSIM: [original, reconstruction, difference], uint8 (H, W, C), the difference as
         128 + (reconstruction - original) / 2.
     """
@@ -189,11 +190,11 @@ def measure(
         "count": len(indices),
         "image_shape": dataset.index["image_shape"],
         "floor": floor,
-        "rows": {row: _summary(values) for row, values in values_of.items()},
+        "rows": {row: _summary(values, labels) for row, values in values_of.items()},
         "classes": {
             dataset.classes[label]: {
                 "count": int((labels == label).sum()),
-                **_summary({name: column[labels == label] for name, column in values_of[VQVAE].items()}),
+                **_summary(values_of[VQVAE], labels, label),
             }
             for label in sorted(worst)
         },
@@ -229,7 +230,10 @@ def _open_split(packed: Path, vqvae: Path, split: str) -> ShardDataset:
                 )
             if len(dataset):
                 return dataset
-    raise UserError(f"{packed} has no images in {' or '.join(splits)}; pack them again, or choose another --split")
+    raise UserError(
+        f"{packed} has no images in {' or '.join(splits)}; pack more images, or with a larger --val_fraction, or "
+        "choose another --split"
+    )
 
 
 @torch.no_grad()
@@ -246,9 +250,14 @@ def _scaled_std(vqvae: VQModel, train: Path, latents: dict[str, Any], batch_size
     return (np.array(latents["std"]) / np.maximum(scale.figures()["std"], 1e-12)).tolist()
 
 
-def _summary(values: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+def _summary(
+    values: dict[str, np.ndarray], labels: np.ndarray, label: int | None = None
+) -> dict[str, dict[str, float]]:
+    """Return the mean over classes, which all weigh the same, and the worst value of each measure; or of one class."""
+    own = labels == (labels if label is None else label)
+    weights = class_weights(labels[own])
     return {
-        name: {"mean": float(column.mean()), "worst": float(MEASURES[name][1](column.tolist()))}
+        name: {"mean": float(weights @ column[own]), "worst": float(MEASURES[name][1](column[own].tolist()))}
         for name, column in values.items()
     }
 
@@ -283,10 +292,11 @@ def format_table(figures: dict) -> str:
     titles = [f"{name} [{MEASURES[name][0]}]" if MEASURES[name][0] else name for name in names]
     lines = [" " * width + "".join(f"{title:>18s}" for title in titles)]
     for row, entry in rows.items():
-        cells = [f"{entry[name]['mean']:.3f} ({entry[name]['worst']:.3f})" if name in entry else "" for name in names]
+        pairs = [(entry[name]["mean"], entry[name]["worst"]) if name in entry else None for name in names]
+        cells = [f"{_figure(pair[0])} ({_figure(pair[1])})" if pair else "" for pair in pairs]
         lines.append((f"{row:{width}s}" + "".join(f"{cell:>18s}" for cell in cells)).rstrip())
     codes, latents = figures["codes"], figures["latents"]
-    lines.append(f"{figures['count']} images of {figures['split']}; mean (worst image)")
+    lines.append(f"{figures['count']} images of {figures['split']}; mean over classes (worst image)")
     lines.append(
         f"codes: {100 * codes['used']:.1f} % of {codes['number']} used, perplexity {codes['perplexity']:.1f}; latents: "
         f"std {_list(latents['std'])}, excess kurtosis {_list(latents['excess_kurtosis'])}"
@@ -304,9 +314,13 @@ def format_goals(rows: list[dict[str, Any]], preset: str) -> str:
     lines = [f"{f'to reach ({preset})':<32s}{'measured':>10s}  {'goal':<16s}{'reached'}"]
     for row in rows:
         answer = answers[row["reached"]]
-        lines.append(f"{row['figure']:<32s}{row['measured']:>10.3f}  {row['goal']:<16s}{answer}".rstrip())
+        lines.append(f"{row['figure']:<32s}{_figure(row['measured']):>10s}  {row['goal']:<16s}{answer}".rstrip())
     return "\n".join(lines)
 
 
 def _list(values: list[float]) -> str:
-    return " ".join(f"{value:.3f}" for value in values)
+    return " ".join(map(_figure, values))
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 10_000 else f"{value:.2e}"

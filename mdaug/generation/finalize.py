@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 from PIL import Image
@@ -149,11 +150,12 @@ def _refuse(faults: dict[str, list[str]], folder: Path, options: GenerateConfig)
 
 def _commands(shards: list[str], options: GenerateConfig, repair: str = "") -> str:
     """Return the commands that make shards again: `work` for synthetic ones, `plan` for real ones."""
-    folders = f"--ldm_path {options.ldm_path} --output_dir {options.output_dir}"
+    ldm, output, images = map(quote, map(str, (options.ldm_path, options.output_dir, options.include_real or "PACKED")))
+    folders = f"--ldm_path {ldm} --output_dir {output}"
     real = [name for name in shards if name.startswith(REAL)]
     commands = [f"mdaug generate --step work {folders}{repair}"] if len(real) < len(shards) else []
     if real:
-        commands.append(f"mdaug generate --step plan {folders} --include_real {options.include_real or 'PACKED'}")
+        commands.append(f"mdaug generate --step plan {folders} --include_real {images}")
     return " && ".join(commands)
 
 

@@ -4,8 +4,7 @@
     work      make the shards of this worker, skipping those that exist
     finalize  look at every sample; write index, manifest, card and, last, the mark of the end
 
-Workers are array tasks of SLURM, ranks of the environment (RANK, WORLD_SIZE, LOCAL_RANK), or both, and need not know of
-each other.
+Workers are ranks of the launcher, or numbered by --worker and --num_workers, or both, and need not know of each other.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from mdaug.generation import make_plan, real_images
 from mdaug.generation.finalize import GRID, write_data_set, write_grid
 from mdaug.generation.options import GenerateConfig
 from mdaug.generation.plan import Plan, claim_folder, read_plan, refuse_other_folder
-from mdaug.generation.worker import is_complete, make_shards, worker_of_environment
+from mdaug.generation.worker import is_complete, make_shards
 from mdaug.measures import sifter
 from mdaug.pipeline.folder import save_pipeline
 from mdaug.pipeline.pipeline import MicroDopplerPipeline
@@ -26,7 +25,7 @@ from mdaug.pipeline.schedulers import scheduler_like
 from shards import provenance
 from shards.errors import UserError
 from shards.output_folder import OutputFolder, exclusive, is_finished
-from shards.validation import Preflight
+from shards.validation import Preflight, worker_of
 
 PIPELINE_FOLDER = "vq_diffusion_pipeline"
 
@@ -56,13 +55,21 @@ class _Job:
     finished_before: int | None
 
 
+def pieces(options: GenerateConfig) -> int | None:
+    """Return how many workers can have work, one shard each; None where that is not known yet, for lack of inputs."""
+    try:
+        return make_plan.wanted_plan(options, "cuda").num_shards
+    except UserError:
+        return None
+
+
 def run(options: GenerateConfig) -> None:
     """Take the step that the options name, or all of them; see the module's docstring.
 
     Raises:
         UserError: folders that do not fit, classes that the model does not know, no space left.
     """
-    worker, workers = worker_of_environment(options, os.environ)
+    worker, workers = worker_of(options, os.environ)
     wanted = make_plan.wanted_plan(options, distributed.device().type)
     output = claim_folder(options.output_dir, wanted)
     if output.lost:

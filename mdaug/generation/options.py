@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from mdaug.pipeline import schedulers
-from shards.validation import at_least, operational, within
+from shards.validation import at_least, one_of_workers, operational, within
 
 DEFAULT_STEPS = 50  # of the sampler
 
@@ -78,9 +78,9 @@ class GenerateConfig:
     seed: int = 42
     """Base seed; sample i has a seed of its own, listed in manifest.csv."""
     worker: int | None = operational(None)
-    """Number of this worker, from 0 (default: SLURM_ARRAY_TASK_ID, else 0; several ranks count within it)."""
+    """Number of this worker, from 0, such as $SLURM_ARRAY_TASK_ID; the launcher's ranks count within it."""
     num_workers: int | None = operational(None)
-    """Number of workers (default: SLURM_ARRAY_TASK_COUNT, else 1)."""
+    """Number of workers that share the samples, such as $SLURM_ARRAY_TASK_COUNT; by default this one makes all."""
     repair: bool = operational(False)
     """Look at the bytes of finished shards and make damaged ones again."""
     grid: bool = operational(False)
@@ -105,9 +105,10 @@ class GenerateConfig:
         if isinstance(self.classes, str):
             self.classes = [name.strip() for name in self.classes.split(",")]
         # Each for itself.
-        at_least(self, 1, "num_samples", "batch_size", "samples_per_shard", "num_inference_steps", "num_workers")
+        at_least(self, 1, "num_samples", "batch_size", "samples_per_shard", "num_inference_steps")
         at_least(self, 1, "max_candidates", "sift_steps")
-        at_least(self, 0, "seed", "worker", "guidance_scale")
+        at_least(self, 0, "seed", "guidance_scale")
+        one_of_workers(self)
         within(self, "[1, 1024]", "cpu_threads")
         within(self, "(0, 0.5)", "sift_quantile")
         within(self, "(0, inf)", "dynamic_range_db")
@@ -126,10 +127,6 @@ class GenerateConfig:
             raise ValueError(
                 "balance_to and fill say how many of each class; leave out per_class, classes and num_samples"
             )
-        if (self.worker is None) != (self.num_workers is None):
-            raise ValueError("worker and num_workers belong together; give both, such as worker 0 of num_workers 4")
-        if self.worker is not None and self.num_workers is not None and self.worker >= self.num_workers:
-            raise ValueError(f"worker={self.worker} must be less than num_workers={self.num_workers}")
         if self.repair and self.step in ("plan", "finalize"):
             raise ValueError(f"repair makes shards again, which step {self.step} does not; use step work or all")
 

@@ -1,9 +1,9 @@
-"""A worker of a plan: which of how many it is, and the shards that it makes."""
+"""A worker of a plan: which shards it makes, and how."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -14,38 +14,15 @@ import numpy as np
 import torch
 
 from mdaug import distributed
-from mdaug.generation.options import GenerateConfig
 from mdaug.generation.plan import Plan, finished_samples
 from mdaug.generation.shard import Members, make_shard
 from mdaug.measures.sifter import Sifter
-from shards.errors import UserError
 from shards.output_folder import OutputFolder, is_finished
 from shards.progress import Progress
 from shards.verify import inspect
 from shards.writer import finished, write_shard
 
 ENCODERS = 2
-
-
-def worker_of_environment(options: GenerateConfig, environment: Mapping[str, str]) -> tuple[int, int]:
-    """Return (number of this worker, number of workers): ranks within array tasks, or what the options say.
-
-    Raises:
-        UserError: a SLURM array with gaps, whose tasks cannot know their number among the others.
-    """
-    task, tasks = options.worker, options.num_workers
-    if task is None or tasks is None:
-        tasks = int(environment.get("SLURM_ARRAY_TASK_COUNT", "1"))
-        first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
-        step = int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))
-        task, rest = divmod(int(environment.get("SLURM_ARRAY_TASK_ID", "0")) - first, step)
-        if rest or not 0 <= task < tasks:
-            raise UserError(
-                f"array task {environment['SLURM_ARRAY_TASK_ID']} of {tasks} from {first} has no place in a row; "
-                "submit --array=0-N without gaps (finished shards are skipped), or give --worker and --num_workers"
-            )
-    ranks = int(environment.get("WORLD_SIZE", "1"))
-    return task * ranks + int(environment.get("RANK", "0")), tasks * ranks
 
 
 @dataclass(frozen=True)

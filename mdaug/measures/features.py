@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import inception_v3
 
-from mdaug.distributed import device, rank, world_size
+from mdaug.distributed import device
 from mdaug.images import to_tensor
 from mdaug.measures.image_set import ImageSet
 from shards import atomic
@@ -85,12 +85,14 @@ def extract(network: nn.Module, images: np.ndarray) -> np.ndarray:
     return torch.cat([network(batch).float().cpu() for batch in batches]).numpy()
 
 
-def extract_all(sets: dict[str, ImageSet], folder: Path) -> dict[str, dict[str, np.ndarray]] | None:
+def extract_all(
+    sets: dict[str, ImageSet], folder: Path, share: tuple[int, int] = (0, 1)
+) -> dict[str, dict[str, np.ndarray]] | None:
     """Return the features of all images in all networks, float64: network -> set -> (n, d).
 
-    Ranks share pieces of 512 images as they share classifiers; each piece is a file in `folder`, and one that exists is
-    not made again. The pieces are the same for any number of ranks, and so are the figures. All ranks but the last to
-    finish get None.
+    Ranks share pieces of 512 images as they share classifiers (`share`: number of this rank, and of all); each piece is
+    a file in `folder`, and one that exists is not made again. The pieces are the same for any number of ranks, and so
+    are the figures. All ranks but the last to finish get None.
     """
     # Every piece of every set in every network, and the file that keeps it.
     by_name = networks(next(iter(sets.values())).images.shape[-1])
@@ -102,7 +104,7 @@ def extract_all(sets: dict[str, ImageSet], folder: Path) -> dict[str, dict[str, 
     }
     # This rank's share of what is missing.
     folder.mkdir(exist_ok=True)
-    for (network, name, start), path in list(pieces.items())[rank() :: world_size()]:
+    for (network, name, start), path in list(pieces.items())[share[0] :: share[1]]:
         if not path.is_file():
             with atomic.replacing(path) as file:
                 np.save(file, extract(by_name[network], sets[name].images[start : start + PIECE]))

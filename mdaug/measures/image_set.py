@@ -99,6 +99,33 @@ def preprocess(image: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.open(buffer)).reshape(size, size, image.shape[-1])
 
 
+def class_weights(labels: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
+    """Return weights of images, float64 (n,) with sum 1: all classes weigh the same, however many images they have.
+
+    Args:
+        labels: int64 (n,).
+        among: labels of the classes that count (default: all); where none of them occurs, all classes count.
+    """
+    counts = np.bincount(labels)
+    weights = 1 / counts[labels]
+    counted = np.isin(labels, labels if among is None else among)
+    weights = np.where(counted, weights, 0) if counted.any() else weights
+    return weights / weights.sum()
+
+
+def weighted_quantile(values: np.ndarray, weights: np.ndarray, q: float) -> float:
+    """Return a quantile of weighted values (n,); with equal weights it is that of `np.quantile`.
+
+    Linear between the sorted values x_1 ... x_n, where x_k is the quantile of S_k / S_n,
+    S_k = (k - 1) w_k + (n - 1) (w_1 + ... + w_(k-1)).
+    """
+    values, weights = values[weights > 0], weights[weights > 0]
+    order = np.argsort(values, kind="stable")
+    values, weights, n = values[order], weights[order], len(values)
+    places = np.arange(n) * weights + (n - 1) * (np.cumsum(weights) - weights)
+    return float(np.interp(q, places / max(places[-1], 1e-300), values))
+
+
 def take_per_class(labels: np.ndarray, count: int | list[int], seed: int) -> np.ndarray:
     """Return sorted indices of at most `count` samples of each class (or `count[c]` of class c), drawn by `seed`."""
     chosen = []

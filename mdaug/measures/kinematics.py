@@ -147,7 +147,7 @@ def quantiles(values: dict[str, np.ndarray], labels: np.ndarray, num_classes: in
 
 
 def truth(meta: dict) -> dict[str, float]:
-    """Return the true measures of a simulated picture, from its parameters; empty for a real one.
+    """Return the true measures of a picture of `mdaug simulate`, from its parameters; empty where they have no say.
 
     A walker's torso moves at the walking speed times the cosine of the aspect, and the legs pass twice a cycle; a
     drone's body moves at its velocity; a bird's wings beat at the flapping rate.
@@ -168,7 +168,7 @@ def estimator_error(values: dict[str, np.ndarray], meta: Sequence[dict], labels:
 
     Returns:
         rows {"class", "measure", "count", "found": share of pictures that show the measure, "bias": median error,
-        "error": median absolute error, "truth": median true magnitude}; empty for real pictures.
+        "error": median absolute error, "truth": median true magnitude}.
     """
     known = [truth(row) for row in meta]
     rows = []

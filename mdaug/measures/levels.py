@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from scipy import stats
 
-from mdaug.measures.image_set import ImageSet
+from mdaug.measures.image_set import ImageSet, class_weights
 from shards.colormap import COLORMAPS, colormap
 
 GRAY, BRIGHTNESS = "gray", "brightness"
@@ -60,8 +60,8 @@ def off_palette(images: ImageSet, name: str) -> np.ndarray:
     return np.array([float(colormap(name).distance(images.original(i)).mean()) for i in range(len(images.labels))])
 
 
-def summarize(levels: np.ndarray) -> dict:
-    """Return figures of the levels of a set, uint8 (n, H, W).
+def summarize(levels: np.ndarray, labels: np.ndarray) -> dict:
+    """Return figures of the levels of a set, uint8 (n, H, W); all classes weigh the same.
 
     Returns:
         "floor_share": mean share of pixels within 5 % of the bottom of the range; "dynamic_range": mean over images
@@ -71,11 +71,16 @@ def summarize(levels: np.ndarray) -> dict:
     """
     flat = levels.reshape(len(levels), -1)
     top, middle = np.quantile(flat, 0.99, axis=1), np.median(flat, axis=1)
-    mean = levels.mean(axis=0, dtype=np.float64) / 255
+    weights = class_weights(labels)
+    mean = sum(weight * image.astype(np.float64) for weight, image in zip(weights, levels, strict=True)) / 255
+    shares = (
+        sum(weight * np.histogram(image, BINS, (0, 256))[0] for weight, image in zip(weights, flat, strict=True))
+        / flat.shape[1]
+    )
     return {
-        "floor_share": float((flat <= FLOOR).mean()),
-        "dynamic_range": float((top - middle).mean() / 255),
-        "histogram": (np.histogram(flat, BINS, (0, 256))[0] / flat.size).tolist(),
+        "floor_share": float(weights @ (flat <= FLOOR).mean(axis=1)),
+        "dynamic_range": float(weights @ (top - middle) / 255),
+        "histogram": shares.tolist(),
         "doppler": _profile(mean.mean(axis=1)),
         "time": _profile(mean.mean(axis=0)),
     }

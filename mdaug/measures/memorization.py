@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from mdaug.measures.image_set import class_weights, weighted_quantile
+
 ROWS = 16  # Doppler bands that are compared
 COLUMNS = 64  # most time steps that are compared
 COPY = 2.0  # grey levels: nearer than this two 8-bit pictures differ by rounding and compression alone
@@ -51,8 +53,17 @@ def bands(levels: np.ndarray) -> np.ndarray:
     return levels.reshape(n, ROWS, height // ROWS, columns, width // columns).mean(axis=(2, 4))
 
 
-def compare(train: np.ndarray, held_out: np.ndarray, synthetic: np.ndarray, pairs: int = 10) -> dict:
+def compare(
+    train: np.ndarray,
+    held_out: np.ndarray,
+    held_out_labels: np.ndarray,
+    synthetic: np.ndarray,
+    synthetic_labels: np.ndarray,
+    pairs: int = 10,
+) -> dict:
     """Compare how near synthetic images and held-out real ones are to the training images; levels (n, H, W).
+
+    Medians and shares weigh the classes that both sets have equally.
 
     Returns:
         medians in levels; `threshold`, the 1st percentile of held-out distances; `share_closer`, the share of
@@ -61,16 +72,18 @@ def compare(train: np.ndarray, held_out: np.ndarray, synthetic: np.ndarray, pair
     """
     to_synthetic, neighbour, shift = nearest(synthetic, train)
     to_held_out, _, _ = nearest(held_out, train)
-    threshold = float(np.quantile(to_held_out, 0.01))
+    common = np.intersect1d(held_out_labels, synthetic_labels)
+    of_held_out, of_synthetic = (class_weights(labels, common) for labels in (held_out_labels, synthetic_labels))
+    threshold = weighted_quantile(to_held_out, of_held_out, 0.01)
     closest = np.argsort(to_synthetic, kind="stable")[:pairs]
     return {
-        "synthetic_median": float(np.median(to_synthetic)),
-        "held_out_median": float(np.median(to_held_out)),
+        "synthetic_median": weighted_quantile(to_synthetic, of_synthetic, 0.5),
+        "held_out_median": weighted_quantile(to_held_out, of_held_out, 0.5),
         "threshold": threshold,
-        "share_closer": float((to_synthetic < threshold).mean()),
+        "share_closer": float(of_synthetic @ (to_synthetic < threshold)),
         "synthetic_copies": int((to_synthetic < COPY).sum()),
         "held_out_copies": int((to_held_out < COPY).sum()),
-        "copies_share": float((to_synthetic < COPY).mean()),
+        "copies_share": float(of_synthetic @ (to_synthetic < COPY)),
         "pairs": [[int(i), int(neighbour[i])] for i in closest],
         "shifts": [float(shift[i]) for i in closest],
         "distances": [float(to_synthetic[i]) for i in closest],

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from mdaug.augment import TODAY
 from mdaug.measures import classifier, envelope, image_set, levels
 from shards import atomic, provenance
 from shards.errors import UserError
@@ -43,7 +44,9 @@ def describe(packed: Path, images: str, *, quantile: float, steps: int, max_cand
     own = provenance.read(packed, "images")["hash"]
     provenance.require_same("images", packed, own, Path("the pipeline"), images)
     if not (packed / "val" / "index.json").is_file():
-        raise UserError(f"{packed} has no val split to calibrate a sifter on; pack the images again with one")
+        raise UserError(
+            f"{packed / 'val'} is empty: nothing sets the limits of a sifter; pack more images, or with --val_fraction"
+        )
     return {"images": images, "quantile": quantile, "steps": steps, "max_candidates": max_candidates}
 
 
@@ -146,11 +149,11 @@ def fit(train: image_set.ImageSet, val: image_set.ImageSet, settings: dict) -> t
         settings: see `describe`.
 
     Returns:
-        The sifter, and the accuracy of its classifier on `val`.
+        The sifter, and the mean recall per class of its classifier on `val`.
     """
     # The classifier and its features.
     count = len(train.dataset.classes)
-    options = {"steps": settings["steps"], "batch_size": 32, "learning_rate": 1e-3, "seed": 0, "transforms": True}
+    options = {"steps": settings["steps"], "batch_size": 32, "learning_rate": 1e-3, "seed": 0, "policy": TODAY}
     model = classifier.train(train.images, train.labels, count, device=torch.device("cpu"), **options)
     assert isinstance(model, classifier.SmallResNet)
     features = torch.from_numpy(classifier.outputs(model, train.images)[1].astype(np.float32))
@@ -178,7 +181,7 @@ def fit(train: image_set.ImageSet, val: image_set.ImageSet, settings: dict) -> t
         own = measured[:, val.labels == label]
         own = own if own.shape[1] >= FEW else measured
         sifter.limits[:, label] = np.maximum(np.quantile(own, 1 - settings["quantile"], axis=1), FLOORS) + 1e-9
-    return sifter, float((predicted == val.labels).mean())
+    return sifter, float(image_set.class_weights(val.labels) @ (predicted == val.labels))
 
 
 def prepare(folder: Path, settings: dict, packed: Path | None) -> Sifter:
@@ -198,7 +201,7 @@ def prepare(folder: Path, settings: dict, packed: Path | None) -> Sifter:
             image_set.load(packed / part, image_size=size, max_per_class=MOST_PER_CLASS) for part in ("train", "val")
         )
         sifter, accuracy = fit(train, val, settings)
-        print(f"sift: the classifier finds {100 * accuracy:.1f} % of the real validation images", flush=True)
+        print(f"sift: the classifier finds {100 * accuracy:.1f} % of the real validation images of a class", flush=True)
         with atomic.replacing_folder(place, keep_first=True) as temporary:  # all workers take that of the fastest
             _save(sifter, temporary, settings | {"accuracy": round(accuracy, 4)})
     return load(place, settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from shards.validation import (
     ascending,
@@ -18,7 +18,45 @@ from shards.validation import (
     written,
 )
 
+PLAUSIBLE = {
+    "carrier_hz": (1e8, 3e11, "Hz"),
+    "prf_hz": (10, 1e8, "pulses a second"),
+    "bandwidth_hz": (1e5, 1e11, "Hz"),
+    "frame_s": (1e-6, 60, "s"),
+    "range_m": (0, 1e5, "m"),
+    "v_max_m_s": (1e-3, 1e3, "m/s"),
+    "window_s": (1e-6, 30, "s"),
+    "hop_s": (1e-7, 30, "s"),
+    "mti_cutoff_m_s": (1e-6, 1e2, "m/s"),
+    "settle_s": (0, 300, "s"),
+    "clip_db": (1, 200, "dB"),
+    "duration_s": (1e-3, 86400, "s"),
+}
+"""Physical options: least and largest value, and the unit; wide enough for any radar of moving things."""
+SOUND_HZ = 1e4, 1e6  # carriers of sonar, whose velocities need the speed of sound: not supported
+
 CLASSES = ("walking", "drone", "bird", "arm_swing", "fall", "sit_down", "stand_up")
+
+
+def plausible(options: Any) -> None:
+    """Refuse physical options out of the bounds of PLAUSIBLE, most likely given in another unit; None passes.
+
+    Raises ValueError naming field, value, unit, what is accepted and the value that may have been meant.
+    """
+    for name, (low, high, unit) in PLAUSIBLE.items():
+        value = getattr(options, name, None)
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if number is None or low <= number <= high:
+                continue
+            meant = [number * factor for factor in (1e3, 1e6, 1e9, 1e-3, 1e-6) if low <= number * factor <= high]
+            hint = ""
+            if name == "carrier_hz" and number > 0:  # GHz are what carriers are given in
+                meant = [number * 1e9] if low <= number * 1e9 <= high else meant
+                if SOUND_HZ[0] <= number <= SOUND_HZ[1]:
+                    hint, meant = " (sound is not supported: its velocities need the speed of sound)", []
+            if number > 0 and meant:
+                hint = f"; did you mean {meant[0]:g}?"
+            raise ValueError(f"{name}={number:g} must lie between {low:g} and {high:g} {unit}{hint}")
 
 
 @dataclass
@@ -65,7 +103,7 @@ class SimulateConfig:
             raise ValueError(f"classes={self.classes} needs preset=families; preset={self.preset} takes num_persons")
         one_of_each(self, CLASSES, "classes")
         at_least(self, 1, "num_persons", "images_per_class", "images_per_group")
-        within(self, "(0, inf)", "carrier_hz", "v_max_m_s", "duration_s", "window_s", "clip_db")
+        plausible(self)
         within(self, "[32, 4096]", "image_size")
         multiple_of(self, 8, "image_size")
         at_least(self, 0, "workers", "seed")
@@ -78,11 +116,13 @@ class SpectrogramConfig:
     Numbers left out take the value of the preset. The same command again goes on where it was interrupted.
     """
 
-    data_dir: Path = operational()
-    """Recordings <class>/*.dat|mat|npy (glasgow: <campaign>/*.dat): text of Ancortek radars, or complex arrays of
-    (pulses,) or (ranges, pulses), real ones of (pulses, 2)."""
-    output_dir: Path = operational()
-    """Folder for <class>/*.png, metadata.csv and report.json."""
+    data_dir: Path | None = operational(None)
+    """Recordings <class>/* (glasgow: <campaign>/*.dat): .dat of Ancortek, .h5 of Acconeer, .bin of TI's DCA1000, I/Q in
+    .wav or .sigmf-meta, arrays in .npy, .npz, .mat, .h5. Needed, unless --inspect is given."""
+    output_dir: Path | None = operational(None)
+    """Folder for <class>/*.png, metadata.csv and report.json; needed. With --inspect, where its picture goes: here."""
+    inspect: Path | None = operational(None)
+    """Only say what a reader sees in this file (axes, rate, carrier, duration), and draw a small picture of it."""
     preset: Literal["generic", "glasgow", "ci4r24"] = "generic"
     """glasgow: doi:10.5525/gla.researchdata.848, classes and persons from the file names; ci4r24: the 24 GHz radar of
     CI4R; generic: any other."""
@@ -95,8 +135,30 @@ class SpectrogramConfig:
     bandwidth_hz: float | None = None
     """Of an FMCW radar, in Hz: rows of an array are then the samples of a sweep, and a Fourier transform makes ranges
     of them. Without it rows are ranges already."""
+    frame_s: float | None = None
+    """Time from one frame to the next in s; needed for arrays with frames. Where pauses lie between frames, each frame
+    is one window and one column."""
+    axes: str | None = None
+    """Names of an array's axes, with commas: frames, pulses (or chirps), antennas, samples or ranges, doppler (spectra,
+    zero in the middle), iq (I and Q). Such as pulses,ranges or frames,chirps,antennas,samples."""
     variable: str | None = None
-    """Name of the array in .mat files that hold several."""
+    """Name (in .h5: path) of the array in files that hold several; of an Acconeer recording, its entry."""
+    samples_per_chirp: int | None = None
+    """Of a .bin of TI's DCA1000: samples of a chirp. This and the next five are not needed with a .mmwave.json."""
+    chirps_per_frame: int | None = None
+    """Of a .bin: chirps of a frame, of all transmitters together."""
+    receivers: int | None = None
+    """Of a .bin: receiving antennas that are on, 1 to 4."""
+    transmitters: int | None = None
+    """Of a .bin: transmitters that take turns, chirp by chirp: 1. prf_hz counts the chirps of one."""
+    lanes: Literal[2, 4] | None = None
+    """Of a .bin: LVDS lanes, 2 (xWR16xx, 18xx, 68xx; by default) or 4 (xWR12xx, 14xx)."""
+    real_samples: bool | None = None
+    """Of a .bin: samples are real instead of complex."""
+    flip_velocity: bool = False
+    """Turn pictures upside down: for files whose I and Q are swapped, or whose radar sweeps down."""
+    follow_ranges: int | None = None
+    """Only so many ranges to either side of the strongest one count, in each column anew; by default all."""
     range_m: tuple[float, float] | None = None
     """Nearest and farthest range in m that count; by default all (glasgow: 1.5, 10; ci4r24: 0.2, 6.4)."""
     v_max_m_s: float | None = None
@@ -127,13 +189,18 @@ class SpectrogramConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be used; raises ValueError naming field, value and what is accepted."""
-        self.data_dir, self.output_dir = Path(self.data_dir), Path(self.output_dir)
         self.image_size = written(*height_width(self.image_size))
-        within(self, "(0, inf)", "carrier_hz", "prf_hz", "bandwidth_hz", "v_max_m_s", "window_s", "hop_s")
-        within(self, "(0, inf)", "mti_cutoff_m_s", "clip_db", "duration_s")
-        at_least(self, 0, "settle_s", "range_m", "workers")
+        plausible(self)
+        at_least(self, 0, "workers", "follow_ranges")
+        at_least(self, 1, "samples_per_chirp", "chirps_per_frame", "transmitters")
+        within(self, "[1, 4]", "receivers")
         ascending(self, "range_m")
         within(self, "[0, 1)", "overlap")
+        if self.inspect is not None:
+            return
+        for name in ("data_dir", "output_dir"):
+            if getattr(self, name) is None:
+                raise ValueError(f"{name} is missing: only --inspect FILE goes without")
         if self.preset == "generic" and self.v_max_m_s is None:
             raise ValueError("v_max_m_s is missing: preset=generic needs the velocity at the upper edge")
         if self.preset == "glasgow" and self.class_pattern is not None:

@@ -1,180 +1,59 @@
-"""Raw recordings: find the files of a folder, and read them into I/Q."""
+"""Raw recordings: which files of a folder there are, and which reader takes each."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from scipy.io import loadmat
-
-from mdaug.radar.sensor import SPEED_OF_LIGHT_M_S
+from mdaug.radar import readers_arrays, readers_streams, readers_ti
+from mdaug.radar.recording import Radar, Recording, Unreadable, checked
 from shards.errors import UserError
 from shards.source import natural_key, unique_keys
 
-SUFFIXES = (".dat", ".mat", ".npy")
-HEADER_LINES = 4
+READERS: dict[str, Callable[[Path, Radar], Recording]] = {
+    ".dat": readers_streams.read_ancortek,
+    ".mat": readers_arrays.read_mat,
+    ".npy": readers_arrays.read_npy,
+    ".npz": readers_arrays.read_npz,
+    ".h5": readers_arrays.read_hdf5,
+    ".hdf5": readers_arrays.read_hdf5,
+    ".bin": readers_ti.read,
+    ".wav": readers_streams.read_wav,
+    ".sigmf-meta": readers_streams.read_sigmf,
+}
 
 
-class Unreadable(Exception):
-    """A file that cannot be made into pictures; the text is the reason."""
-
-
-@dataclass(frozen=True)
-class Radar:
-    """The radar as the user describes it; None leaves a number to the header of the file."""
-
-    carrier_hz: float | None = None
-    prf_hz: float | None = None
-    bandwidth_hz: float | None = None
-    """Swept by an FMCW radar during the samples of one sweep."""
-
-
-@dataclass(frozen=True)
-class Recording:
-    """A recording of a coherent radar, with range resolved if it was."""
-
-    samples: np.ndarray
-    """complex64 (ranges, pulses); an approaching target turns counter-clockwise from pulse to pulse."""
-    prf_hz: float
-    """Pulses (sweeps) per second."""
-    carrier_hz: float
-    """Carrier frequency."""
-    range_step_m: float | None
-    """Distance from one row to the next, the first at 0 m; None where that is unknown."""
-
-    @property
-    def wavelength_m(self) -> float:
-        """Wavelength in m."""
-        return SPEED_OF_LIGHT_M_S / self.carrier_hz
-
-    def between(self, near_m: float, far_m: float) -> np.ndarray:
-        """Return the rows (K, pulses) from `near_m` to `far_m`; Unreadable where there is none."""
-        if self.range_step_m is None:
-            raise Unreadable(
-                "range_m was given, but the ranges of the file are not known; give --bandwidth_hz, or leave it out"
-            )
-        first, last = int(np.ceil(near_m / self.range_step_m)), int(far_m / self.range_step_m)
-        rows = self.samples[first : last + 1]
-        if len(rows) == 0:
-            reach = self.range_step_m * (len(self.samples) - 1)
-            raise Unreadable(
-                f"no range from {near_m:g} to {far_m:g} m: the file has every {self.range_step_m:.3g} m "
-                f"up to {reach:.3g} m"
-            )
-        return rows
-
-
-def read(path: Path, radar: Radar, variable: str | None = None) -> Recording:
-    """Read a recording.
+def read(path: Path, radar: Radar) -> Recording:
+    """Open a recording by the reader of its name's ending, and require what makes velocities of it.
 
     Args:
-        path: a file that ends in one of SUFFIXES.
-        radar: numbers given by the user; they overrule the header of a file.
-        variable: name of the array in a .mat file; None: the only one that can be a recording.
+        path: a file that ends in one of READERS.
+        radar: what the user says; it overrules the header of a file.
 
     Raises:
-        Unreadable: not a recording, not finite, or a number of the radar is neither in the file nor given.
+        Unreadable: no such recording, or something about the radar is neither in the file nor given.
     """
+    return checked(look(path, radar))
+
+
+def look(path: Path, radar: Radar) -> Recording:
+    """Open a recording as `read` does, although its carrier or its rate may be unknown."""
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise Unreadable(f"not a {', '.join(READERS)} file")
     try:
-        if path.suffix.lower() == ".dat":
-            array, header = _text(path)
-        else:
-            array = _complex(_npy(path) if path.suffix.lower() == ".npy" else _mat(path, variable))
-            header = Radar()
+        return reader(path, radar)
     except OSError as error:
         raise Unreadable(f"cannot be read: {error.strerror or error}") from None
-    if array.size == 0 or not np.isfinite(array).all():
-        raise Unreadable("holds no samples" if array.size == 0 else "holds samples that are not finite")
-    carrier, prf = radar.carrier_hz or header.carrier_hz, radar.prf_hz or header.prf_hz
-    for name, value in (("carrier_hz", carrier), ("prf_hz", prf)):
-        if value is None:
-            raise Unreadable(f"has no header; give --{name}")
-    assert carrier is not None
-    assert prf is not None
-    bandwidth = radar.bandwidth_hz or header.bandwidth_hz
-    if bandwidth is None:
-        return Recording(array, prf, carrier, None)
-    if len(array) < 2:
-        raise Unreadable("bandwidth_hz was given, but there is one sample for each pulse; leave it out")
-    return Recording(_range_profiles(array), prf, carrier, SPEED_OF_LIGHT_M_S / (2 * bandwidth))
 
 
-def _range_profiles(sweeps: np.ndarray) -> np.ndarray:
-    """Return (n // 2, pulses), the beat frequencies of complex sweeps (n, pulses) that stand for distances from 0 on.
-
-    A target at distance R beats with 2 R B / c cycles a sweep (B: bandwidth), so a bin is c / 2B wide.
-    """
-    return np.fft.fft(sweeps, axis=0)[: len(sweeps) // 2].astype(np.complex64)
-
-
-def _text(path: Path) -> tuple[np.ndarray, Radar]:
-    """Return complex64 (samples of a sweep, sweeps) and the header of an Ancortek text file.
-
-    Line 1: carrier in Hz; 2: sweep time in ms; 3: samples of a sweep; 4: bandwidth in Hz; then one complex
-    number a line, such as -0.0123+0.0456i. Sweeps follow one another; a last one that is not whole is left out.
-    """
-    numbers = path.read_bytes().replace(b"i", b"j").split()
-    try:
-        carrier, sweep_ms, per_sweep, bandwidth = (float(number) for number in numbers[:HEADER_LINES])
-        samples = np.array(numbers[HEADER_LINES:]).astype(np.complex64)
-    except ValueError:
-        raise Unreadable("is not a text file of four numbers and then one complex number a line") from None
-    if min(carrier, sweep_ms, per_sweep) <= 0:
-        raise Unreadable(f"has a header of {carrier:g} Hz, {sweep_ms:g} ms, {per_sweep:g} samples; all must be above 0")
-    if bandwidth <= 0:
-        raise Unreadable(
-            "has bandwidth 0 in its header (continuous wave or FSK); save it as a complex .npy array instead"
-        )
-    sweeps = samples[: len(samples) // int(per_sweep) * int(per_sweep)].reshape(-1, int(per_sweep)).T
-    return sweeps, Radar(carrier, 1000 / sweep_ms, bandwidth)
-
-
-def _npy(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise Unreadable(f"is not an .npy array: {error}") from None
-
-
-def _mat(path: Path, variable: str | None) -> np.ndarray:
-    """Return the array `variable` of a .mat file, or its only array that can be a recording."""
-    with open(path, "rb") as file:
-        try:
-            content = loadmat(file)
-        except NotImplementedError:
-            raise Unreadable("is a MATLAB 7.3 file; save it again with: save('file.mat', 'name', '-v7')") from None
-        except Exception as error:  # what loadmat raises for damaged files is not documented
-            raise Unreadable(f"is not a MATLAB file: {error}") from None
-    arrays = {
-        name: value
-        for name, value in content.items()
-        if isinstance(value, np.ndarray) and value.dtype.kind in "iufc" and value.size > 1
-    }
-    if variable is not None:
-        if variable not in arrays:
-            raise Unreadable(f"has no array '{variable}'; it has {', '.join(sorted(arrays)) or 'none'}")
-        return arrays[variable]
-    likely = {name: value for name, value in arrays.items() if np.iscomplexobj(value)} or arrays
-    if len(likely) != 1:
-        raise Unreadable(f"has the arrays {', '.join(sorted(likely)) or '(none)'}; name one with --variable")
-    return next(iter(likely.values()))
-
-
-def _complex(array: np.ndarray) -> np.ndarray:
-    """Return complex64 (rows, pulses) of a complex array, or of a real one with two columns, real and imaginary."""
-    if not np.iscomplexobj(array):
-        if array.ndim != 2 or array.shape[1] != 2:
-            raise Unreadable(
-                f"is an array {array.shape} of {array.dtype}; complex numbers, or (n, 2) real ones, are needed"
-            )
-        array = array[:, 0] + 1j * array[:, 1]
-    if 1 in array.shape:
-        array = array.ravel()
-    if array.ndim > 2:
-        raise Unreadable(f"is an array {array.shape}; (pulses,) or (ranges, pulses) are needed")
-    return np.atleast_2d(array).astype(np.complex64)
+def files_of(path: Path) -> list[Path]:
+    """Return the files of a recording: itself, and what its reader takes along."""
+    samples = path.with_suffix(".sigmf-data") if path.suffix.lower() == ".sigmf-meta" else None
+    along = readers_ti.companion(path) if path.suffix.lower() == ".bin" else samples
+    return [path, along] if along is not None and along.is_file() else [path]
 
 
 # doi:10.5525/gla.researchdata.848 names its files KPxxAyyRz: activity K, person xx, activity once more, repetition z.
@@ -201,6 +80,8 @@ class Source:
 def find(root: Path, *, glasgow: bool, class_pattern: str | None) -> tuple[list[Source], dict[str, str]]:
     """Return the recordings below a folder in natural order, and path -> reason for every other file.
 
+    What a reader takes along with a recording (.sigmf-data, the JSON of a .bin) is part of it, not a file of its own.
+
     Args:
         root: the folder; hidden files in it are passed over.
         glasgow: file names are those of the Glasgow set and name the class; a group is one person of one campaign (the
@@ -215,12 +96,14 @@ def find(root: Path, *, glasgow: bool, class_pattern: str | None) -> tuple[list[
     sources: list[Source] = []
     rejected: dict[str, str] = {}
     taken: dict[tuple, str] = {}
-    for path in sorted((path.relative_to(root) for path in root.rglob("*") if path.is_file()), key=_copies_last):
+    files = [path for path in root.rglob("*") if path.is_file()]
+    along = {other for path in files if path.suffix.lower() in READERS for other in files_of(path)[1:]}
+    for path in sorted((path.relative_to(root) for path in files if path not in along), key=_copies_last):
         name = path.as_posix()
         if any(part.startswith(".") for part in path.parts):
             continue
-        if path.suffix.lower() not in SUFFIXES:
-            rejected[name] = f"not a {', '.join(SUFFIXES)} file"
+        if path.suffix.lower() not in READERS:
+            rejected[name] = f"not a {', '.join(READERS)} file"
             continue
         source = _glasgow(path) if glasgow else _generic(path, class_pattern)
         if isinstance(source, str):

@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ from PIL import Image
 
 from mdaug.config import as_dict
 from mdaug.radar.image_folder import METADATA_FILE, encode, table, write_picture
+from mdaug.radar.inspect_recording import inspect
 from mdaug.radar.options import SpectrogramConfig
-from mdaug.radar.recordings import Radar, Recording, Source, Unreadable, find, read
-from mdaug.radar.stft import PRESETS, Chain, brightness, velocity_over_time
+from mdaug.radar.recording import Radar, Unreadable
+from mdaug.radar.recordings import Source, files_of, find, read
+from mdaug.radar.stft import PRESETS, SILENT, Chain, Transform, brightness
 from shards import atomic, provenance
 from shards.errors import UserError
 from shards.output_folder import LISTING_FILE, OutputFolder, claim, is_finished, refuse_other, require_apart
@@ -28,41 +30,61 @@ from shards.progress import Progress
 from shards.validation import Preflight, height_width, identity_of
 
 REPORT, DONE = "report.json", ".recordings"
+MOST_NOTES = 10  # lines at the end; report.json has all of them
+MOST_AMPLITUDES = 1 << 27  # of one picture before it is resized
 
 
 def check(options: SpectrogramConfig, where: Preflight) -> None:
-    """Raise UserError where output_dir holds something else, or an existing data_dir holds no recording."""
-    require_apart(options.data_dir, options.output_dir)
-    refuse_other(options.output_dir, "spectrogram", identity_of(options))
+    """Raise UserError where output_dir holds something else, or a data_dir that is there holds no recording."""
+    if options.inspect is not None:
+        return
+    require_apart(*folders(options))
+    refuse_other(folders(options)[1], "spectrogram", identity_of(options))
     if where.inputs_there:
         _sources(options)
 
 
+def folders(options: SpectrogramConfig) -> tuple[Path, Path]:
+    """Return data_dir and output_dir, which are given unless a single file is inspected."""
+    assert options.data_dir is not None
+    assert options.output_dir is not None
+    return options.data_dir, options.output_dir
+
+
+def radar_of(options: SpectrogramConfig) -> Radar:
+    """Return what the options say of the radar and of the files."""
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Radar)}
+    return Radar(**given | {"axes": options.axes and tuple(axis.strip() for axis in options.axes.split(","))})
+
+
 def _sources(options: SpectrogramConfig) -> tuple[list[Source], dict[str, str]]:
     """Return the recordings of data_dir, and path -> reason for every other file; UserError where there is none."""
-    return find(options.data_dir, glasgow=options.preset == "glasgow", class_pattern=options.class_pattern)
+    return find(folders(options)[0], glasgow=options.preset == "glasgow", class_pattern=options.class_pattern)
 
 
 def run(options: SpectrogramConfig) -> None:
     """Write the image folder, metadata.csv (one row per picture), report.json and, last, provenance.json.
 
     The pictures of a recording depend on its bytes and on the options alone. An interrupted run goes on with the
-    recordings that are missing.
+    recordings that are missing. With `inspect`, say what a reader sees in one file instead, and draw it.
 
     Raises:
         UserError: no recording can be used, the output folder holds something else, or the disk is full.
     """
-    require_apart(options.data_dir, options.output_dir)
+    if options.inspect is not None:
+        print(inspect(options.inspect, radar_of(options), options.output_dir or Path.cwd()))
+        return
+    data_dir, folder = folders(options)
+    require_apart(data_dir, folder)
     sources, rejected = _sources(options)
     files = len(sources) + len(rejected)
-    folder = options.output_dir
-    listing = _listing(options.data_dir, sources)
+    listing = _listing(data_dir, sources)
     output = claim(folder, "spectrogram", identity_of(options), wait=True)
     if is_finished(folder):
         made_from = (folder / LISTING_FILE).read_text() if (folder / LISTING_FILE).is_file() else ""
         if len(made_from) == len(listing) and made_from != listing:
             raise UserError(
-                f"the recordings in {options.data_dir} are not those that {folder} was made from; "
+                f"the recordings in {data_dir} are not those that {folder} was made from; "
                 "choose another --output_dir, or delete that folder"
             )
         if output.finished:
@@ -90,32 +112,46 @@ def run(options: SpectrogramConfig) -> None:
                 done.append(result)
     if not done:
         path = sources[0].path
-        raise UserError(f"none of the {files} files in {options.data_dir} can be used; {path}: {rejected[path]}")
+        raise UserError(f"none of the {files} files in {data_dir} can be used; {path}: {rejected[path]}")
     _finish(options, output, listing, files, done, rejected)
 
 
 def make(config: SpectrogramConfig, source: Source) -> dict:
     """Write the pictures of a recording; return its metadata "rows" and "sha256", or the "reason" why not."""
-    path, record = config.data_dir / source.path, config.output_dir / DONE / f"{source.key}.json"
+    data_dir, folder = folders(config)
+    path, record = data_dir / source.path, folder / DONE / f"{source.key}.json"
     stamp = _stamp(path)
     if record.is_file():
         saved = json.loads(record.read_text(encoding="utf-8"))
         if saved["stamp"] == stamp:
             return saved
-        _forget(config.output_dir, record)  # the recording has changed since
-    rows = []
+        _forget(folder, record)  # the recording has changed since
+    rows: list[dict] = []
     try:
-        recording = read(path, Radar(config.carrier_hz, config.prf_hz, config.bandwidth_hz), config.variable)
-        for number, (start_s, levels) in enumerate(_pictures(config, recording)):
+        recording = read(path, radar_of(config))
+        transform = Transform(recording, chain_of(config))
+        for number, (start_s, levels) in enumerate(_pictures(config, transform)):
             name = f"{source.class_name}/{source.key}_{number:03d}.png"
-            (config.output_dir / source.class_name).mkdir(exist_ok=True)
-            write_picture(config.output_dir / name, encode(levels, config.image_mode, format="PNG"))
-            rows.append({"file": name, **_columns(config, source, recording), "start_s": round(start_s, 6)})
+            (folder / source.class_name).mkdir(exist_ok=True)
+            write_picture(folder / name, encode(levels, config.image_mode, format="PNG"))
+            rows.append({"file": name, **_columns(transform, source), "start_s": round(start_s, 6)})
     except Unreadable as error:
+        for row in rows:
+            (folder / row["file"]).unlink()
         return {"reason": str(error)}
-    result = {"stamp": stamp, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "rows": rows}
+    result = {"stamp": stamp, "sha256": _sha256(files_of(path)), "rows": rows, "notes": recording.notes}
     atomic.write_text(record, json.dumps(result))
     return result
+
+
+def _sha256(paths: list[Path]) -> str:
+    """Return the hash of the bytes of files, one after another, read in blocks."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _forget(folder: Path, record: Path) -> None:
@@ -125,26 +161,47 @@ def _forget(folder: Path, record: Path) -> None:
     record.unlink()
 
 
-def _pictures(config: SpectrogramConfig, recording: Recording) -> Iterator[tuple[float, np.ndarray]]:
+def _pictures(config: SpectrogramConfig, transform: Transform) -> Iterator[tuple[float, np.ndarray]]:
     """Yield (start in the recording in s, levels uint8 (H, W)) of each picture; Unreadable where there is none."""
-    chain = chain_of(config)
-    amplitudes = velocity_over_time(recording, chain)
-    columns = amplitudes.shape[1]
-    hop_s = round(chain.hop_s * recording.prf_hz) / recording.prf_hz
+    chain, hop_s, columns = transform.chain, transform.hop_s, transform.columns
     if config.duration_s is not None:
         columns = int((config.duration_s - chain.window_s) / hop_s + 1e-9) + 1
         if columns < 2:
             raise Unreadable(f"duration_s {config.duration_s:g} is not longer than window_s {chain.window_s:g}")
-        if columns > amplitudes.shape[1]:
-            lasts = chain.window_s + (amplitudes.shape[1] - 1) * hop_s
+        if columns > transform.columns:
+            lasts = chain.window_s + (transform.columns - 1) * hop_s
             raise Unreadable(f"{lasts:.3g} s are left after settle_s, less than duration_s {config.duration_s:g}")
+    if columns * len(transform.shown) > MOST_AMPLITUDES:
+        raise Unreadable(f"a picture of {columns * hop_s:.3g} s has {columns} columns; give a shorter --duration_s")
     height, width = height_width(config.image_size)
     step = max(1, round(columns * (1 - config.overlap)))
-    for start in range(0, amplitudes.shape[1] - columns + 1, step):
-        part = amplitudes[:, start : start + columns]
-        values = brightness(part, chain.clip_db, maximum=(part if config.reference == "picture" else amplitudes).max())
+    loudest = max(float(block.max()) for block in transform) if config.reference == "recording" else 0.0
+    heard = False
+    for start, part in _windows(transform, columns, step):
+        maximum = loudest or float(part.max())
+        audible = part.max() > transform.floor
+        heard |= audible
+        # What is left of a static echo are rounding errors: they stay dark.
+        values = brightness(part, chain.clip_db, maximum) if audible else np.zeros(part.shape, np.float32)
         picture = Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR)
         yield chain.settle_s + start * hop_s, np.round(np.asarray(picture) * 255).clip(0, 255).astype(np.uint8)
+    if not heard:
+        raise Unreadable(SILENT)
+
+
+def _windows(blocks: Iterable[np.ndarray], columns: int, step: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (first column, amplitudes (velocities, columns)) every `step` columns; holds no more than that."""
+    held: list[np.ndarray] = []
+    first, count, start = 0, 0, 0  # first column that is held, how many are, and where the next window starts
+    for block in blocks:
+        held.append(block)
+        count += block.shape[1]
+        while start + columns <= first + count:
+            together = np.concatenate(held, axis=1)
+            yield start, together[:, start - first : start - first + columns]
+            start += step
+            dropped = min(start - first, count)
+            held, first, count = [together[:, dropped:]], first + dropped, count - dropped
 
 
 def chain_of(config: SpectrogramConfig) -> Chain:
@@ -155,18 +212,18 @@ def chain_of(config: SpectrogramConfig) -> Chain:
     return dataclasses.replace(preset, **given) if preset else Chain(**given)
 
 
-def _columns(config: SpectrogramConfig, source: Source, recording: Recording) -> dict[str, Any]:
-    chain = dataclasses.asdict(chain_of(config))
+def _columns(transform: Transform, source: Source) -> dict[str, Any]:
+    chain = dataclasses.asdict(transform.chain)
     near_far = chain.pop("range_m") or ("", "")
     return {
         "class": source.class_name,
         "group": source.group,
         "recording": source.path,
         **source.columns,
-        "carrier_hz": recording.carrier_hz,
-        "prf_hz": recording.prf_hz,
+        "carrier_hz": transform.recording.carrier_hz,
+        "prf_hz": transform.recording.prf_hz,
         **dict(zip(("range_min_m", "range_max_m"), near_far, strict=True)),
-        **chain,
+        **{name: "" if value is None else value for name, value in chain.items()},
     }
 
 
@@ -178,15 +235,17 @@ def _finish(
     done: list[dict],
     rejected: dict[str, str],
 ) -> None:
-    """Write the files that describe the whole folder, and print what became of every file."""
-    folder, rows = config.output_dir, [row for result in done for row in result["rows"]]
+    """Write what describes the whole folder, and say what became of every file."""
+    folder, rows = folders(config)[1], [row for result in done for row in result["rows"]]
     classes = Counter(row["class"] for row in rows)
+    notes = {result["rows"][0]["recording"]: list(result["notes"]) for result in done if result["notes"]}
     report = {
         "files": files,
         "recordings": len(done),
         "pictures": len(rows),
         "classes": dict(classes),
         "rejected": rejected,
+        "notes": notes,
     }
     atomic.write_text(folder / METADATA_FILE, table(rows))
     atomic.write_text(folder / REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
@@ -197,6 +256,8 @@ def _finish(
     shutil.rmtree(folder / DONE)
     print(f"{folder}: {len(rows)} pictures of {len(classes)} classes from {len(done)} recordings")
     print("  " + ", ".join(f"{name} {count}" for name, count in classes.items()))
+    for note, count in Counter(note for several in notes.values() for note in several).most_common(MOST_NOTES):
+        print(f"  {count} x {note}")
     if rejected:
         print(f"{files} files = {len(done)} recordings + {len(rejected)} rejected, named in {folder / REPORT}:")
         for reason, count in Counter(rejected.values()).most_common():
@@ -204,8 +265,7 @@ def _finish(
 
 
 def _stamp(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
+    return [number for file in files_of(path) for number in (file.stat().st_size, file.stat().st_mtime_ns)]
 
 
 def _listing(root: Path, sources: list[Source]) -> str:

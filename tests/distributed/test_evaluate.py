@@ -16,6 +16,7 @@ from mdaug.evaluation.evaluate import run as evaluate
 from mdaug.evaluation.options import EvaluateConfig
 from mdaug.evaluation.report import page
 from mdaug.measures import features
+from shards.validation import WORKER, WORKERS
 from tests.ranks import run_ranks, start_ranks
 from tests.toy import toy_packed, toy_synthetic
 
@@ -74,11 +75,11 @@ def test_two_ranks_share_the_work_and_find_the_figures_of_one(config, alone):
 
 def test_what_a_lost_rank_left_is_made_up_for_on_any_number_of_ranks(config, alone, monkeypatch):
     resumed = replace(config, output_dir=config.output_dir.with_name("resumed"))
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv(WORKERS, "3")
+    monkeypatch.setenv(WORKER, "1")
     assert evaluate(resumed) is None  # the other two never come
-    monkeypatch.delenv("WORLD_SIZE")
-    monkeypatch.delenv("RANK")
+    monkeypatch.delenv(WORKERS)
+    monkeypatch.delenv(WORKER)
     left: dict[Path, int] = {path: path.stat().st_mtime_ns for path in (resumed.output_dir / "results").iterdir()}
     assert without_names(evaluate(resumed)) == without_names(alone)
     assert left
@@ -93,7 +94,7 @@ def _end_together(config: EvaluateConfig, writer_dies: bool) -> None:
     def share_and_meet(inputs, wanted):
         share(inputs, wanted)
         met.mkdir(parents=True, exist_ok=True)
-        (met / os.environ["RANK"]).touch()
+        (met / os.environ[WORKER]).touch()
         deadline = time.monotonic() + 120
         while len(list(met.iterdir())) < 2 and time.monotonic() < deadline:
             time.sleep(0.001)
@@ -101,7 +102,7 @@ def _end_together(config: EvaluateConfig, writer_dies: bool) -> None:
 
     def noted_write(folder, metrics):
         written.mkdir(exist_ok=True)
-        (written / os.environ["RANK"]).touch()
+        (written / os.environ[WORKER]).touch()
         if writer_dies and len(list(written.iterdir())) == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         write(folder, metrics)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shards.validation import WORKER, WORKERS
 from tests import ranks
 from tests.generation import TIMED
 from tests.tiny_pipeline import save_tiny
@@ -30,7 +31,7 @@ def make(ldm: str, folder: str) -> None:
 
 
 def work(ldm: str, folder: str, worker: int, workers: int) -> None:
-    os.environ.update(RANK=str(worker), WORLD_SIZE=str(workers))
+    os.environ.update({WORKER: str(worker), WORKERS: str(workers)})
     make(ldm, folder)
 
 

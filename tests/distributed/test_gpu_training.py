@@ -18,7 +18,6 @@ from tests.ranks import run_ranks
 from tests.toy import toy_packed
 from tests.trainings import losses, train_ldm_with, train_vqvae
 
-PRESETS = Path(__file__).parents[2] / "configs"
 STEPS_APART = 5e-3  # relative, of the losses of a toy run
 
 
@@ -120,17 +119,16 @@ def test_the_layout_of_the_weights_changes_no_loss_and_passes_through_checkpoint
 @pytest.mark.parametrize("preset", ["gpu-6gb", "gpu-16gb"])
 def test_presets_take_the_memory_that_is_foretold(preset, command, tmp_path):
     """What `mdaug estimate` and docs/scaling.md count against the peak of a few steps at ZeRO 0."""
-    from mdaug import config as configuration
+    from mdaug import cli
     from mdaug.training.cost import Sharding, memory
     from mdaug.training.estimate import ldm_workload, vqvae_workload
     from mdaug.training.ldm_task import build_unet
-    from mdaug.training.options import LDMConfig, TrainingConfig, VQVAEConfig
+    from mdaug.training.options import VQVAEConfig
     from mdaug.training.vqvae_task import build_module
 
-    kind: type[TrainingConfig] = {"train-vqvae": VQVAEConfig, "train-ldm": LDMConfig}[command]
-    flags = ["--config", str(PRESETS / preset / f"{command}.yaml"), "--data_dir=d", f"--output_dir={tmp_path}"]
-    flags += ["--vqvae_path=v"] if kind is LDMConfig else ["--use_perceptual=false"]
-    config = configuration.parse(kind, flags, command)
+    flags = ["--config", preset, "--data_dir=d", f"--output_dir={tmp_path}"]
+    flags += ["--vqvae_path=v"] if command == "train-ldm" else ["--use_perceptual=false"]
+    config = cli.parse(command, flags)
     shape = [4, 16, 16] if preset == "gpu-16gb" else [4, 32, 32]
     if isinstance(config, VQVAEConfig):
         work = vqvae_workload(config, "fp16", 3)

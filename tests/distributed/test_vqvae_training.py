@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from shards import provenance
-from shards.output_folder import is_finished
+from shards.output_folder import is_finished, read_progress
 from tests.ranks import run_ranks
 from tests.toy import CLASSES, toy_image, toy_packed
 from tests.trainings import losses, train_vqvae, weights
@@ -67,11 +68,16 @@ def test_interrupted_run_ends_with_the_same_bytes(packed, undisturbed, tmp_path,
     run_ranks(ranks, train_stage_until, packed, output, stage, 5)
     assert not is_finished(output)
     assert (output / "latest").read_text() == "samples-000000000040\n"
+    progress = read_progress(output)
+    assert (progress.done, progress.saved, progress.total, progress.unit) == (40, 40, 192, "sample")
+    assert re.fullmatch(r"epoch 0\.62, loss \d\.\d{3}, [\d.]+ img/s", progress.note)
     run_ranks(ranks, train_stage, packed, output, stage)
     assert losses(output) == losses(undisturbed(ranks, stage))
     expected = weights(undisturbed(ranks, stage))
     for name, value in weights(output).items():
         assert (value == expected[name]).all(), name
+    assert is_finished(output)
+    assert read_progress(output) is None
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from PIL import Image
 
 from shards import atomic, provenance
 from shards.index import content_hash, write_index
+from shards.validation import WORKER, WORKERS
 from shards.writer import write_shard
 from tests.tiny_pipeline import CLASSES, save_tiny
 
@@ -21,8 +22,9 @@ def ldm(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", WORKER, WORKERS, "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
 
 
 @pytest.fixture(scope="module")

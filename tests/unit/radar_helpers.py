@@ -16,7 +16,7 @@ WAVELENGTH = SPEED_OF_LIGHT_M_S / CARRIER
 def sweeps(*targets: tuple[float, float, float], seconds: float = 3.0, bandwidth: float = BANDWIDTH) -> np.ndarray:
     """Beat signal (samples of a sweep, sweeps) of targets (range in m at half time, approach in m/s, amplitude).
 
-    A target at distance R beats with 2 R B / c cycles a sweep and has the phase -4 pi R / lambda.
+    The radar sweeps up: a target at distance R beats with 2 R B / c cycles a sweep and has the phase 4 pi R / lambda.
     """
     time = np.arange(round(seconds * PRF)) / PRF
     fast = np.arange(PER_SWEEP)[:, None] / PER_SWEEP
@@ -24,7 +24,7 @@ def sweeps(*targets: tuple[float, float, float], seconds: float = 3.0, bandwidth
     for range_m, approach_m_s, amplitude in targets:
         distance = range_m - approach_m_s * (time - seconds / 2)
         cycles = 2 * range_m * bandwidth / SPEED_OF_LIGHT_M_S
-        total += amplitude * np.exp(2j * np.pi * cycles * fast - 4j * np.pi * distance / WAVELENGTH)
+        total += amplitude * np.exp(2j * np.pi * cycles * fast + 4j * np.pi * distance / WAVELENGTH)
     return total
 
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import get_args, get_type_hints
+
 import pytest
 
+from launch import slurm_profile
 from mdaug import cli, config
 from shards.errors import UserError
 
 REQUIRED = ["--data_dir", "a", "--output_dir", "b"]
+REQUIRED_OF = {
+    "spectrogram": ["--v_max_m_s=3"],
+    "ema": ["--reconstruct=0.1"],
+    "train-ldm": ["--latent_channels=2"],
+}
 PRESET = """
 common: {image_size: 64, seed: 5}
 pack: {gap: 7, seed: 6}
@@ -71,3 +80,64 @@ def test_a_preset_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
     assert cli.parse("pack", ["--config", "tiny", *REQUIRED]).gap == 7
     with pytest.raises(UserError, match="--config tyni does not exist; presets are tiny"):
         cli.parse("pack", ["--config", "tyni", *REQUIRED])
+
+
+GENERATE = ["--ldm_path", "a", "--output_dir", "b"]
+
+
+@pytest.mark.parametrize(
+    "word", ["1", "007", "1e3", "1.5e-3", "12:30", "2024-01-01", "yes", "off", "null", "1.0", "0x1f"]
+)
+def test_names_are_text_however_yaml_reads_them(word, write):
+    """In files with and without sections and in flags; numbers of the same fields stay numbers."""
+    for text in (f"per_class: {{{word}: 3}}", f"generate: {{per_class: {{{word}: 3}}}}"):
+        assert cli.parse("generate", [*GENERATE, "--config", write(text)]).per_class == {word: 3}
+    assert cli.parse("generate", [*GENERATE, "--per_class", f"{{{word}: 3}}"]).per_class == {word: 3}
+    for text in (f"classes: [{word}, fall]", f"common:\ngenerate: {{classes: [{word}, fall]}}"):
+        assert cli.parse("generate", [*GENERATE, "--config", write(text)]).classes == [word, "fall"]
+    for flag in (["--classes", f"[{word}, fall]"], [f"--classes=[{word}, fall]"], [f"--classes={word},fall"]):
+        assert cli.parse("generate", [*GENERATE, *flag]).classes == [word, "fall"]
+    if word != "null":  # which is the lack of a value
+        assert slurm_profile.load(Path(write(f"account: {word}\nenvironment: {{A: {word}}}"))).account == word
+        assert cli.parse("generate", ["--ldm_path=a", "--config", write(f"output_dir: {word}")]).output_dir == Path(
+            word
+        )
+
+
+def test_what_is_no_name_is_read_as_before(write):
+    numbers = "guidance_scale: 1e1\nsift_quantile: 1e-5\nseed: 7\nconditions: {speed: 1}\nguidance_interval: [0, 1]\n"
+    text = numbers + "mixed_precision: no\ngrid: yes\nclasses: null\nper_class: {1: 3}"  # names beside them
+    options = cli.parse("generate", [*GENERATE, "--config", write(text)])
+    assert (options.seed, options.conditions, options.mixed_precision) == (7, {"speed": 1.0}, "no")
+    assert (options.grid, options.classes, options.guidance_interval) == (True, None, [0, 1])
+    assert (options.guidance_scale, options.sift_quantile, options.per_class) == (10, 1e-5, {"1": 3})
+
+
+def test_a_tilde_is_the_home_folder_in_every_path_of_flags_and_files(write, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for command, entry in cli.COMMANDS.items():
+        if command == "estimate":  # --config is its path
+            assert cli.parse("estimate", ["train-ldm", "--config=~/x"]).training == tmp_path / "x"
+            continue
+        types = get_type_hints(entry.load_options())
+        paths = [name for name, kind in types.items() if Path in (kind, *get_args(kind))]
+        expected = dict.fromkeys(paths, tmp_path / "x")
+        given = write("".join(f"{name}: ~/x\n" for name in paths))
+        for flags in ([f"--{name}=~/x" for name in paths], ["--config", given]):
+            if paths:
+                options = cli.parse(command, [*flags, *REQUIRED_OF.get(command, [])])
+                assert {name: getattr(options, name) for name in paths} == expected, command
+    (tmp_path / "own.yaml").write_text("gap: 7")
+    assert cli.parse("pack", ["--config=~/own.yaml", *REQUIRED]).gap == 7
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_accepted_spelling_is_listed(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    shown, options = " ".join(capsys.readouterr().out.split()), cli.find(command).load_options()
+    for alias, meant in getattr(options, "ALIASES", {}).items():
+        assert f"--{alias} is short for --{meant}" in shown
+    if positional := getattr(options, "POSITIONAL", None):
+        assert f"a first word without dashes, {positional.upper()}, is short for --{positional}" in shown
+    assert "--a-name is --a_name" in shown

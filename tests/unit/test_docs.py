@@ -150,3 +150,14 @@ def test_the_readmes_name_the_same_commands_and_links():
         for path in (english, chinese)
     )
     assert named == also_named
+
+
+def test_every_module_has_a_line_in_the_architecture():
+    text = DOCUMENTS["docs/architecture.md"].read_text(encoding="utf-8")
+    modules = [path for top in ("shards", "mdaug", "launch") for path in (ROOT / top).rglob("*.py")]
+    absent = [
+        str(path.relative_to(ROOT))
+        for path in modules
+        if not path.name.startswith("__") and not re.search(rf"^  (report/)?{re.escape(path.name)} +\S", text, re.M)
+    ]
+    assert not absent

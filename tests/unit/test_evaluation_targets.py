@@ -20,7 +20,8 @@ def measured(judged: float = 0.9, frechet: float = 1.0, nearest: float = 12.0) -
         {"name": "random network", "synthetic": {"frechet": 99.0}, "floor": {"frechet": 0.5}},
     ]
     return {
-        "usefulness": {"arms": arms, "real_to_synthetic": {"accuracy": judged}},
+        "data": {"classes": ["a", "b", "c", "d"], "held_out": [20] * 4},
+        "usefulness": {"arms": arms, "chance": 0.25, "real_to_synthetic": {"accuracy": judged}},
         "fidelity": {"networks": networks},
         "memorization": {"synthetic_median": nearest, "held_out_median": 10.0},
     }
@@ -66,7 +67,7 @@ def test_the_table_says_what_was_not_reached():
 
 
 def test_the_summary_shows_the_same_rows(tmp_path):
-    others = {"verdict": None, "usefulness": None, "fidelity": None, "reconstruction": None}
+    others = {"failed": {}, "verdict": None, "usefulness": None, "fidelity": None, "reconstruction": None}
     memory = {"synthetic_median": 8.0, "held_out_median": 10.0, "synthetic_copies": 0, "share_closer": 0.0}
     lines = page.summary({**others, "memorization": memory}, tmp_path).splitlines()
     head = next(line for line in lines if line.startswith("target"))

@@ -29,10 +29,11 @@ from mdaug.measures import features, image_set
 from shards import output_folder, provenance
 from shards.errors import UserError
 from shards.output_folder import is_finished, read_progress
-from shards.validation import Preflight
+from shards.validation import WORKER, WORKERS, Preflight
 from tests.toy import CLASSES, toy_packed, toy_synthetic
 
 SIZE = 32
+DATA = {"classes": CLASSES, "train": [24] * 4, "held_out": [20] * 4}
 SETTINGS = {"steps": 60, "batch_size": 16, "learning_rate": 3e-3, "network": "small"}
 
 
@@ -79,7 +80,7 @@ def test_wrong_labels_harm_and_the_verdict_says_so_first(packed, tmp_path):
     assert arms[SYNTHETIC]["accuracy"] < table["chance"]
     assert table["real_to_synthetic"]["accuracy"] < table["chance"]
     result = verdict(
-        {"usefulness": table, "memorization": {"share_closer": 0.0}, "data": {"train": [24] * 4}},
+        {"usefulness": table, "memorization": {"share_closer": 0.0}, "data": DATA},
     )
     assert result["outcome"] == "loss"
     assert result["sentences"][0].startswith(
@@ -90,21 +91,22 @@ def test_wrong_labels_harm_and_the_verdict_says_so_first(packed, tmp_path):
 
 def made_up(difference, low, high, *, n_real=10, real=0.8, learnt=1.0):
     """Return metrics in which the synthetic images change the accuracy by `difference`, alike against transforms."""
+    used = {"n_real": n_real, "n_used": "40 (all there are)" if n_real == "all" else str(n_real)}
     arms = [
-        {"arm": name, "n_real": n_real, "ratio": 5 * (BOTH in name), "accuracy": accuracy, "learnt": learnt}
+        {"arm": name, "name": name, **used, "ratio": 5 * (BOTH in name), "accuracy": accuracy, "learnt": learnt}
         for name in (REAL, TRANSFORMS, BOTH, BOTH_TRANSFORMS)
         for accuracy in [real + difference * (BOTH in name)]
     ]
-    figures = {"n_real": n_real, "ratio": 5, "difference": difference, "low": low, "high": high}
+    figures = {**used, "ratio": 5, "difference": difference, "low": low, "high": high}
     pairs = ((BOTH, REAL), (BOTH, TRANSFORMS), (BOTH_TRANSFORMS, TRANSFORMS))
-    comparisons = [{"arm": arm, "baseline": baseline, **figures} for arm, baseline in pairs]
+    comparisons = [{"arm": arm, "name": arm, "baseline": baseline, **figures} for arm, baseline in pairs]
     table = {
         "arms": [*arms, {"arm": SYNTHETIC, "n_real": 0, "ratio": "all", "accuracy": 0.7}],
         "comparisons": comparisons,
         "chance": 0.25,
         "real_to_synthetic": {"accuracy": 0.9},
     }
-    return {"usefulness": table, "memorization": {"share_closer": 0.01}, "data": {"train": [40] * 4}}
+    return {"usefulness": table, "memorization": {"share_closer": 0.01}, "data": DATA | {"train": [40] * 4}}
 
 
 def test_verdict_of_a_gain_names_what_the_generator_knew_in_advance():
@@ -131,7 +133,7 @@ def test_a_verdict_from_too_few_steps_says_so_first(packed, synthetic, tmp_path)
     for steps in (10, 60):
         (tmp_path / str(steps)).mkdir()
         table, arms = experiment(packed, synthetic, tmp_path / str(steps), n_real=("all",), seeds=1, steps=steps)
-        metrics = {"usefulness": table, "memorization": {"share_closer": 0.0}, "data": {"train": [24] * 4}}
+        metrics = {"usefulness": table, "memorization": {"share_closer": 0.0}, "data": DATA}
         sentences[steps] = verdict(metrics)["sentences"]
         assert (arms[TRANSFORMS]["learnt"] > 0.97) == (steps == 60)
     early = "Not to be relied on, since classifiers were stopped too early (see below): compared with real images only"
@@ -170,7 +172,7 @@ def test_arms_of_a_seed_see_the_same_real_images(packed, synthetic):
     assert np.bincount(usefulness.training_images(most, train, fake, None)[1][1]).tolist() == [16] * 4
 
 
-def test_ranks_share_the_jobs_and_only_the_last_to_finish_goes_on(packed, synthetic, tmp_path, monkeypatch):
+def test_ranks_share_the_jobs_and_only_the_last_to_finish_goes_on(packed, synthetic, tmp_path):
     train, held_out, fake = sets_of(packed, synthetic)
     plan = usefulness.plan_jobs([1], [1], 1, train, fake)
     sets = {"train": train, "held_out": held_out, "synthetic": fake, "simulated": None}
@@ -179,11 +181,9 @@ def test_ranks_share_the_jobs_and_only_the_last_to_finish_goes_on(packed, synthe
     alone.mkdir()
     shared.mkdir()
     expected = jobs.run_all(plan, alone, 1, **sets, **settings)
-    monkeypatch.setenv("WORLD_SIZE", "3")
     for rank, done in ((2, False), (0, False), (1, True)):
-        monkeypatch.setenv("RANK", str(rank))
         before = len(list(shared.iterdir()))
-        results = jobs.run_all(plan, shared, 1, **sets, **settings)
+        results = jobs.run_all(plan, shared, 1, share=(rank, 3), **sets, **settings)
         assert len(list(shared.iterdir())) - before == len(plan[rank::3])
         assert results == (expected if done else None)
 
@@ -216,14 +216,14 @@ def test_finished_evaluation_says_so_and_an_interrupted_one_goes_on(config, caps
 
 def test_progress_counts_the_classifiers_of_all_ranks_and_is_gone_at_the_end(config, monkeypatch):
     monkeypatch.setattr(output_folder, "EVERY_S", 0.0)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv(WORKERS, "2")
+    monkeypatch.setenv(WORKER, "1")
     assert evaluate(config) is None
     progress = read_progress(config.output_dir)
     results = len(list((config.output_dir / "results").iterdir()))
     assert (progress.done, progress.total, progress.unit) == (results, progress.total, "classifier")
     assert results == progress.total // 2
-    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv(WORKER, "0")
     assert evaluate(config) is not None
     assert read_progress(config.output_dir) is None
     assert is_finished(config.output_dir)
@@ -263,30 +263,30 @@ def test_the_real_images_are_no_simulated_ones(config):
 
 
 def test_the_second_rank_leaves_the_report_to_the_last(config, capsys, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv(WORKERS, "2")
+    monkeypatch.setenv(WORKER, "1")
     assert evaluate(config) is None
     assert not (config.output_dir / page.REPORT).exists()
-    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv(WORKER, "0")
     assert evaluate(config)["verdict"] is not None
     assert (config.output_dir / page.REPORT).is_file()
 
 
 def test_a_rank_that_ends_its_classifiers_first_and_its_features_last_writes_the_report(config, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(WORKERS, "2")
     config, extract_all = replace(config, part="fidelity"), features.extract_all
     others: list[dict | None] = []
 
-    def after_the_other_rank(*arguments):
+    def after_the_other_rank(*arguments, **share):
         with monkeypatch.context() as patch:
             patch.setattr(features, "extract_all", extract_all)
-            patch.setenv("RANK", "1")
+            patch.setenv(WORKER, "1")
             others.append(evaluate(config))
         monkeypatch.setattr(features, "extract_all", extract_all)
-        return extract_all(*arguments)
+        return extract_all(*arguments, **share)
 
     monkeypatch.setattr(features, "extract_all", after_the_other_rank)
-    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv(WORKER, "0")
     assert evaluate(config) is not None
     assert others == [None]
     assert (config.output_dir / page.REPORT).is_file()

@@ -20,6 +20,7 @@ from mdaug.pipeline.pipeline import MicroDopplerPipeline
 from shards import provenance
 from shards.dataset import ShardDataset
 from shards.errors import UserError
+from shards.validation import WORKER, WORKERS
 from tests import generation
 from tests.generation import files
 from tests.tiny_pipeline import CLASSES, save_tiny
@@ -82,8 +83,8 @@ def test_the_bytes_do_not_depend_on_workers_order_or_interruption(ldm, tmp_path,
     whole = files(make(ldm, tmp_path / "whole", num_samples=45))
     for name, turns in (("forwards", [(0, 3), (1, 3), (2, 3)]), ("backwards", [(1, 2), (0, 2)])):
         for rank, world in turns:
-            monkeypatch.setenv("RANK", str(rank))
-            monkeypatch.setenv("WORLD_SIZE", str(world))
+            monkeypatch.setenv(WORKER, str(rank))
+            monkeypatch.setenv(WORKERS, str(world))
             torch.set_num_threads(2)  # what a worker finds must not matter
             make(ldm, tmp_path / name, num_samples=45)
         assert files(tmp_path / name) == whole
@@ -93,8 +94,8 @@ def test_the_bytes_do_not_depend_on_workers_order_or_interruption(ldm, tmp_path,
 
     original = worker.sample_images
     random = np.random.default_rng(0)
-    monkeypatch.delenv("RANK")
-    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.delenv(WORKER)
+    monkeypatch.delenv(WORKERS)
     stops = 0
     while not (tmp_path / "interrupted" / provenance.FILE_NAME).exists():
         batches_left = int(random.integers(1, 5))

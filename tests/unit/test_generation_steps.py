@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from mdaug import cli
+from mdaug.evaluation.options import EvaluateConfig
 from mdaug.generation import counts, generate, make_plan, worker
 from mdaug.generation.options import GenerateConfig
 from mdaug.generation.plan import read_plan
-from mdaug.generation.worker import worker_of_environment
 from shards import provenance
 from shards.errors import UserError
 from shards.output_folder import RUN_FILE, read_progress
+from shards.validation import WORKER, WORKERS, worker_of
 from tests.generation import files, make, step
 from tests.tiny_pipeline import CLASSES
 
@@ -79,31 +80,31 @@ def test_workers_that_are_done_share_what_others_left_and_leave_nothing(ldm, tmp
     assert files(folder) == files(make(ldm, tmp_path / "again", num_samples=96, step="work"))
 
 
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, (0, 1)),
-        ({"RANK": "3", "WORLD_SIZE": "4"}, (3, 4)),
-        ({"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "8", "SLURM_ARRAY_TASK_MIN": "1"}, (4, 8)),
-        (
-            {"SLURM_ARRAY_TASK_ID": "6", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_STEP": "2"}
-            | {"RANK": "1", "WORLD_SIZE": "2"},
-            (7, 8),
-        ),
-    ],
-)
-def test_array_tasks_and_ranks_within_them_count_as_workers(environment, expected):
-    config = GenerateConfig(ldm_path=Path("ldm"), output_dir=Path("out"))
-    assert worker_of_environment(config, environment) == expected
-    explicit = GenerateConfig(ldm_path=Path("ldm"), output_dir=Path("out"), worker=1, num_workers=3)
-    ranks = int(environment.get("WORLD_SIZE", "1"))
-    assert worker_of_environment(explicit, environment) == (ranks + int(environment.get("RANK", "0")), 3 * ranks)
+AMBIENT = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "8"}
 
 
-def test_an_array_with_gaps_is_refused(ldm):
-    environment = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MIN": "3"}
-    with pytest.raises(UserError, match=r"array task 7 of 2 from 3 .* --array=0-N without gaps"):
-        worker_of_environment(GenerateConfig(ldm_path=Path("ldm"), output_dir=Path("out")), environment)
+@pytest.mark.parametrize("given", [None, 1])
+@pytest.mark.parametrize(("told", "ranks", "rank"), [({}, 1, 0), ({WORKER: "2", WORKERS: "6"}, 6, 2)])
+def test_only_flags_and_the_launcher_divide_the_work_and_ranks_count_within_workers(given, told, ranks, rank):
+    workers = {} if given is None else {"worker": given, "num_workers": 3}
+    for options in (
+        GenerateConfig(ldm_path=Path("ldm"), output_dir=Path("out"), **workers),
+        EvaluateConfig(Path("packed"), Path("synthetic"), Path("out"), **workers),
+    ):
+        expected = (rank, ranks) if given is None else (given * ranks + rank, 3 * ranks)
+        assert worker_of(options, AMBIENT | told) == expected
+
+
+@pytest.mark.parametrize("around", [("WORLD_SIZE", "RANK"), ("SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_ID")])
+def test_every_command_of_an_array_over_seeds_makes_all_of_its_samples(around, ldm, tmp_path, monkeypatch, capsys):
+    count, number = around
+    flags = ["--ldm_path", str(ldm), "--num_samples", "20", "--samples_per_shard", "8", "--num_inference_steps=1"]
+    for task in ("1", "2"):
+        monkeypatch.setenv(count, "3")
+        monkeypatch.setenv(number, task)
+        assert cli.main(["generate", *flags, "--seed", task, "--output_dir", str(tmp_path / task)]) == 0
+        assert (tmp_path / task / "index.json").is_file()
+        assert f"{count} is set, but does not divide the work of generate" in capsys.readouterr().out
 
 
 def test_progress_counts_what_all_workers_have_finished_and_goes_at_the_end(ldm, tmp_path):

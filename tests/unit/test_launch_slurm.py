@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from submitit.core.utils import FailedJobError
 
-from launch import attempt, job, slurm_profile, slurm_query, status
+from launch import attempt, job, slurm, slurm_profile, slurm_query, status
 from launch.__main__ import LaunchConfig, main
 from launch.job import REQUEUE, Job, Report
 from launch.rank import local_device, master_port
 from shards.errors import UserError
 from shards.output_folder import claim
+from tests.one_line import one_line
 
 ROOT = Path(__file__).parents[2]
 
@@ -262,8 +266,9 @@ def test_a_profile_is_all_in_the_batch_script_which_is_shown_without_a_slurm(tmp
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_batch_script_is_that_of_an_array_only_where_asked_for(ldm, tmp_path, monkeypatch, capsys, workers):
     monkeypatch.setattr(slurm_query, "available", lambda: False)
-    flags = ["--ldm_path", str(ldm), "--output_dir", str(tmp_path / "out")]
-    assert main(["generate", "--cluster", "slurm", "--workers", str(workers), "--dry_run", "--", *flags]) == 0
+    flags = ["--ldm_path", str(ldm), "--output_dir", str(tmp_path / "out"), "--num_samples", "9"]
+    array = ["generate", "--cluster", "slurm", "--workers", str(workers), "--dry_run", "--"]
+    assert main([*array, *flags, "--samples_per_shard", "3"]) == 0
     shown = capsys.readouterr().out
     for line in (
         "#SBATCH --array=0-2\n",
@@ -278,11 +283,77 @@ def test_a_training_is_no_array_and_without_slurm_the_ranks_do_it_all(tmp_path, 
     flags = ["--", "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
     assert main(["train-vqvae", "--cluster", "slurm", "--workers", "2", *flags]) == 2
     assert "only generate and evaluate run as a job array" in capsys.readouterr().err
-    local = ["generate", "--workers", "64", "--gpus_per_node", "2", "--dry_run"]
-    assert main([*local, "--", "--ldm_path", "x", "--output_dir", "y"]) == 0
+    for cluster in ("auto", "local"):
+        local = ["generate", "--cluster", cluster, "--workers", "64", "--gpus_per_node", "2", "--dry_run"]
+        assert main([*local, "--", "--ldm_path", "x", "--output_dir", "y"]) == 0
+        shown = capsys.readouterr().out
+        assert "launch: workers=64 is for job arrays of SLURM; here 2 rank(s) do it all" in shown
+        assert "# mdaug generate: 2 rank(s) on this machine" in shown
+
+
+@pytest.mark.parametrize(("ranks", "shards", "jobs"), [(1, 2, 2), (1, 1, 1), (2, 5, 3), (4, 3, 1)])
+def test_no_more_jobs_are_queued_than_have_shards_to_make(ranks, shards, jobs, ldm, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(slurm_query, "available", lambda: False)
+    size = ["--cluster", "slurm", "--workers", "20", "--gpus_per_node", str(ranks), "--dry_run", "--"]
+    count = ["--num_samples", str(4 * shards), "--samples_per_shard", "4"]
+    assert main(["generate", *size, "--ldm_path", str(ldm), "--output_dir", str(tmp_path / "out"), *count]) == 0
     shown = capsys.readouterr().out
-    assert "launch: workers=64 is for job arrays of SLURM; here 2 rank(s) do it all" in shown
-    assert "# mdaug generate: 2 rank(s) on this machine" in shown
+    assert f"workers=20, but {shards} shard(s) are work for {jobs} job(s) of {ranks} rank(s)" in shown
+    assert (f"#SBATCH --array=0-{jobs - 1}\n" in shown) == (jobs > 1)
+
+
+def test_an_array_larger_than_the_cluster_takes_is_refused_with_its_limit(
+    slurm_says, ldm, tmp_path, monkeypatch, capsys
+):
+    slurm_says("sbatch", "")
+    monkeypatch.setattr(slurm_query, "nodes_of", lambda partition: {0: 2})
+    monkeypatch.setattr(slurm_query, "single_machine", lambda partition: True)
+    slurm_says("scontrol", "MaxArraySize            = 3")
+    flags = ["--ldm_path", str(ldm), "--output_dir", str(tmp_path / "out"), "--samples_per_shard=1", "--num_samples=9"]
+    array = ["generate", "--cluster", "slurm", "--gpus_per_node", "1", "--dry_run", "--workers"]
+    assert "workers=4, but a job array of this cluster has 3 tasks at most" in one_line(
+        main, [*array, "4", "--", *flags], capsys
+    )
+    assert main([*array, "3", "--", *flags]) == 0
+    refused = FailedJobError("sbatch: error: Batch job submission failed: Invalid job array specification")
+    assert "use fewer --workers" in slurm._reason_of_sbatch(refused)
+
+
+NOT_CONFIGURED = "sinfo: error: resolve_ctls_from_dns_srv: res_nsearch error\nsinfo: fatal: no configuration source"
+
+
+@pytest.mark.parametrize("cluster", ["slurm", "auto"])
+def test_a_dry_run_needs_no_cluster(cluster, slurm_says, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    for program in ("sbatch", "sinfo", "scontrol", "squeue"):
+        slurm_says(program, NOT_CONFIGURED, 1)
+    (tmp_path / "data/walk").mkdir(parents=True)
+    (tmp_path / "data/walk/0.png").touch()
+    flags = ["--", "--data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "run")]
+    command = ["train-vqvae", "--cluster", cluster, "--nodes", "2", "--gpus_per_node", "4"]
+    assert main([*command, "--dry_run", *flags]) == 0
+    shown = capsys.readouterr().out
+    assert "partition, nodes and GPUs are not checked" in shown
+    assert "#SBATCH --nodes=2\n" in shown
+    assert "sinfo does not answer: " in one_line(main, [*command, *flags], capsys)
+
+
+@pytest.mark.parametrize("name", ["run%j3", "50%", "a\\b"])
+def test_a_folder_whose_name_slurm_would_change_is_refused(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(slurm_query, "available", lambda: False)
+    flags = ["--data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / name)]
+    said = one_line(main, ["train-vqvae", "--cluster", "slurm", "--dry_run", "--", *flags], capsys)
+    assert name in said
+    assert "choose another --output_dir" in said
+    assert main(["train-vqvae", "--cluster", "local", "--dry_run", "--", *flags]) == 0
+
+
+def test_commands_in_messages_can_be_pasted(tmp_path):
+    options = SimpleNamespace(output_dir=tmp_path / "my runs")
+    submission = slurm.Submission("encode", options, slurm_profile.Profile())
+    told = slurm.describe(submission, Job("encode", str(options.output_dir), 1, 0, str(tmp_path), job_id="7"))
+    for line in told.splitlines()[-3:]:
+        assert shlex.split(line)[-1] == str(options.output_dir)
 
 
 def test_a_path_that_begins_elsewhere_is_the_same_in_the_job(tmp_path, monkeypatch, capsys):

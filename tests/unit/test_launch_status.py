@@ -221,6 +221,15 @@ def test_without_a_record_status_shows_what_is_on_disk(tmp_path, capsys):
         launch_status.status(tmp_path / "absent")
 
 
+def test_status_bears_files_that_vanish_and_links_that_lead_nowhere(tmp_path, capsys, monkeypatch):
+    claim(tmp_path, "generate", {})
+    (tmp_path / "link").symlink_to(tmp_path / "absent")
+    entries = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: [*entries(path), path / ".000000.tar.0a1b2c3d.tmp"])
+    assert launch_status.status(tmp_path) == 0
+    assert capsys.readouterr().out.startswith("state     mdaug generate, not finished")
+
+
 def test_a_job_that_runs_or_is_done_needs_no_reason(folder, status, slurm_says):
     for state in ("RUNNING", "PENDING"):
         slurm_says("squeue", state)

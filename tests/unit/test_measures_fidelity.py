@@ -94,18 +94,18 @@ def test_a_dropped_mode_lowers_recall_and_not_precision(rng):
 
 
 def test_floor_uses_equally_many_images_of_each_class(rng):
-    train = rng.standard_normal((300, 4))
+    train, train_labels = rng.standard_normal((300, 4)), np.arange(300) % 3
     held_out, held_out_labels = rng.standard_normal((60, 4)), np.repeat([0, 1, 2], [30, 20, 10])
     synthetic, synthetic_labels = rng.standard_normal((90, 4)), np.repeat([0, 1], [80, 10])
-    table = fidelity.with_floor(train, held_out, held_out_labels, synthetic, synthetic_labels)
+    table = fidelity.with_floor(train, train_labels, held_out, held_out_labels, synthetic, synthetic_labels)
     assert table["size"] == 30 + 10  # class 2 has no synthetic image
-    same = fidelity.with_floor(train, held_out, held_out_labels, held_out, held_out_labels)
+    same = fidelity.with_floor(train, train_labels, held_out, held_out_labels, held_out, held_out_labels)
     assert same["synthetic"] == same["floor"]
-    moved = fidelity.with_floor(train, held_out, held_out_labels, synthetic + 3, synthetic_labels)
+    moved = fidelity.with_floor(train, train_labels, held_out, held_out_labels, synthetic + 3, synthetic_labels)
     assert moved["synthetic"]["frechet"] > moved["floor"]["frechet"] + 10
     assert moved["synthetic"]["kid"] > moved["floor"]["kid"]
     assert moved["synthetic"]["precision"] < moved["floor"]["precision"]
-    few = fidelity.with_floor(train, held_out[:3], held_out_labels[:3], synthetic, synthetic_labels)
+    few = fidelity.with_floor(train, train_labels, held_out[:3], held_out_labels[:3], synthetic, synthetic_labels)
     assert (few["size"], few["synthetic"]) == (3, None)
 
 
@@ -203,7 +203,7 @@ def test_spectral_checks_see_a_raised_floor_and_the_doppler_of_the_power():
     clean = np.zeros((3, 64, 64), dtype=np.uint8)
     clean[:, 8:12] = 200
     noisy = np.maximum(clean, 60)
-    first, second = levels.summarize(clean), levels.summarize(noisy)
+    first, second = (levels.summarize(images, np.arange(3)) for images in (clean, noisy))
     assert first["floor_share"] == pytest.approx(60 / 64)
     assert second["floor_share"] == 0
     assert second["dynamic_range"] == pytest.approx(140 / 255)

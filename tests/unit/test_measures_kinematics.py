@@ -106,6 +106,12 @@ def test_simulated_walkers_are_measured_as_they_walk(tmp_path):
     assert kinematics.estimator_error(values, [{} for _ in meta], labels) == []
 
 
+def compared(train, held_out, synthetic, **options):
+    """Compare sets of one class."""
+    labels = [np.zeros(len(images), dtype=int) for images in (held_out, synthetic)]
+    return memorization.compare(train, held_out, labels[0], synthetic, labels[1], **options)
+
+
 @pytest.fixture
 def pictures():
     return np.random.default_rng(0).integers(0, 256, (60, 32, 32), dtype=np.uint8)
@@ -113,24 +119,24 @@ def pictures():
 
 def test_memorization_finds_exactly_the_copies(pictures):
     train, held_out, new = pictures[:30], pictures[30:50], pictures[50:]
-    table = memorization.compare(train, held_out, np.concatenate([new, train[[7, 3, 11]]]), pairs=3)
+    table = compared(train, held_out, np.concatenate([new, train[[7, 3, 11]]]), pairs=3)
     assert (table["synthetic_copies"], table["held_out_copies"]) == (3, 0)
     assert table["copies_share"] == pytest.approx(3 / 13)
     assert sorted(table["pairs"]) == [[10, 7], [11, 3], [12, 11]]
     assert table["shifts"] == [0, 0, 0]
-    assert memorization.compare(train, held_out, new)["synthetic_copies"] == 0
+    assert compared(train, held_out, new)["synthetic_copies"] == 0
 
 
 def test_copies_shifted_in_time_are_found_with_their_shift_and_copies_shifted_in_doppler_are_none(pictures):
     train, held_out = pictures[:30], pictures[30:50]
     in_time = np.stack([np.roll(train[i], 3 * i, axis=1) for i in range(10)])
-    table = memorization.compare(train, held_out, in_time)
+    table = compared(train, held_out, in_time)
     assert table["synthetic_copies"] == 10
     assert sorted(table["pairs"]) == [[i, i] for i in range(10)]
     found = {pair[0]: shift for pair, shift in zip(table["pairs"], table["shifts"], strict=True)}
     assert [found[i] for i in range(10)] == pytest.approx([(3 * i % 32) / 32 for i in range(10)])
     in_doppler = np.stack([np.roll(train[i], 8, axis=0) for i in range(10)])
-    assert memorization.compare(train, held_out, in_doppler)["synthetic_copies"] == 0
+    assert compared(train, held_out, in_doppler)["synthetic_copies"] == 0
 
 
 def test_nearest_distance_is_the_rms_in_levels_and_agrees_with_a_search_over_all_shifts(pictures):

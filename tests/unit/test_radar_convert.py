@@ -62,7 +62,7 @@ def test_every_file_is_accounted_for_and_every_picture_has_its_row(recordings, t
     assert report["rejected"] == {
         "coming/short.npy": "0.3 s are left after settle_s, less than duration_s 0.5",
         "going/broken.mat": report["rejected"]["going/broken.mat"],
-        "going/notes.txt": "not a .dat, .mat, .npy file",
+        "going/notes.txt": "not a .dat, .mat, .npy, .npz, .h5, .hdf5, .bin, .wav, .sigmf-meta file",
     }
     assert "is not a MATLAB file" in report["rejected"]["going/broken.mat"]
     rows = rows_of(output)
@@ -209,8 +209,8 @@ def test_a_pattern_finds_the_class_in_the_path(tmp_path):
         ({"class_pattern": "("}, "class_pattern=. is not a regular expression"),
         ({"class_pattern": "a"}, "must have exactly one capture group"),
         ({"class_pattern": "(a)", "preset": "glasgow"}, "contradicts preset=glasgow"),
-        ({"hop_s": 0.0}, "hop_s=0.0"),
-        ({"settle_s": -1.0}, "settle_s=-1.0"),
+        ({"hop_s": 0.0}, "hop_s=0 must lie between .* s$"),
+        ({"settle_s": -1.0}, "settle_s=-1 must lie between 0 and 300 s$"),
         ({"workers": -1}, "workers=-1"),
     ],
 )
@@ -225,6 +225,6 @@ def test_a_folder_without_a_usable_recording_says_why(tmp_path, recordings):
     with pytest.raises(UserError, match="is not a folder"):
         spectrogram(config(tmp_path / "nowhere", tmp_path / "other"))
     (tmp_path / "empty" / "a").mkdir(parents=True)
-    (tmp_path / "empty" / "a" / "b.wav").write_bytes(b"")
-    with pytest.raises(UserError, match=r"holds no recording \(such as a/b\.wav: not a \.dat"):
+    (tmp_path / "empty" / "a" / "b.txt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"holds no recording \(such as a/b\.txt: not a \.dat"):
         spectrogram(config(tmp_path / "empty", tmp_path / "third"))

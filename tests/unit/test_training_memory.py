@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from mdaug import cli
 from mdaug import config as configuration
 from mdaug.models.hybrid_unet import HybridUNet2DModel
 from mdaug.training.cost import Memory, candidates, choose_batch_size, first_that_fits, memory, saved_bytes, sharding
 from mdaug.training.loop import Task
-from mdaug.training.options import LDMConfig, VQVAEConfig
+from mdaug.training.options import VQVAEConfig
 from mdaug.training.vqvae_task import VQVAETask
 from tests.toy import toy_packed
 from tests.toy_latents import toy_task
@@ -127,9 +128,7 @@ def test_memory_of_the_diffusion_model_counts_the_averages_and_leaves_no_trace(t
 
 
 def test_the_preset_for_small_sets_has_45_million_parameters():
-    preset = Path(__file__).parents[2] / "configs" / "small" / "train-ldm.yaml"
-    argv = ["--config", str(preset), "--data_dir=d", "--output_dir=o", "--vqvae_path=v"]
-    wanted = configuration.parse(LDMConfig, argv, "x")
+    wanted = cli.parse("train-ldm", ["--config", "small", "--data_dir=d", "--output_dir=o", "--vqvae_path=v"])
     names = ("block_out_channels", "layers_per_block", "num_heads", "window_size", "attention", "norm_num_groups")
     with torch.device("meta"):
         network = HybridUNet2DModel(num_classes=10, **{name: getattr(wanted, name) for name in names})

@@ -11,7 +11,7 @@ from typing import Any
 
 from mdaug.evaluation.report import pictures, plots, sections
 from mdaug.evaluation.report.sections import inline, table
-from mdaug.evaluation.report.verdict import percent
+from mdaug.evaluation.report.verdict import held_out_notes, percent
 from shards.atomic import write_text
 
 METRICS, REPORT = "metrics.json", "report.html"
@@ -67,14 +67,21 @@ def summary(metrics: dict, folder: Path) -> str:
     """Return the table of arms, the other figures, the targets and the verdict as plain text."""
     lines = [""]
     if metrics["usefulness"]:
+        width = max(31, *(len(arm["name"]) for arm in metrics["usefulness"]["arms"]))
         lines.append(
-            f"{'classifier trained on':31s} {'n per class':>11s} {'further':>8s}  accuracy on held-out real images"
+            f"{'classifier trained on':{width}s} {'further':>8s}  mean recall on held-out real images (plain), n real "
+            "images per class"
         )
         for arm in metrics["usefulness"]["arms"]:
-            accuracy = f"{percent(arm['accuracy'])} ± {100 * arm['std']:.1f}"
-            lines.append(f"{arm['arm']:31s} {arm['n_real'] or '-'!s:>11s} {arm['further'] or '-'!s:>8s}  {accuracy}")
-        judged = metrics["usefulness"]["real_to_synthetic"]
+            accuracy = f"{percent(arm['accuracy'])} ± {100 * arm['std']:.1f} ({percent(arm['plain_accuracy'])})"
+            lines.append(f"{arm['name']:{width}s} {arm['further'] or '-'!s:>8s}  {accuracy}, n = {arm['n_used']}")
+        judged, majority = metrics["usefulness"]["real_to_synthetic"], metrics["usefulness"]["majority"]
         lines.append(f"real, judging synthetic images: {percent(judged['accuracy'])} ± {100 * judged['std']:.1f}")
+        lines.append(
+            f"chance: {percent(metrics['usefulness']['chance'])} (always {majority['class']}: "
+            f"{percent(majority['share'])} of plain accuracy)"
+        )
+        lines += held_out_notes(metrics["data"])
     for network in (metrics["fidelity"] or {"networks": []})["networks"]:
         if network["synthetic"] is not None:
             synthetic, floor = network["synthetic"], network["floor"]
@@ -100,8 +107,14 @@ def summary(metrics: dict, folder: Path) -> str:
         lines.append("")
         for name, synthetic, real, ratio, limit, reached in [[*sections.TARGET_HEAD, ""], *rows]:
             lines.append(f"{name:51s} {synthetic:>9s} {real:>7s} {ratio:>6s}  {limit:5s}  {reached}".rstrip())
+    lines += [""] * bool(metrics["failed"]) + failures(metrics)
     sentences = metrics["verdict"]["sentences"] if metrics["verdict"] else []
     return "\n".join([*lines, "", *sentences, "", f"report: {folder / REPORT}"])
+
+
+def failures(metrics: dict) -> list[str]:
+    """Return a line for each part that could not be measured."""
+    return [f"{part} could not be measured ({reason})" for part, reason in metrics["failed"].items()]
 
 
 def html(folder: Path, metrics: dict) -> str:
@@ -120,8 +133,9 @@ def html(folder: Path, metrics: dict) -> str:
         "</div>",
         *sections.target_table(metrics),
         *sections.usefulness(metrics),
+        *(f"<p>{escape(line)}</p>" for line in failures(metrics)),
         "<h2>Real and synthetic, side by side</h2>",
-        *_sides(folder, metrics["data"]["classes"]),
+        *_sides(folder, metrics),
         *sections.fidelity(metrics),
         *sections.kinematics(metrics),
         *sections.memorization(folder, metrics),
@@ -140,20 +154,26 @@ def command(config: dict) -> str:
     values = {
         name: f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
         for name, value in config.items()
-        if value is not None and name not in ("part", "workers")
+        if value is not None and name not in ("part", "workers", "worker", "num_workers")
     }
     flags = [f"--{name} {shlex.quote(value)}" for name, value in values.items()]
     return " ".join([f"mdaug evaluate {config['part']}", *flags])
 
 
-def _sides(folder: Path, classes: list[str]) -> list[str]:
-    """Return real and synthetic images of each class: beside each other, or one above the other on a phone."""
-    lines = ['<div class="sides">']
-    for name, halves in zip(classes, pictures.halves(folder / pictures.GRID), strict=True):
+def _sides(folder: Path, metrics: dict) -> list[str]:
+    """Return real and synthetic images of each class: beside each other, or one above the other on a phone.
+
+    Of many classes those are shown whose synthetic images classifiers recognise worst.
+    """
+    classes, figures, lines = metrics["data"]["classes"], metrics["usefulness"], ['<div class="sides">']
+    recall = [1 if share is None else share for share in figures["real_to_synthetic"]["recall"]] if figures else []
+    worst = sorted(range(len(classes)), key=lambda label: recall[label] if recall else label)
+    shown = sorted(worst[: plots.MOST_CLASSES])
+    for label, halves in zip(shown, pictures.halves(folder / pictures.GRID, shown), strict=True):
         for kind, half in zip(("real, held out", "synthetic"), halves, strict=True):
-            title = f"{name}: {kind}"
+            title = f"{classes[label]}: {kind}"
             lines.append(f"<figure><figcaption>{escape(title)}</figcaption>{inline(half, title)}</figure>")
-    return [*lines, "</div>"]
+    return [sections.chosen([classes[label] for label in shown], classes), *lines, "</div>"]
 
 
 def _protocol(metrics: dict) -> list[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from mdaug.images import grid
+from mdaug.images import drawable, font, grid
 from mdaug.measures.image_set import ImageSet
 from shards.writer import disk_full_as_user_error
 
@@ -28,24 +28,38 @@ def real_and_synthetic(real: ImageSet, synthetic: ImageSet) -> np.ndarray:
     return np.concatenate([sides[0], space, sides[1]], axis=1)
 
 
-def halves(path: Path) -> list[tuple[bytes, bytes]]:
-    """Return each row of a saved `real_and_synthetic` as two PNGs, its real and its synthetic images, without names."""
+def halves(path: Path, rows: Iterable[int]) -> Iterator[tuple[bytes, bytes]]:
+    """Yield rows of a saved `real_and_synthetic` as two PNGs, its real and its synthetic images, without names."""
     sheet, width = Image.open(path), PER_SIDE * (TILE + GAP)
     right = sheet.width - width
     left = right - SPACE - width
+    for row in rows:
+        top = HEADING + row * (TILE + GAP)
+        real, synthetic = (_png(sheet.crop((x, top, x + width - GAP, top + TILE))) for x in (left, right))
+        yield real, synthetic
 
-    def png(x: int, row: int) -> bytes:
-        buffer, top = io.BytesIO(), HEADING + row * (TILE + GAP)
-        sheet.crop((x, top, x + width - GAP, top + TILE)).save(buffer, "PNG", optimize=True)
-        return buffer.getvalue()
 
-    rows = (sheet.height - HEADING) // (TILE + GAP)
-    return [(png(left, row), png(right, row)) for row in range(rows)]
+def strip(path: Path, rows: Sequence[int]) -> bytes:
+    """Return some rows of a saved picture of `strips` as a PNG, under its headings."""
+    sheet = Image.open(path)
+    chosen = Image.new("RGB", (sheet.width, HEADING + len(rows) * (TILE + GAP)), "white")
+    chosen.paste(sheet.crop((0, 0, sheet.width, HEADING)))
+    for place, row in enumerate(rows):
+        top, height = HEADING + row * (TILE + GAP), TILE + GAP
+        chosen.paste(sheet.crop((0, top, sheet.width, top + height)), (0, HEADING + place * height))
+    return _png(chosen)
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def strips(rows: Sequence[Sequence[np.ndarray]], classes: dict[str, dict]) -> np.ndarray:
     """Return original | reconstruction | difference, a row per class with its worst SSIM, see `reconstruct.measure`."""
-    labels = [f"{name} ({figures['ssim']['worst']:.2f})" for name, figures in classes.items()]
+    worst = (f"{figures['ssim']['worst']:.2f}" for figures in classes.values())
+    labels = [f"{name} ({score})" for name, score in zip(drawable(list(classes)), worst, strict=True)]
     tiles = [[_tile(image) for image in row] for row in rows]
     return _headed(tiles, labels, ["original", "reconstruction", "difference"])
 
@@ -100,5 +114,5 @@ def _headed(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str], heading
     left = sheet.shape[1] - len(rows[0]) * (TILE + GAP)
     for column, text in enumerate(headings):
         place = (left + column * (TILE + GAP), HEADING // 2)
-        draw.text(place, text, fill="black", font=ImageFont.load_default(size=16), anchor="lm")
+        draw.text(place, text, fill="black", font=font(16), anchor="lm")
     return np.asarray(picture)

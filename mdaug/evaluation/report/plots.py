@@ -6,7 +6,6 @@ import contextlib
 import io
 import math
 import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -29,6 +28,7 @@ from mdaug.evaluation.usefulness import (
     WITH_SIFTED_TRANSFORMS,
     WITH_SIMULATED,
 )
+from mdaug.images import drawable
 
 NAMES = {"train": "training", "held_out": "held-out real", "synthetic": "synthetic"}
 CURVES = (
@@ -42,6 +42,7 @@ CURVES = (
     WITH_SIMULATED,
 )
 COLOURS = ("#3b6ea8", "#1a7f37", "#c2410c", "#7c3aed", "#57606a", "#b7791f", "#be185d", "#0e7490")
+MOST_CLASSES = 16  # that are shown one by one
 INK, FRAME = "#1b1f24", "#d9dee3"
 UNITS = 72  # of a drawing in an inch: a unit is a CSS pixel of the report and a point of matplotlib
 PNG_SCALE = 2  # pixels of a PNG per unit
@@ -125,18 +126,19 @@ def accuracy(metrics: dict) -> PlotGroup | None:
     if metrics["usefulness"] is None:
         return None
     arms = metrics["usefulness"]["arms"]
-    ticks = list(dict.fromkeys(arm["n_real"] for arm in arms if arm["n_real"] != 0))
+    ticks = {arm["n_real"]: arm["n_used"].partition(" (")[0] for arm in arms if arm["n_real"] != 0}
+    places = list(ticks)
     series: dict[str, list[tuple[float, float, float, float]]] = {}
     for name in CURVES:
         largest_ratio = {arm["n_real"]: arm for arm in arms if arm["arm"] == name}
         points = [
-            (ticks.index(n_real), *(100 * arm[key] for key in ("accuracy", "low", "high")))
+            (places.index(n_real), *(100 * arm[key] for key in ("accuracy", "low", "high")))
             for n_real, arm in largest_ratio.items()
         ]
         if points:
             series[name] = points
-    label = "accuracy against the number of real images per class"
-    plot = Plot(label, (460, 300), lambda axes: _draw_curves(axes, list(series.values()), list(map(str, ticks))))
+    label = "mean recall per class against the number of real images per class"
+    plot = Plot(label, (460, 300), lambda axes: _draw_curves(axes, list(series.values()), list(ticks.values())))
     return PlotGroup(list(series), [plot])
 
 
@@ -163,12 +165,13 @@ def kinematics(metrics: dict) -> PlotGroup | None:
     if metrics["kinematics"] is None:
         return None
     figures, classes = metrics["kinematics"], metrics["data"]["classes"]
+    chosen, names = kinematics_classes(metrics), drawable(classes)
 
     def plot(measure: str, unit: str) -> Plot:
-        sets = [figures["quantiles"][name][measure] for name in NAMES]
+        sets = [[figures["quantiles"][name][measure][label] for label in chosen] for name in NAMES]
         title = f"{measure}, {unit}" if unit else measure
-        size = 420, 70 + 60 * len(classes)
-        return Plot(f"{measure}: quantiles per class", size, lambda axes: _draw_boxes(axes, classes, sets, title))
+        size, shown = (420, 70 + 60 * len(chosen)), [names[label] for label in chosen]
+        return Plot(f"{measure}: quantiles per class", size, lambda axes: _draw_boxes(axes, shown, sets, title))
 
     plots = [
         plot(measure, unit)
@@ -176,6 +179,21 @@ def kinematics(metrics: dict) -> PlotGroup | None:
         if any(row for name in NAMES for row in figures["quantiles"][name][measure])
     ]
     return PlotGroup(list(NAMES.values()), plots, columns=2) if plots else None
+
+
+def kinematics_classes(metrics: dict) -> list[int]:
+    """Return the labels whose motion is plotted: all, or of many the MOST_CLASSES that differ most from real images.
+
+    That is in the Kolmogorov-Smirnov statistic of synthetic against training images, mean over the measures.
+    """
+    tables = metrics["kinematics"]["synthetic"]
+
+    def difference(label: int) -> float:
+        values = [row["ks"] for row in tables[label].values() if row]
+        return sum(values) / max(len(values), 1)
+
+    worst = sorted(range(len(tables)), key=difference, reverse=True)[:MOST_CLASSES]
+    return sorted(worst)
 
 
 FILES = {"accuracy.png": accuracy, "levels.png": levels, "kinematics.png": kinematics}
@@ -226,14 +244,17 @@ def _draw_boxes(axes: Axes, names: Sequence[str], sets: Sequence[Sequence[list[f
     axes.hlines([index * height for index in range(len(names))], 0, 1, FRAME, transform=axes.get_yaxis_transform())
     axes.use_sticky_edges = False  # a box has a margin, too
     axes.set(title=title, ylim=(len(names) * height, 0))
-    axes.set_yticks([(index + 0.5) * height for index in range(len(names))], [name[:14] for name in names])
+    axes.set_yticks([(index + 0.5) * height for index in range(len(names))], [_shortened(name) for name in names])
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 15 else f"{name[:14]}…"
 
 
 @contextlib.contextmanager
 def _style() -> Iterator[None]:
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # names of classes in a script that the font does not have
+    with matplotlib.rc_context(STYLE):
         yield
 
 

@@ -6,17 +6,19 @@ import base64
 from html import escape
 from pathlib import Path
 
-from mdaug.evaluation.report import plots
+from mdaug.evaluation.report import pictures, plots
 from mdaug.evaluation.report.pictures import PAIRS, RECONSTRUCTION
-from mdaug.evaluation.report.plots import NAMES, PlotGroup
-from mdaug.evaluation.report.verdict import outcome, percent, targets
+from mdaug.evaluation.report.plots import MOST_CLASSES, NAMES, PlotGroup
+from mdaug.evaluation.report.verdict import held_out_notes, outcome, percent, targets
 from mdaug.evaluation.usefulness import FEWEST_GROUPS
+from mdaug.images import drawable
 from mdaug.measures.fidelity import MEASURES, NEIGHBOURS
 
 BETTER = {"frechet": "lower", "kid": "lower", "precision": "higher", "recall": "higher", "density": "near 1"}
 TITLES = {"frechet": "Fréchet distance", "kid": "KID"}
 KEPT = {"psnr": ("PSNR dB", 2), "level_psnr": ("PSNR of levels dB", 2), "ssim": ("SSIM", 3)}  # title and digits
 TARGET_HEAD = ("target", "synthetic", "real", "ratio", "limit")
+MOST_PAIRS = 20  # of classes, in place of a large confusion matrix
 MARKS = {"loss": "<b>loss</b> ", "none": "", "gain": "<b>gain</b> "}
 
 
@@ -28,15 +30,40 @@ def table(head: list[str], rows: list[list]) -> str:
 
 
 def confusion(title: str, names: list[str], matrix: list[list[int]]) -> str:
-    """Return a confusion matrix, each row shaded by its shares; `names` are HTML."""
+    """Return a confusion matrix, each row shaded by its shares; of many classes the worst pairs. `names` are HTML."""
+    if len(names) > MOST_CLASSES:
+        return f"<p>{escape(title)}</p>" + _worst_pairs(names, matrix)
     rows = []
     for name, row in zip(names, matrix, strict=True):
         total = max(sum(row), 1)
-        cells = (f'<td style="background:rgba(59,110,168,{value / total:.2f})">{value}</td>' for value in row)
+        cells = (
+            f'<td style="background:rgba(59,110,168,{value / total:.2f})">{value}</td>' if value else "<td>0</td>"
+            for value in row
+        )
         rows.append(f"<tr><th>{name}</th>{''.join(cells)}</tr>")
     header = "".join(f"<th>{name}</th>" for name in names)
     body = f'<table class="confusion"><tr><th></th>{header}</tr>{"".join(rows)}</table>'
     return f'<p>{escape(title)}</p><div class="scroll">{body}</div>'
+
+
+def _worst_pairs(names: list[str], matrix: list[list[int]]) -> str:
+    """Return the pairs of classes that are most often taken for each other, as shares of the true class."""
+    shares = [
+        (value / sum(row), value, true, predicted)
+        for true, row in enumerate(matrix)
+        for predicted, value in enumerate(row)
+        if value and predicted != true
+    ]
+    worst = sorted(shares, key=lambda pair: (-pair[0], pair[2:]))[:MOST_PAIRS]
+    rows = [[names[true], names[predicted], share(part), value] for part, value, true, predicted in worst]
+    return table(["true class", "taken for", "% of it", "images"], rows) if rows else "<p>No image is misjudged.</p>"
+
+
+def legend(names: list[str]) -> str:
+    """Return what the numbers in a picture stand for, which has `names` as far as its font can draw them."""
+    numbers = [(shown, name) for shown, name in zip(drawable(names), names, strict=True) if shown != name]
+    text = ", ".join(f"{number}: {escape(name)}" for number, name in numbers)
+    return f"<p class=note>Numbers stand for classes: {text}</p>" if text else ""
 
 
 def inline(png: bytes, description: str) -> str:
@@ -82,10 +109,11 @@ def usefulness(metrics: dict) -> list[str]:
     # Tables: arms, their differences, recall per class, confusion.
     arms = [
         [
-            escape(_arm(arm)),
-            arm["n_real"] or "–",
+            escape(arm["name"]),
+            arm["n_used"],
             f"{100 * arm['accuracy']:.1f} ± {100 * arm['std']:.1f}",
             f"{100 * arm['low']:.1f} to {100 * arm['high']:.1f}",
+            f"{100 * arm['plain_accuracy']:.1f}",
             arm["real"],
             arm["further"],
             share(arm["learnt"]),
@@ -94,23 +122,22 @@ def usefulness(metrics: dict) -> list[str]:
     ]
     differences = [
         [
-            f"{escape(_arm(item))} against {escape(item['baseline'])}",
-            item["n_real"],
+            f"{escape(item['name'])} against {escape(item['baseline'])}",
+            item["n_used"],
             f"{MARKS[outcome(item)]}{100 * item['difference']:+.1f}",
             f"{100 * item['low']:+.1f} to {100 * item['high']:+.1f}",
         ]
         for item in figures["comparisons"]
     ]
     recall = [
-        [escape(_arm(arm)), arm["n_real"] or "–", *(share(value) for value in arm["recall"])] for arm in figures["arms"]
+        [escape(arm["name"]), arm["n_used"], *(share(value) for value in arm["recall"])] for arm in figures["arms"]
     ]
     judged = figures["real_to_synthetic"]
     recall.append(["real, judging synthetic images", "–", *(share(value) for value in judged["recall"])])
     names = [escape(name) for name in data["classes"]]
-    confusions = [
-        confusion(f"{_arm(arm)}, n = {arm['n_real'] or '–'}", names, arm["confusion"]) for arm in figures["arms"]
-    ]
-    # What the intervals resample.
+    confusions = [confusion(f"{arm['name']}, n = {arm['n_used']}", names, arm["confusion"]) for arm in figures["arms"]]
+    # What the intervals resample, and what guessing reaches.
+    majority = figures["majority"]
     units = (
         f"{data['held_out_groups']} groups (recordings) of held-out images"
         if data["held_out_groups"] >= FEWEST_GROUPS
@@ -119,9 +146,13 @@ def usefulness(metrics: dict) -> list[str]:
     return [
         "<h2>Does a classifier get better?</h2>",
         f"<p>Accuracy in % on {sum(data['held_out'])} held-out real images, mean of {metrics['config']['seeds']} "
-        f"seeds; chance is {percent(figures['chance'])}. Every classifier takes {metrics['config']['steps']} steps of "
-        f"{metrics['config']['batch_size']} images. Bars are 95 % intervals of the accuracy itself; arms share their "
+        "seeds. It is the mean of the recalls of the classes, which weigh the same however many images they have: "
+        f"chance is {percent(figures['chance'])}. Plain accuracy, of all images alike, is beside it; always saying "
+        f"{escape(majority['class'])}, the largest class, has {percent(majority['share'])} of that. Every "
+        f"classifier takes {metrics['config']['steps']} steps of {metrics['config']['batch_size']} images. Bars are "
+        "95 % intervals of the accuracy itself; arms share their "
         "seeds and held-out images, so the differences below are known better than the bars suggest.</p>",
+        *(f"<p class=note>{escape(note)}</p>" for note in held_out_notes(data)),
         _html(plots.accuracy(metrics)),
         f"<p class=note>The generator was trained on all {sum(data['train'])} training images. Where a classifier sees "
         "fewer, the synthetic images also carry what the generator saw in the others: such a line shows how much of "
@@ -130,7 +161,10 @@ def usefulness(metrics: dict) -> list[str]:
         f"{units} and the spread over seeds. {_chance_note(figures['comparisons'])}</p>",
         table(["", "n", "points", "95 % interval"], differences),
         "<details open><summary>All arms: accuracy, mean ± standard deviation over seeds</summary>",
-        table(["trained on", "n", "accuracy", "95 % interval", "real images", "further", "accuracy on them"], arms),
+        table(
+            ["trained on", "n", "accuracy", "95 % interval", "plain", "real", "further", "accuracy on them"],
+            arms,
+        ),
         *_sifting(figures["sifting"], names),
         "</details><details><summary>Recall per class in %</summary>",
         table(["trained on", "n", *names], recall),
@@ -167,7 +201,8 @@ def fidelity(metrics: dict) -> list[str]:
     if all(network["synthetic"] is None for network in figures["networks"]):
         lines.append("<p>Too few synthetic and held-out images of the same classes for distances between sets.</p>")
     lines.append(
-        "<p class=note>Both columns are measured against the training images, with equal numbers of each class. "
+        "<p class=note>Both columns are measured against the training images, with equal numbers of each class in both "
+        "columns, and all classes weigh the same. "
         "Sets this small bias the Fréchet distance upward and the shares as well (KID has none for independent draws; "
         "drawing the classes in equal numbers moves it below zero), for both columns alike: read them against each "
         "other, never against other papers. Better than the floor is no merit: such images are nearer to the training "
@@ -228,6 +263,8 @@ def kinematics(metrics: dict) -> list[str]:
         "<p>Torso ridge, reach of the 97 % and 3 % envelopes of cumulative power, bandwidth between them, cadence "
         f"of the envelope, balance of power above and below zero Doppler; {axes} "
         f"{figures['clip_db']:g} dB. Bars: 25 to 75 %, lines: 5 to 95 %, ticks: median.</p>",
+        legend(classes),
+        chosen([classes[label] for label in plots.kinematics_classes(metrics)], classes),
         _html(plots.kinematics(metrics)),
         "<details><summary>Distances of the distributions from those of the training images</summary>",
         table(
@@ -283,9 +320,11 @@ def reconstruction(folder: Path, metrics: dict) -> list[str]:
     if figures is None:
         return []
     whole = {"count": figures["count"], **figures["rows"]["VQ-VAE"]}
+    names = list(figures["classes"])
+    worst = sorted(range(len(names)), key=lambda row: figures["classes"][names[row]]["ssim"]["worst"])[:MOST_CLASSES]
     measures = [name for name in KEPT if name in whole]
     rows = []
-    for name, row in [*figures["classes"].items(), ("all", whole)]:
+    for name, row in [*figures["classes"].items(), ("mean over classes", whole)]:
         cells = (f"{row[measure][kind]:.{KEPT[measure][1]}f}" for measure in measures for kind in ("mean", "worst"))
         rows.append([escape(name), row["count"], *cells])
     in_colours = " SSIM and PSNR are those of the images in their colours." if "level_psnr" in whole else ""
@@ -294,7 +333,12 @@ def reconstruction(folder: Path, metrics: dict) -> list[str]:
         f"<p>Reconstructions of held-out images; no synthetic image can be sharper than these.{in_colours}</p>",
         table(["class", "images", *(head for measure in measures for head in (KEPT[measure][0], "worst"))], rows),
         "<p>The worst image of each class by SSIM:</p>",
-        inline((folder / RECONSTRUCTION).read_bytes(), "original, reconstruction and difference of each class's worst"),
+        legend(names),
+        chosen([names[row] for row in worst], names),
+        inline(
+            pictures.strip(folder / RECONSTRUCTION, sorted(worst)),
+            "original, reconstruction and difference of each class's worst",
+        ),
     ]
 
 
@@ -326,13 +370,18 @@ def _sifting(sifting: dict, names: list[str]) -> list[str]:
     ]
 
 
+def chosen(shown: list[str], names: list[str]) -> str:
+    """Return a note where only the worst of many classes are shown."""
+    if len(shown) == len(names):
+        return ""
+    return (
+        f"<p class=note>Of {len(names)} classes {len(shown)} are shown, the worst by what was measured: "
+        f"{escape(', '.join(shown))}. The files beside the report have all.</p>"
+    )
+
+
 def _html(group: PlotGroup | None) -> str:
     return group.html() if group else ""
-
-
-def _arm(item: dict) -> str:
-    """Return the arm with its ratio, such as 'real + synthetic x5'."""
-    return item["arm"] if item["ratio"] in (0, "all") else f"{item['arm']} ×{item['ratio']}"
 
 
 def _with_spread(value: float, spread: float | None) -> str:

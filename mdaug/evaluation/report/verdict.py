@@ -1,6 +1,11 @@
-"""The targets of synthetic images, and the verdict: three sentences from the figures, the bad news first."""
+"""The targets of synthetic images, and the verdict: three sentences from the figures, the bad news first.
+
+Accuracy is the mean recall per class throughout: classes weigh the same, however many held-out images they have.
+"""
 
 from __future__ import annotations
+
+import math
 
 from mdaug.evaluation.usefulness import BOTH, BOTH_TRANSFORMS, REAL, SYNTHETIC, TRANSFORMS, WITH_SIFTED
 
@@ -12,6 +17,7 @@ REPEATED = 0.10  # share of synthetic images nearer to a training image than 99 
 RECOGNISED = 0.6  # of the accuracy on real images: the least to expect on synthetic ones
 LEARNT = 0.97  # accuracy on its own training images below which a classifier was stopped too early
 WIDE = 0.05  # half of an interval: a difference of that many points may hide in it
+FEW = 10  # held-out images of a class below which its recall says little
 SEVERITY = ("loss", "none", "gain")
 ONE_CLASS = (
     "The images are of one class ('{}'), so whether synthetic images help a classifier cannot be measured: it has "
@@ -24,17 +30,18 @@ def targets(metrics: dict) -> list[dict]:
     """Return, for each target whose part was measured, what it is, the ratio, its limit and whether it is reached.
 
     Returns:
-        [{"name", "synthetic", "real", "ratio", "at_least" or "at_most", "reached"}]. Intended class: accuracy, on
-        synthetic images, of the classifiers of the most real images, against that on held-out real ones. Fréchet
-        distance from the training images, in features of these classifiers, against that of equally many held-out
-        images. Distance to the nearest training image, median in levels of 255, against that of held-out images: below
-        1 the generator repeats what it saw.
+        [{"name", "synthetic", "real", "ratio", "at_least" or "at_most", "reached"}]. Intended class: mean recall, on
+        synthetic images, of the classifiers of the most real images, against that on held-out real ones; not reached
+        by guessing, nor where too few images are held out to say. Fréchet distance from the training images, in
+        features of these classifiers, against that of equally many held-out images. Distance to the nearest training
+        image, median in levels of 255, against that of held-out images: below 1 the generator repeats what it saw.
     """
     rows = []
     if metrics["usefulness"]:
         real = max((arm for arm in metrics["usefulness"]["arms"] if arm["arm"] == "real"), key=lambda arm: arm["real"])
         judged = metrics["usefulness"]["real_to_synthetic"]["accuracy"]
         rows.append(_row("intended class seen by classifiers of real images", judged, real["accuracy"], RIGHT_CLASS))
+        rows[-1]["reached"] &= judged > metrics["usefulness"]["chance"] + 1e-9 and not _worthless(metrics)
     if metrics["fidelity"] and metrics["fidelity"]["networks"][0]["synthetic"] is not None:
         network = metrics["fidelity"]["networks"][0]
         synthetic, floor = network["synthetic"]["frechet"], network["floor"]["frechet"]
@@ -71,15 +78,20 @@ def verdict(metrics: dict) -> dict | None:
     if metrics["usefulness"] is None:
         return None
     first, worst = _against_real(metrics)
+    if worst == "gain" and _worthless(metrics):
+        worst = "none"
     return {"outcome": worst, "sentences": [first, _against_transforms(metrics), _advice(metrics, worst)]}
 
 
 def _against_real(metrics: dict) -> tuple[str, str]:
     comparisons = _worst_first(metrics, BOTH, REAL)
     words = {"loss": "made the classifier worse", "none": "brought no measurable gain", "gain": "helped"}
-    early = "Not to be relied on, since classifiers were stopped too early (see below): " if _early(metrics) else ""
+    doubts = [f"Worthless, since {_worthless(metrics)}: "] if _worthless(metrics) else []
+    if _early(metrics):
+        doubts.append("Not to be relied on, since classifiers were stopped too early (see below): ")
     sentence = "Compared with real images only, adding the synthetic images " + _clauses(metrics, comparisons, words)
-    sentence = early + sentence[0].lower() + sentence[1:] if early else sentence
+    for doubt in doubts[:1]:
+        sentence = doubt + sentence[0].lower() + sentence[1:]
     if any(outcome(item) == "gain" and _is_subset(metrics, item["n_real"]) for item in comparisons):
         sentence += (
             f"; the generator had learnt from all {sum(metrics['data']['train'])} training images, so a gain with few "
@@ -116,10 +128,15 @@ def _advice(metrics: dict, worst: str) -> str:
     judged = usefulness["real_to_synthetic"]["accuracy"]
     synthetic_only = next(arm for arm in usefulness["arms"] if arm["arm"] == SYNTHETIC)["accuracy"]
     facts = (
-        f"Classifiers trained on synthetic images alone reach {percent(synthetic_only)} on real ones (chance "
-        f"{percent(usefulness['chance'])}), and those trained on real images see the intended class in "
+        f"Classifiers trained on synthetic images alone reach a mean recall of {percent(synthetic_only)} on real ones "
+        f"(chance {percent(usefulness['chance'])}), and those trained on real images see the intended class in "
         f"{percent(judged)} of the synthetic ones: "
     )
+    if _worthless(metrics):
+        return facts + (
+            f"hold out at least {FEW} images of each class (more images, or a larger --val_fraction of mdaug pack), "
+            "then train, generate and evaluate again."
+        )
     if memory is not None and memory["share_closer"] > REPEATED:
         return facts + (
             f"beware that {percent(memory['share_closer'])} of the synthetic images lie nearer to a training image "
@@ -133,8 +150,8 @@ def _advice(metrics: dict, worst: str) -> str:
         )
     if arm := _early(metrics):
         return facts + (
-            f"classifiers trained on {arm['arm']} ({_amount([arm])}) see only {percent(arm['learnt'])} of their own "
-            "training images right, so they were stopped too early to tell; repeat it with more --steps."
+            f"classifiers trained on {arm['name']} ({_amount([arm])}) see only {percent(arm['learnt'])} of their own "
+            "training images of a class right, so they were stopped too early to tell; repeat it with more --steps."
         )
     undecided = [item for item in largest_ratios(metrics, BOTH, REAL) if outcome(item) == "none"]
     halves = [(item["high"] - item["low"]) / 2 for item in undecided]
@@ -195,8 +212,9 @@ def _clauses(metrics: dict, comparisons: list[dict], words: dict[str, str]) -> s
             if arm["n_real"] == item["n_real"] and arm["ratio"] in (0, item["ratio"])
         }
         at = "" if len(cases) == 1 else f"the largest difference, with {_amount([item])}: "
+        at += f"{item['name']}: " if "there" in item["name"] else ""  # fewer images than were asked for
         parts.append(
-            f"{words[name]} with {_amount(cases)} ({at}{percent(accuracy[item['baseline']])} to "
+            f"{words[name]} with {_amount(cases)} ({at}mean recall {percent(accuracy[item['baseline']])} to "
             f"{percent(accuracy[item['arm']])}, {_interval(item)})"
         )
     return ", and ".join(parts)
@@ -207,11 +225,49 @@ def _is_subset(metrics: dict, n_real: int | str) -> bool:
 
 
 def _amount(items: list[dict]) -> str:
-    """Return such as '5, 10 or 20 real images per class' or 'all real images'."""
-    numbers = [str(item["n_real"]) for item in items if item["n_real"] != "all"]
+    """Return such as '5, 10 or 150 (all there are) real images per class'."""
+    numbers = [item["n_used"] for item in items]
     text = " or ".join([", ".join(numbers[:-1]), numbers[-1]] if len(numbers) > 1 else numbers)
-    parts = [f"{text} real images per class"] if numbers else []
-    return " and with ".join([*parts, *["all real images"] * any(item["n_real"] == "all" for item in items)])
+    return f"{text} real images per class"
+
+
+def held_out_notes(data: dict) -> list[str]:
+    """Return sentences on classes that cannot be judged, or hardly; none where every class has enough images."""
+    absent = [name for name, count in zip(data["classes"], data["held_out"], strict=True) if count == 0]
+    notes = []
+    if absent:
+        notes.append(f"No held-out image shows {some(absent)}: not judged, and not counted in mean recall and chance.")
+    if few := _few(data):
+        notes.append(f"Fewer than {FEW} held-out images show {some(few)}: their recall says little.")
+    return notes
+
+
+def _few(data: dict) -> list[str]:
+    pairs = zip(data["classes"], data["held_out"], strict=True)
+    return [f"{name} ({count})" for name, count in pairs if 0 < count < FEW]
+
+
+def _worthless(metrics: dict) -> str:
+    """Return why held-out images are too few of some classes for any verdict, "" where they are not.
+
+    That is where chance in the classes of fewer than 10 images alone moves mean recall by 5 points: 1.96 standard
+    errors of a recall of one half in each of them.
+    """
+    counts = [count for count in metrics["data"]["held_out"] if count]
+    if len(counts) < 2:
+        return "held-out images show one class only"
+    margin = 1.96 * 0.5 * math.sqrt(sum(1 / count for count in counts if count < FEW)) / len(counts)
+    if margin <= WIDE:
+        return ""
+    return (
+        f"there are fewer than {FEW} held-out images of {some(_few(metrics['data']))}, and chance in them alone moves "
+        f"mean recall by up to ± {100 * margin:.0f} points"
+    )
+
+
+def some(names: list[str]) -> str:
+    """Return the first names of a list."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _interval(item: dict) -> str:
