@@ -91,6 +91,8 @@ def run(options: SpectrogramConfig) -> None:
             report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
             print(f"{folder} is finished: {report['pictures']} pictures; nothing to do")
             return
+    if output.lost:
+        shutil.rmtree(folder / DONE, ignore_errors=True)  # what a killed process left says that the pictures are there
     output.begin_again()
     # Forget recordings that are gone since the run was interrupted, and what a killed process left.
     (folder / DONE).mkdir(exist_ok=True)

@@ -18,7 +18,7 @@ from mdaug.recipe.options import AugmentConfig
 from mdaug.recipe.policy_search import CANDIDATES, FINALISTS, search
 from mdaug.recipe.trials import Material, Trial, Use, make_folds, members, run_all
 from shards import atomic, provenance
-from shards.output_folder import OutputFolder, claim, exclusive, refuse_other
+from shards.output_folder import OutputFolder, claim, refuse_other
 from shards.progress import say
 from shards.validation import Preflight, identity_of
 
@@ -45,15 +45,14 @@ def run(options: AugmentConfig) -> dict[str, Any]:
     inputs = load(options)
     train = inputs.train
     folds = make_folds(train.labels, train.groups, options.folds, inputs.classes)
-    folder = claim(options.output_dir, "augment", identity_of(options), inputs.made_from)
-    with exclusive(folder.path):
-        if folder.finished and all((folder.path / name).is_file() for name in (RECIPE, page.REPORT, *deliver.FILES)):
-            say(f"{folder.path} holds this recipe already, finished; delete the folder to look for it again.")
-            recipe = json.loads((folder.path / RECIPE).read_text(encoding="utf-8"))
-        else:
-            folder.begin_again()
-            recipe = _find(options, inputs, folds, folder)
-        say(page.summary(recipe, folder.path))
+    folder = claim(options.output_dir, "augment", identity_of(options), inputs.made_from, wait=True)
+    if folder.finished:
+        say(f"{folder.path} holds this recipe already, finished; delete the folder to look for it again.")
+        recipe = json.loads((folder.path / RECIPE).read_text(encoding="utf-8"))
+    else:
+        folder.begin_again()
+        recipe = _find(options, inputs, folds, folder)
+    say(page.summary(recipe, folder.path))
     return recipe
 
 

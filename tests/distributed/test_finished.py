@@ -132,6 +132,7 @@ def damages(folder: Path, together: bool = False) -> Iterator[tuple[list[str], s
     groups: dict[str, list[str]] = {}
     for name in names:
         group = name.partition("/")[0] if "/" in name else "." if name[0] == "." else name
+        group = ".png" if "/" not in name and name.endswith(".png") else group
         groups.setdefault(group if together else name, []).append(name)
     kept = folder.with_name(f"{folder.name}.kept")
     shutil.rmtree(kept, ignore_errors=True)

@@ -213,6 +213,6 @@ def test_make_starts_a_stage_with_preset_folders_and_further_flags(command, tmp_
 def test_make_help_names_every_target_and_variable():
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for word in ("demo", "test", "check", "fix", "weights", "bench-", "clean", *cli.COMMANDS):
-        assert word in ("one-process", "estimate") or f"make {word}" in shown
+        assert word in ("one-process", "estimate", "verify") or f"make {word}" in shown
     for variable in ("PROFILE", "WAIT", "DATA", "OUT", "CONFIG", "GPUS", "NODES", "CLUSTER", "ARGS"):
         assert f"\n{variable} " in shown

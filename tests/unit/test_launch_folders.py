@@ -16,7 +16,7 @@ from mdaug.generation.make_plan import wanted_plan
 from mdaug.generation.plan import claim_folder
 from shards import provenance
 from shards.errors import UserError
-from shards.output_folder import claim
+from shards.output_folder import claim, disown_all
 from shards.validation import identity_of
 from tests.toy_latents import toy_latents
 
@@ -54,6 +54,9 @@ def made(tmp_path_factory, ldm) -> dict[str, Path]:
         identity = settings.identity if command == "encode" else identity_of(settings)
         roles = ("images",) if command == "train-vqvae" else ROLES
         claim(folders[command], command, identity, {role: made_from[role] for role in roles})
+    for command in ("train-vqvae", "encode", "train-ldm", "generate"):
+        (folders[command] / "result").write_text("a run that has made nothing owns nothing")
+    disown_all()
     return folders
 
 
