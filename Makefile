@@ -10,6 +10,7 @@ GPUS ?= auto
 NODES ?= 1
 CLUSTER ?= auto
 GROUP_BY ?=
+AUX ?=
 PROFILE ?=
 WAIT ?=
 SAMPLES ?=
@@ -27,12 +28,13 @@ BENCHMARKS := $(filter-out bench-gpu%,$(patsubst benchmarks/%.py,bench-%,$(wildc
 CHAIN = --preset '$(CONFIG)' --out '$(OUT)' $(if $(DATA),--data '$(DATA)')
 SLURM = $(if $(PROFILE),--profile '$(PROFILE)') $(if $(WAIT),--wait)
 
-.PHONY: help install demo pipeline slurm-up slurm-down test test-quick check fix prove-gpu weights constraints clean $(STAGES) $(BENCHMARKS)
+.PHONY: help install demo pipeline slurm-up slurm-down test test-quick check fix prove-gpu weights constraints clean augment $(STAGES) $(BENCHMARKS)
 
 help:
 	@echo 'make demo             all stages at small scale: simulated radar images in, synthetic shards and a report out'
 	@echo 'make demo DATA=folder GROUP_BY=regex    the same on your images folder/<class>/*.png (see mdaug pack --help)'
 	@echo 'make pipeline NODES=2 GPUS=8    all stages as one chain of SLURM jobs (see docs/cluster.md)'
+	@echo 'make augment DATA=folder GROUP_BY=regex AUX=folder    how to train a classifier on few images, chosen by the data'
 	@echo 'make test             the tests (make test-quick: those of one process, a few minutes)'
 	@echo 'make check            lint, format and types, as in CI; make fix mends what can be mended'
 	@echo ''
@@ -65,7 +67,8 @@ help:
 	@echo 'SAMPLES    number of images to generate                 ($(SAMPLES); else that of the preset)'
 	@echo 'WORKERS    generate and evaluate: an array of so many SLURM jobs   ($(WORKERS))'
 	@echo 'WAIT       1: stay until the SLURM job has ended        ($(WAIT))'
-	@echo 'GROUP_BY   what pack must not tear between train and val (for make demo; see mdaug pack --help)'
+	@echo 'GROUP_BY   what pack must not split between train and val (pack, demo, pipeline; see mdaug pack --help)'
+	@echo 'AUX        images of other classes for make augment, packed or an image folder  ($(AUX))'
 	@echo 'ARGS       further flags of the stage, such as ARGS="--epochs 3"'
 	@echo 'PYTHON     interpreter 3.10-3.13 that makes .venv       ($(PYTHON))'
 
@@ -113,10 +116,15 @@ fix: $(READY)
 	$(BIN)/ruff format .
 
 # The folders of a stage stand in launch/stages.py.
-generate: COUNT = $(if $(SAMPLES),--num_samples $(SAMPLES))
+generate: ASKED = $(if $(SAMPLES),--num_samples $(SAMPLES))
+pack: ASKED = $(if $(GROUP_BY),--group_by '$(GROUP_BY)')
 $(STAGES): $(READY)
 	$(BIN)/python -m launch $@ $(CHAIN) --gpus_per_node $(GPUS) --nodes $(NODES) --cluster $(CLUSTER) $(SLURM) \
-	  $(if $(WORKERS),--workers $(WORKERS)) -- $(COUNT) $(ARGS)
+	  $(if $(WORKERS),--workers $(WORKERS)) -- $(ASKED) $(ARGS)
+
+augment: $(READY)
+	$(BIN)/mdaug augment --data_dir '$(if $(DATA),$(DATA),$(OUT)/packed)' --output_dir '$(OUT)/recipe' \
+	  $(if $(AUX),--aux_dir '$(AUX)') $(if $(GROUP_BY),--group_by '$(GROUP_BY)') $(ARGS)
 
 weights: $(READY)
 	$(BIN)/mdaug weights --net $(NET) $(ARGS)

@@ -101,7 +101,6 @@ def main() -> None:
         batch_size=32,
         learning_rate=1e-3,
         seed=0,
-        transforms=False,
     )
     real = classifier.outputs(judge, train.images)[1]
     predicted, features = classifier.outputs(judge, held_out.images)

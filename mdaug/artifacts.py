@@ -24,7 +24,11 @@ PARTS = (
 
 
 def find_vqvae(path: Path) -> Path:
-    """Return the VQModel folder of a path: itself, or best/ of a run folder; raises UserError if there is none."""
+    """Return the VQModel folder of a path: itself, or best/ of a run folder.
+
+    Raises UserError where there is none, naming a file of it that is missing or cut.
+    """
+    _require_whole(path)
     for folder in (path, path / "best"):
         if (folder / GEOMETRY_FILE).is_file():
             return folder
@@ -60,8 +64,9 @@ def find_pipeline(path: Path) -> tuple[Path, dict]:
     """Return (pipeline folder, its provenance) of a pipeline folder or a train-ldm run (`best/` before `pipeline/`).
 
     Raises:
-        UserError: there is none, or some of its parts are missing, which it names.
+        UserError: there is none, or some of its parts are missing or cut, which it names.
     """
+    _require_whole(path)
     for folder in (path, path / "best", path / "pipeline"):
         if (folder / "model_index.json").is_file():
             break
@@ -76,3 +81,10 @@ def find_pipeline(path: Path) -> tuple[Path, dict]:
             f"the pipeline {folder} is missing {', '.join(missing)}; copy it again whole, or train it again"
         )
     return folder, provenance.read(folder, "pipeline")
+
+
+def _require_whole(path: Path) -> None:
+    """Raise UserError where a finished run has lost files of best/, or a model folder any of its own."""
+    for folder in (path, path / "best"):
+        kind = (provenance.load(folder) or {}).get("kind", "")
+        provenance.require_whole(folder, "best/" if kind.endswith("-run") else "")

@@ -124,10 +124,22 @@ COMMANDS = {
         parallel=True,
         array=True,
     ),
+    "augment": Command(
+        "mdaug.recipe.options:AugmentConfig",
+        "mdaug.recipe.recipe",
+        "how to train a classifier on few images, chosen by the data",
+        inputs=("data_dir", "aux_dir", "synthetic_dir"),
+    ),
     "estimate": Command(
         "mdaug.training.options:EstimateConfig",
         "mdaug.training.estimate",
         "memory, hours and GPU-hours of a training, before it is queued",
+    ),
+    "verify": Command(
+        "shards.options:VerifyConfig",
+        "shards.verify",
+        "compare a finished folder with what was written, by hashes",
+        inputs=("folder",),
     ),
     "weights": Command(
         "mdaug.models.options:WeightsConfig",
@@ -159,6 +171,7 @@ def run(argv: list[str]) -> None:
 
 def start(name: str, options: Any) -> None:
     """Run a command with its options; raises UserError as `run` does."""
+    from shards.output_folder import disown_all
     from shards.validation import WORKERS
     from shards.writer import disk_full_as_user_error, require_writable
 
@@ -187,6 +200,8 @@ def start(name: str, options: Any) -> None:
             f"out of memory ({text[:160]}); a smaller --batch_size needs less, and in a training "
             "--gradient_accumulation_steps makes up for it"
         ) from None
+    finally:
+        disown_all()
 
 
 def _forget_ranks(name: str, options: Any) -> None:

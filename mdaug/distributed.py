@@ -121,6 +121,15 @@ def wait_for_work() -> None:
         torch.distributed.barrier(_workers)
 
 
+def from_main(value: Any) -> Any:
+    """Return what rank 0 passes, on every rank; the others wait as long as rank 0 takes."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    torch.distributed.broadcast_object_list(values, 0, group=_workers)
+    return values[0]
+
+
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     """Return the sum of `tensor` over all ranks (in place)."""
     if world_size() > 1:

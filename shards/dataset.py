@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from shards.errors import UserError
 from shards.index import read_index
+from shards.writer import finished
 
 FIELDS = {"image": ("png", "jpg", "jpeg"), "array": ("npy",), "meta": ("json",)}
 
@@ -150,19 +151,14 @@ def _mapped(path: str, size: int, changed: int) -> mmap.mmap:
 
 def _sidecar(path: Path, entry: dict) -> dict:
     """Return the sidecar of a shard after comparing names, sizes and hashes with the index."""
-    sidecar = path.with_suffix(".json")
-    if not (path.is_file() and sidecar.is_file()):
-        raise UserError(_damaged(path))
-    record = json.loads(sidecar.read_text(encoding="utf-8"))
-    if (record["bytes"], record["sha256"]) != (entry["filesize"], entry["sha256"]):
-        raise UserError(_damaged(sidecar))
-    if path.stat().st_size != record["bytes"]:
+    record = finished(path)
+    if record is None or (record["bytes"], record["sha256"]) != (entry["filesize"], entry["sha256"]):
         raise UserError(_damaged(path))
     return record
 
 
 def _damaged(path: Path) -> str:
     return (
-        f"{path} is missing, cut or changed since it was written; "
-        "run the step that made its folder again, it writes what is missing"
+        f"{path} is missing, cut or changed since it was written, or its sidecar is; run the command that made its "
+        "folder again: it makes what is missing"
     )

@@ -55,12 +55,15 @@ def read_index(folder: Path) -> dict:
     """Return the index of a folder of shards.
 
     Raises:
-        UserError: `folder` has no index.
+        UserError: `folder` has no index, or a damaged one.
     """
     path = folder / FILE_NAME
     if not path.is_file():
         raise UserError(f"{folder} is not a finished folder of shards: no {FILE_NAME}; run the step that makes it")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path} is cut or damaged; run the same command that made it again") from None
 
 
 def index_hash(index: dict) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from shards.colormap import COLORMAPS
 from shards.pool import MOST_WORKERS
@@ -68,3 +68,13 @@ class PackConfig:
         within(self, f"[0, {MOST_WORKERS}]", "workers")
         if self.group_by is not None and not self.group_by.startswith("column:"):
             one_capture_group(self, "group_by")
+
+
+@dataclass
+class VerifyConfig:
+    """Compare a finished folder with what was written: every file by its hash, every sample of every shard."""
+
+    POSITIONAL: ClassVar[str] = "folder"
+
+    folder: Path
+    """Output folder of a command; also as the first argument."""

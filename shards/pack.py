@@ -11,8 +11,7 @@ from typing import Any
 
 from shards import atomic, image_to_png, provenance
 from shards.image_to_png import NO_FRAME, Checked, to_png
-from shards.index import FILE_NAME as INDEX
-from shards.index import content_hash, read_index, write_index
+from shards.index import content_hash, write_index
 from shards.options import PackConfig
 from shards.output_folder import (
     LISTING_FILE,
@@ -51,6 +50,10 @@ def run(options: PackConfig) -> None:
     """
     output = options.output_dir
     check(options, Preflight())
+    provenance.require_whole(
+        options.data_dir,
+        otherwise=f"; or, if files were taken out on purpose, delete {options.data_dir / provenance.FILE_NAME}",
+    )
     folder = read_folder(options.data_dir, options.class_depth)
     if options.dry_run:
         with Pool(options.workers, len(folder.images)) as pool:
@@ -75,7 +78,7 @@ def run(options: PackConfig) -> None:
                 say(f"{output} is packed already, from the same images: nothing to do")
                 return
             plan = make_plan(options, folder, checked)
-            mine = claim(output, "pack", identity_of(options), made_from)
+            mine = claim(output, "pack", identity_of(options), made_from, wait=True)
             if (read_run(folder.root) or {}).get("command") == "simulate" and is_finished(folder.root):
                 mine.made_from["simulate"] = provenance.read(folder.root, "image-folder")["hash"]
             mine.begin_again()
@@ -98,13 +101,8 @@ def read_report(output: Path) -> dict[str, Any]:
 
 
 def _is_complete(output: Path) -> bool:
-    """Return whether a packing came to its end and still has all its shards."""
-    if not is_finished(output):
-        return False
-    sides = [output / side for side in read_report(output)["splits"]]
-    if not all((side / INDEX).is_file() for side in sides):
-        return False
-    return all(finished(side / shard["url"]) for side in sides for shard in read_index(side)["shardlist"])
+    """Return whether a packing came to its end and still has all its files."""
+    return provenance.is_whole(output)
 
 
 def _write_shards(plan: PackPlan, shard_size: int, output: OutputFolder, pool: Pool) -> None:

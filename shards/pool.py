@@ -65,7 +65,7 @@ class Pool:
             return
         try:
             size = max(1, min(chunk, len(jobs) // self.workers))
-            with _ctrl_c_ignored():  # by processes that start now, too, before `_begin` runs in them
+            with _ctrl_c_delayed():  # else it ends processes that start now, with a traceback each
                 results = self._executor.map(functools.partial(_call, function), jobs, chunksize=size)
             yield from results
         except BrokenProcessPool:
@@ -75,16 +75,13 @@ class Pool:
 
 
 @contextlib.contextmanager
-def _ctrl_c_ignored() -> Iterator[None]:
-    """Ignore Ctrl-C for a moment; what starts meanwhile ignores it for good. Only the main thread can."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ctrl_c_delayed() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of a block; processes that start in it never get one."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _call(function: Callable[..., Result], job: Any) -> Result:

@@ -1,9 +1,8 @@
-"""`python -m shards.verify FOLDER`: are the shards what the index says, whole and readable?"""
+"""`mdaug verify FOLDER`, or `python -m shards.verify FOLDER`: is a folder what was written, to the last byte?"""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from shards import provenance
 from shards.dataset import DECODERS, FIELDS
 from shards.errors import UserError
 from shards.index import FILE_NAME, SPLITS, content_hash, index_hash, read_index
+from shards.options import VerifyConfig
 from shards.writer import finished
 
 FIELD_OF = {extension: field for field, extensions in FIELDS.items() for extension in extensions}
@@ -21,22 +21,43 @@ MISSING, DAMAGED, CONSTANT = "missing", "damaged", "constant"
 
 
 def verify(folder: Path) -> list[str]:
-    """Check a folder of shards, or a data set with such folders train, val and test, down to every sample.
+    """Check the files of a finished folder by their hashes, and shards, there or in its splits, down to every sample.
 
     Returns:
         One sentence per fault; empty if all is well.
 
     Raises:
-        UserError: there is no index to compare with.
+        UserError: there is nothing to compare with.
     """
-    parts = [folder]
-    if not (folder / FILE_NAME).is_file():
-        parts = [folder / split for split in SPLITS if split == "train" or (folder / split).is_dir()]
-    problems = [problem for part in parts for problem in _folder_problems(part)]
-    record = folder / provenance.FILE_NAME
-    if record.is_file() and json.loads(record.read_text(encoding="utf-8"))["hash"] != content_hash(folder):
-        problems.append(f"{record} names another content than the index")
-    return problems
+    record = provenance.load(folder)
+    lost = {} if record is None else dict(provenance.lost(folder, shards=False))
+    problems = [f"{folder / name} {why}" for name, why in lost.items()]
+    for name, (_, sha256) in (record or {}).get("files", {}).items():
+        if name not in lost and sha256 is not None and provenance.sha256_of(folder / name) != sha256:
+            problems.append(f"{folder / name} was changed since it was written (sha256)")
+    parts = [part for part in (folder, *(folder / split for split in SPLITS)) if (part / FILE_NAME).is_file()]
+    if not parts and record is None:
+        raise UserError(f"{folder} is neither a finished folder of mdaug nor one of shards: no {provenance.FILE_NAME}")
+    try:
+        problems += [problem for part in parts for problem in _folder_problems(part)]
+        if parts and record and record["hash"] != content_hash(folder):
+            problems.append(f"{folder / provenance.FILE_NAME} names another content than the index")
+    except UserError as error:  # an index that cannot be read
+        problems.append(str(error))
+    return list(dict.fromkeys(problems))
+
+
+def run(options: VerifyConfig) -> None:
+    """`mdaug verify`: print what is wrong with a folder; raises UserError where anything is."""
+    problems = verify(options.folder)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise UserError(
+            f"{options.folder}: {len(problems)} fault(s), named above; delete these files and run the command that "
+            "made the folder again: it makes what is missing, or says why it cannot"
+        )
+    print(f"{options.folder}: all files are as they were written, and all shards whole and readable")
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from mdaug.evaluation.report.verdict import targets, verdict
 from mdaug.measures import image_set
 from shards import atomic, provenance
 from shards.errors import UserError
-from shards.output_folder import OutputFolder, claim, exclusive, refuse_other
+from shards.output_folder import OutputFolder, claim, exclusive, is_finished, list_lost, refuse_other
 from shards.validation import Preflight, identity_of
 
 PARTS = "parts"  # folder of one JSON per part, and of the commands that measured them
@@ -40,8 +41,10 @@ def run(options: EvaluateConfig) -> dict | None:
     """
     made_from = check_inputs(options)
     parts = measurable_parts(options)
-    folder = claim(options.output_dir, "evaluate", identity_of(options), made_from)
-    if _is_complete(folder, parts):
+    folder = claim(options.output_dir, "evaluate", identity_of(options), made_from, together=True)
+    if folder.lost:
+        parts = _begin_again(folder, parts, options)
+    if folder.finished and not _missing(folder, parts):
         print(f"{folder.path} holds this evaluation already, finished; delete the folder to run it again.")
         metrics = json.loads((folder.path / page.METRICS).read_text(encoding="utf-8"))
     else:
@@ -54,7 +57,7 @@ def run(options: EvaluateConfig) -> dict | None:
             # Ranks that end in the same moment all find the work done. One of them writes the report; the others wait,
             # and write it in its place if it dies.
             with exclusive(folder.path):
-                if not _is_complete(folder, parts):
+                if not (is_finished(folder.path) and not _missing(folder, parts)):
                     metrics = _write(inputs, parts)
         if metrics is None:
             print("this rank is done; the last rank to finish writes the report", flush=True)
@@ -87,7 +90,7 @@ def _write(inputs: EvaluationInputs, parts: tuple[Part, ...]) -> dict:
     missing = _missing(folder, parts)
     # The command of each part, before its figures, so that none is without.
     file = folder.path / PARTS / COMMANDS
-    commands = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    commands = _commands(folder)
     commands |= dict.fromkeys(missing, page.command(as_dict(options)))
     atomic.write_text(file, json.dumps(commands) + "\n")
     # The figures. A part that fails costs one line of the report; the same command tries it again.
@@ -132,8 +135,40 @@ def _data(inputs: EvaluationInputs) -> dict[str, Any]:
     }
 
 
-def _is_complete(folder: OutputFolder, parts: tuple[Part, ...]) -> bool:
-    return folder.finished and not _missing(folder, parts)
+def _begin_again(folder: OutputFolder, parts: tuple[Part, ...], options: EvaluateConfig) -> tuple[Part, ...]:
+    """Forget the parts whose files a finished evaluation has lost; return those to measure, with the ones asked for.
+
+    Raises UserError where that takes an input that was not named.
+    """
+    lost = {Path(name).parts[0] for name, _ in folder.lost} | {name for name, _ in folder.lost}
+    again = [
+        part
+        for part in ALL
+        if f"{PARTS}/{part}.json" in lost or (_file(folder, part).is_file() and lost & set(measure.FILES[part]))
+    ]
+    if "reconstruction" in again and options.vqvae_path is None:
+        raise UserError(
+            f"{folder.path}: {list_lost(folder.lost)}; name the VQ-VAE with --vqvae_path to make that again"
+        )
+    with exclusive(folder.path):
+        if is_finished(folder.path):  # else another rank was here
+            commands = _commands(folder)
+            for part in again:
+                _file(folder, part).unlink(missing_ok=True)
+            folder.begin_again()
+            (folder.path / PARTS).mkdir(exist_ok=True)
+            atomic.write_text(folder.path / PARTS / COMMANDS, json.dumps(commands) + "\n")
+    folder.lost = []
+    return tuple(part for part in ALL if part in (*parts, *again))
+
+
+def _commands(folder: OutputFolder) -> dict[str, str]:
+    """Return the command that measured each part: as it was kept, or as the report has it."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return json.loads((folder.path / PARTS / COMMANDS).read_text(encoding="utf-8"))
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return json.loads((folder.path / page.METRICS).read_text(encoding="utf-8"))["commands"]
+    return {}
 
 
 def _missing(folder: OutputFolder, parts: tuple[Part, ...]) -> list[Part]:

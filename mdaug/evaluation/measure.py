@@ -229,6 +229,15 @@ MEASURE: dict[Part, Callable[[EvaluationInputs], dict]] = {
     "reconstruction": measure_reconstruction,
 }
 
+# Files and folders that the parts make beside their figures.
+FILES: dict[Part, tuple[str, ...]] = {
+    "usefulness": (RESULTS, SIFTING),
+    "fidelity": (RESULTS, FEATURES),
+    "kinematics": (),
+    "memorization": (pictures.PAIRS,),
+    "reconstruction": (pictures.RECONSTRUCTION,),
+}
+
 
 def _over_seeds(name: str, tables: list[dict]) -> dict:
     """Return mean and spread of the same figures from several classifiers."""
@@ -244,7 +253,7 @@ def _over_seeds(name: str, tables: list[dict]) -> dict:
     return {"name": name, "size": tables[0]["size"], **mean, "spread": spread}
 
 
-def sift(train: ImageSet, held_out: ImageSet, synthetic: ImageSet, *, steps: int, file: Path) -> dict:
+def sift(train: ImageSet, held_out: ImageSet, synthetic: ImageSet, *, steps: int | str, file: Path) -> dict:
     """Return what the sifter rejects of synthetic and of held-out images; read from `file` where that exists.
 
     Returns:

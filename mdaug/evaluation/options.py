@@ -74,8 +74,8 @@ class EvaluateConfig:
     """small: a ResNet of 0.1 million weights from scratch; or the name of a timm model, also from scratch."""
     seeds: int = 3
     """Classifiers per arm; each seed has its own real subset, initial weights and order."""
-    steps: int = 300
-    """Optimizer steps of every classifier, the same in every arm."""
+    steps: int | Literal["settled"] = "settled"
+    """Optimizer steps of every classifier; settled: until its training loss has settled, 800 to 3,200 steps."""
     batch_size: int = 32
     """Images per step."""
     learning_rate: float = 1e-3

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy import sparse
 
+from mdaug.augment import TODAY
 from mdaug.measures import classifier, fidelity
 from mdaug.measures.image_set import ImageSet, class_weights, take_per_class
 
@@ -110,7 +112,7 @@ def run_job(
     sifted: ImageSet | None = None,
     simulated: ImageSet | None = None,
     *,
-    steps: int,
+    steps: int | Literal["settled"],
     batch_size: int,
     learning_rate: float,
     network: str,
@@ -134,7 +136,7 @@ def run_job(
         batch_size=batch_size,
         learning_rate=learning_rate,
         seed=job.seed,
-        transforms=job.arm in TRANSFORMED,
+        policy=TODAY if job.arm in TRANSFORMED else None,
         network=network,
     )
     # Judge held-out images, and some that it was trained on.

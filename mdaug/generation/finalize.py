@@ -79,6 +79,8 @@ def write_data_set(plan: Plan, output: OutputFolder, options: GenerateConfig) ->
     _write_grids(plan, folder)
     if plan.output_format != "shards":
         export.write_files(plan, folder)
+    if options.grid:
+        write_grid(plan, folder)
     # The mark of the end is last.
     output.finish(MIXED if plan.include_real else KIND, content["hash"], config.as_dict(options))
     lines = card.sift_lines(report) if report else []

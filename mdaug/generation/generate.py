@@ -24,7 +24,7 @@ from mdaug.pipeline.pipeline import MicroDopplerPipeline
 from mdaug.pipeline.schedulers import scheduler_like
 from shards import provenance
 from shards.errors import UserError
-from shards.output_folder import OutputFolder, exclusive
+from shards.output_folder import OutputFolder, exclusive, is_finished
 from shards.validation import Preflight, worker_of
 
 PIPELINE_FOLDER = "vq_diffusion_pipeline"
@@ -72,6 +72,11 @@ def run(options: GenerateConfig) -> None:
     worker, workers = worker_of(options, os.environ)
     wanted = make_plan.wanted_plan(options, distributed.device().type)
     output = claim_folder(options.output_dir, wanted)
+    if output.lost:
+        # What was there is made again, asked for or not.
+        options.grid |= any(name == GRID for name, _ in output.lost)
+        options.save_pipeline |= any(name.startswith(f"{PIPELINE_FOLDER}/") for name, _ in output.lost)
+        output.begin_again()
     if worker == 0 and options.step != "finalize":
         make_plan.print_plan(wanted, output.path)
     job = _Job(options, wanted, output, worker, workers, _finished_at(output))
@@ -90,7 +95,8 @@ def all_steps(job: _Job) -> None:
     plan(job)
     if job.finished_before is not None and not job.options.repair:
         print(_found(job), flush=True)
-        _write_grid(job)
+        if job.options.grid:
+            write_grid(job.plan, job.output.path)
         return
     work(job)
     if job.workers > 1 and not is_complete(job.plan, job.output.path):
@@ -126,10 +132,10 @@ def work(job: _Job) -> None:
             )
     pipeline = MicroDopplerPipeline.from_pretrained(source)
     pipeline.scheduler = scheduler_like(pipeline.scheduler, job.plan.scheduler_type)
+    judge = sifter.prepare(options.output_dir, job.plan.sift, options.sift) if job.plan.sift else None
     if options.save_pipeline and job.worker == 0:
         folder = options.output_dir / PIPELINE_FOLDER
         save_pipeline(pipeline, folder, made_from=made["made_from"], config=config.as_dict(options))
-    judge = sifter.prepare(options.output_dir, job.plan.sift, options.sift) if job.plan.sift else None
     make_shards(job.plan, pipeline.to(device), job.output, job.worker, job.workers, sifter=judge, repair=options.repair)
 
 
@@ -144,19 +150,13 @@ def finalize(job: _Job) -> None:
             print(write_data_set(job.plan, job.output, job.options), flush=True)
         else:
             print(_found(job), flush=True)
-    _write_grid(job)
 
 
 def _finished_at(output: OutputFolder) -> int | None:
     """Return when a folder was finished, in ns, or None for one that is not."""
     path = output.path / provenance.FILE_NAME
-    return path.stat().st_mtime_ns if path.is_file() else None
+    return path.stat().st_mtime_ns if is_finished(output.path) else None
 
 
 def _found(job: _Job) -> str:
     return f"found {job.plan.total} = asked {job.plan.total}: {job.output.path} is finished"
-
-
-def _write_grid(job: _Job) -> None:
-    if job.options.grid and not (job.output.path / GRID).is_file():
-        write_grid(job.plan, job.output.path)

@@ -178,7 +178,7 @@ def claim_folder(folder: Path, plan: Plan) -> OutputFolder:
     Raises:
         UserError: the folder belongs to another plan (naming what differs) or holds other files; nothing is touched.
     """
-    return claim(folder, COMMAND, dataclasses.asdict(plan), plan.made_from)
+    return claim(folder, COMMAND, dataclasses.asdict(plan), plan.made_from, together=True)
 
 
 def refuse_other_folder(folder: Path, plan: Plan | None) -> None:

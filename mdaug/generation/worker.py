@@ -17,7 +17,7 @@ from mdaug import distributed
 from mdaug.generation.plan import Plan, finished_samples
 from mdaug.generation.shard import Members, make_shard
 from mdaug.measures.sifter import Sifter
-from shards.output_folder import OutputFolder
+from shards.output_folder import OutputFolder, is_finished
 from shards.progress import Progress
 from shards.verify import inspect
 from shards.writer import finished, write_shard
@@ -222,6 +222,6 @@ def _write(
 
 def _report(plan: Plan, output: OutputFolder) -> None:
     """Write how many samples all workers have finished."""
-    if not output.finished:  # by another worker, which has removed the record
+    if not is_finished(output.path):  # by another worker, which has removed the record
         done = finished_samples(plan, output.path)
         output.progress(done, plan.total, "image", saved=done)

@@ -1,44 +1,32 @@
-"""The classifier of the experiment: a small ResNet or a timm model, from scratch and for a fixed number of steps."""
+"""The classifier of the experiment: a small ResNet or a timm model, from scratch, trained by one stated rule."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mdaug import augment, distributed
+from mdaug import distributed
+from mdaug.augment import Policy
 from mdaug.images import to_tensor
+from mdaug.measures.small_resnet import SmallResNet
 from shards.errors import UserError
 from shards.order import EpochOrder
 
 SMALL = "small"
-WIDTHS = (16, 32, 64)
-TRANSFORMS = ("roll", "gain", "noise")
-
-
-class SmallResNet(nn.Module):
-    """Three residual stages of 16, 32, 64 channels over (n, C, S, S) in [-1, 1], S a multiple of 16.
-
-    GroupNorm instead of BatchNorm: the batch statistics of real and synthetic images differ, and a network with
-    BatchNorm trained on the mixture would be judged on real images with statistics that fit neither.
-    He et al., CVPR 2016; Wu and He, ECCV 2018.
-    """
-
-    def __init__(self, channels: int, num_classes: int):
-        super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(channels, WIDTHS[0], 5, stride=2, padding=2, bias=False), nn.GroupNorm(8, WIDTHS[0]), nn.ReLU()
-        )
-        self.stages = nn.Sequential(*(Block(a, b) for a, b in zip((WIDTHS[0], *WIDTHS), WIDTHS, strict=False)))
-        self.head = nn.Linear(WIDTHS[-1], num_classes)
-
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the (n, 64) activations before the last layer."""
-        return self.stages(self.stem(images)).mean(dim=(2, 3))
+GOLDEN = (5**0.5 - 1) / 2
+# When a training has settled, see `settled`. With the decay at the end it takes 800 to 3,200 steps.
+SETTLED: Literal["settled"] = "settled"
+WINDOW, FLOOR, CEILING = 200, 600, 2400  # steps
+FALLS, SMALL_LOSS = 0.05, 0.02  # a share of the loss, and a loss
+DECAY = 1 / 3  # of the steps at the full learning rate
+WARM_UP = 50  # steps
 
 
 class TimmModel(nn.Module):
@@ -84,23 +72,6 @@ def build(network: str, channels: int, num_classes: int, image_size: int) -> Cla
         raise UserError(f"classifier is '{network}', which timm cannot build for these images: {error}") from None
 
 
-class Block(nn.Module):
-    """A residual block of two 3x3 convolutions that halves the resolution."""
-
-    def __init__(self, channels_in: int, channels_out: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1, bias=False)
-        self.norm1 = nn.GroupNorm(8, channels_out)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
-        self.norm2 = nn.GroupNorm(8, channels_out)
-        self.skip = nn.Conv2d(channels_in, channels_out, 1, stride=2, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return (n, channels_out, S / 2, S / 2)."""
-        h = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.skip(x) + self.norm2(self.conv2(h)))
-
-
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """Compute with one CPU thread: more do not speed up so small a network, and they change the order of sums."""
@@ -112,69 +83,209 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@dataclass(frozen=True)
+class Source:
+    """Images that take a share of every batch beside the main ones.
+
+    Attributes:
+        images: uint8 (n, S, S, C).
+        labels: int64 (n,), or probabilities float32 (n, num_classes).
+        share: of the images of a batch, in (0, 1).
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    share: float
+
+
 def train(
     images: np.ndarray,
     labels: np.ndarray,
     num_classes: int,
     *,
-    steps: int,
+    steps: int | Literal["settled"],
     batch_size: int,
     learning_rate: float,
     seed: int,
-    transforms: bool,
+    policy: Policy | None = None,
+    others: Sequence[Source] = (),
+    floor: Sequence[float] | None = None,
     network: str = SMALL,
     device: torch.device | None = None,
+    losses: list[float] | None = None,
 ) -> Classifier:
-    """Train a new classifier for exactly `steps` optimizer steps and return it as it is then.
+    """Train a new classifier and return it as it is at the end.
 
-    No validation, no early stopping, no choice among checkpoints: held-out images do not influence training.
+    No validation, no early stopping, no choice among checkpoints: held-out images do not influence training. What a
+    position of the stream of images shows is a function of seed and position; every class of a source is drawn equally
+    often, however many images it has.
 
     Args:
         images: uint8 (n, S, S, C); a small set is repeated as often as the steps need.
-        labels: int64 (n,).
+        labels: int64 (n,), or probabilities float32 (n, num_classes).
         num_classes: outputs of the network.
-        steps: optimizer steps, the same in every arm of an experiment.
+        steps: optimizer steps, in one cycle; or "settled": at a constant learning rate until the training loss has
+            settled (see `settled`), then a third as many steps in which the rate falls to 0.
         batch_size: images per step.
-        learning_rate: peak of the one-cycle schedule of AdamW.
+        learning_rate: peak of the schedule of AdamW.
         seed: decides initial weights, order and transforms; same seed, same device, same result.
-        transforms: whether to apply `label_safe_transform` to every batch.
+        policy: the transforms of every image; None: none.
+        others: further images and their share of each batch.
+        floor: the level of no echo of the transforms, see `augment.transform`.
         network: as in `build`.
         device: where to train (default: the device of this rank).
+        losses: a list to which the loss of every step is appended.
     """
     device = device or distributed.device()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build(network, images.shape[-1], num_classes, images.shape[1])
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
-    order = EpochOrder(len(images), seed)
-    generator = torch.Generator().manual_seed(seed)
+    fused = device.type in ("cpu", "cuda")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01, fused=fused)
+    cycle = None
+    if steps != SETTLED:
+        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    sources = [Source(images, labels, 1 - sum(other.share for other in others)), *others]
+    stream = _Stream(sources, num_classes, seed)
+    rng = np.random.default_rng([seed, 1])
+    past: list[float] = [] if losses is None else losses
+    last = steps if steps != SETTLED else None  # the step at which training ends, once that is known
+    step, decay_from = 0, 0
     with torch.backends.cudnn.flags(benchmark=False, deterministic=True):
-        for step in range(steps):
-            chosen = [order.index(position) for position in range(step * batch_size, (step + 1) * batch_size)]
-            batch = to_tensor(images[chosen])
-            if transforms:
-                batch = label_safe_transform(batch, generator)
-            loss = F.cross_entropy(
-                model.head(model.features(batch.to(device))), torch.from_numpy(labels[chosen]).to(device)
-            )
+        while step != last:
+            if cycle is None:
+                _set_rate(optimizer, learning_rate, step, decay_from, last)
+            batch, target = stream.next(batch_size)
+            if policy is not None:
+                batch = policy(batch, rng, floor)
+                if policy.mix:
+                    share = rng.beta(policy.mix, policy.mix)
+                    batch, target = (share * part + (1 - share) * part.roll(1, 0) for part in (batch, target))
+            batch = batch.to(device, memory_format=torch.channels_last)
+            loss = F.cross_entropy(model.head(model.features(batch)), target.to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            schedule.step()
+            if cycle is not None:
+                cycle.step()
+            past.append(loss.item())
+            step += 1
+            if last is None and settled(past):
+                decay_from, last = step, step + round(DECAY * step)
     return model.eval()
 
 
-def label_safe_transform(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return (n, C, S, S) images moved in ways that cannot change what was measured, drawn anew for each image.
+def settled(losses: Sequence[float]) -> bool:
+    """Return whether a training loss has settled: looked at every 200 steps, from 600 on.
 
-    A circular shift along time (the horizontal axis, any amount), an offset of at most 5 % of the pixel range (on a
-    grey image in dB: the gain of the receiver), and white noise. Nothing is done along the Doppler axis: a shift or
-    a flip there may be another motion.
+    It has if its mean over the last 200 steps is below 0.02, or less than 5 % below that over the 200 before; in any
+    case after 2,400 steps.
     """
-    rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
-    return augment.transform(images, augment.draw(rng, TRANSFORMS, len(images), probability=1), rng)
+    if len(losses) < FLOOR or len(losses) % WINDOW:
+        return False
+    before, now = (float(np.mean(part)) for part in (losses[-2 * WINDOW : -WINDOW], losses[-WINDOW:]))
+    return len(losses) >= CEILING or now < SMALL_LOSS or now > (1 - FALLS) * before
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, peak: float, step: int, decay_from: int, last: int | None) -> None:
+    """Set the learning rate of a step: a short warm-up, a constant, and a straight line to 0 once the end is known."""
+    rate = peak * min(1.0, (step + 1) / WARM_UP)
+    if last is not None:
+        rate *= (last - step) / (last - decay_from)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+class _Stream:
+    """The training images in their order: position p shows a source, of that a class in turn, of that an image."""
+
+    def __init__(self, sources: Sequence[Source], num_classes: int, seed: int):
+        self.images = [torch.from_numpy(np.ascontiguousarray(np.moveaxis(s.images, -1, 1))) for s in sources]
+        self.targets = [_probabilities(source.labels, num_classes) for source in sources]
+        self.ends = np.cumsum([source.share for source in sources])
+        # Members of each class that is drawn by itself: all images where the labels are probabilities.
+        self.classes = [
+            [np.flatnonzero(s.labels == label) for label in np.unique(s.labels)]
+            if s.labels.ndim == 1
+            else [np.arange(len(s.labels))]
+            for s in sources
+        ]
+        self.orders = [[EpochOrder(len(part), seed) for part in classes] for classes in self.classes]
+        self.turns = [EpochOrder(len(classes), seed) for classes in self.classes]
+        self.position, self.drawn = 0, [0] * len(sources)
+
+    def next(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the next images, float32 (count, C, S, S) in [-1, 1], and their probabilities (count, classes)."""
+        places = (np.arange(self.position, self.position + count) * GOLDEN) % 1  # evenly spread in every batch
+        chosen = np.searchsorted(self.ends[:-1], places, side="right")
+        self.position += count
+        images, targets = [], []
+        for source in np.unique(chosen):
+            items = [self._item(source) for _ in range(int((chosen == source).sum()))]
+            images.append(self.images[source][items])
+            targets.append(self.targets[source][items])
+        return torch.cat(images).float().div_(127.5).sub_(1), torch.cat(targets)
+
+    def _item(self, source: int) -> int:
+        position, self.drawn[source] = self.drawn[source], self.drawn[source] + 1
+        classes = self.classes[source]
+        label = self.turns[source].index(position)
+        return int(classes[label][self.orders[source][label].index(position // len(classes))])
+
+
+def _probabilities(labels: np.ndarray, num_classes: int) -> torch.Tensor:
+    given = torch.from_numpy(labels)
+    return F.one_hot(given.long(), num_classes).float() if labels.ndim == 1 else given.float()
+
+
+def floor_of(images: np.ndarray) -> list[float]:
+    """Return the level of no echo of uint8 (n, H, W, C) images, one per channel, in [-1, 1].
+
+    Of levels the 10 % quantile; of colours the most frequent one.
+    """
+    pixels = images[:: max(1, len(images) // 200)].reshape(-1, images.shape[-1])
+    if images.shape[-1] == 1:
+        return [float(np.quantile(pixels, 0.1)) / 127.5 - 1]
+    colours, counts = np.unique(pixels, axis=0, return_counts=True)
+    return (colours[counts.argmax()] / 127.5 - 1).tolist()
+
+
+@torch.no_grad()
+def predict(
+    model: Classifier,
+    images: np.ndarray,
+    policy: Policy | None = None,
+    *,
+    num_classes: int | None = None,
+    floor: Sequence[float] | None = None,
+    batch_size: int = 256,
+) -> np.ndarray:
+    """Return probabilities, float64 (n, K), of uint8 (n, S, S, C) images.
+
+    Args:
+        model: the classifier.
+        images: what it looks at.
+        policy: its `copies` transformed copies of each image are looked at, and the probabilities averaged.
+        num_classes: K, where the last outputs of the network are other classes; default: all.
+        floor: as in `train`.
+        batch_size: images looked at at once.
+    """
+    device = next(model.parameters()).device
+    copies: list[dict[str, np.ndarray]] = []
+    if policy is not None:
+        rng = np.random.default_rng([policy.seed, 2])
+        copies = [policy.draw(len(images), rng) for _ in range(policy.copies)]
+    parts = []
+    for start in range(0, len(images), batch_size):
+        part = images[start : start + batch_size]
+        views = [part]
+        if policy is not None and copies:
+            chunk = slice(start, start + batch_size)
+            views = [policy.apply(part, {name: v[chunk] for name, v in did.items()}, floor) for did in copies]
+        logits = [model.head(model.features(to_tensor(view).to(device)))[:, :num_classes] for view in views]
+        parts.append(torch.stack([torch.softmax(view.double(), 1) for view in logits]).mean(0).cpu())
+    return torch.cat(parts).numpy()
 
 
 @torch.no_grad()

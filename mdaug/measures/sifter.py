@@ -9,6 +9,7 @@ accuracy); distance to the k-th neighbour: Kynkäänniemi et al. 2019 (improved 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from mdaug.augment import TODAY
 from mdaug.measures import classifier, envelope, image_set, levels
 from shards import atomic, provenance
 from shards.errors import UserError
@@ -151,7 +153,7 @@ def fit(train: image_set.ImageSet, val: image_set.ImageSet, settings: dict) -> t
     """
     # The classifier and its features.
     count = len(train.dataset.classes)
-    options = {"steps": settings["steps"], "batch_size": 32, "learning_rate": 1e-3, "seed": 0, "transforms": True}
+    options = {"steps": settings["steps"], "batch_size": 32, "learning_rate": 1e-3, "seed": 0, "policy": TODAY}
     model = classifier.train(train.images, train.labels, count, device=torch.device("cpu"), **options)
     assert isinstance(model, classifier.SmallResNet)
     features = torch.from_numpy(classifier.outputs(model, train.images)[1].astype(np.float32))
@@ -189,7 +191,8 @@ def prepare(folder: Path, settings: dict, packed: Path | None) -> Sifter:
         UserError: the folder has none, and there is no packed set to train it on.
     """
     place = folder / FOLDER
-    if not (place / SETTINGS).is_file():
+    if not all((place / name).is_file() for name in (SETTINGS, WEIGHTS)):
+        shutil.rmtree(place, ignore_errors=True)  # a part of one
         if packed is None:
             raise UserError(f"{folder} has no sifter yet; name the packed set with --sift to train it")
         print("sift: training a classifier on the real training images", flush=True)

@@ -9,7 +9,7 @@ from mdaug.radar.image_folder import METADATA_FILE, table, write_picture
 from mdaug.radar.options import SimulateConfig
 from mdaug.radar.presets import preset_of
 from shards import atomic, provenance
-from shards.output_folder import claim, exclusive, refuse_other
+from shards.output_folder import claim, refuse_other
 from shards.pool import Pool
 from shards.progress import Progress
 from shards.validation import Preflight, identity_of
@@ -31,26 +31,25 @@ def run(options: SimulateConfig) -> None:
     folder = options.output_dir
     jobs = preset_of(options).jobs()
     rows = [row for job in jobs for row in job]
-    output = claim(folder, "simulate", identity_of(options))
-    with exclusive(folder):
-        missing = [job for job in jobs if not all((folder / row["file"]).is_file() for row in job)]
-        if not missing and output.finished:
-            print(f"{folder} is finished: {len(rows)} pictures; nothing to do")
-            return
-        output.begin_again()
-        # The pictures, each class in a folder of its own.
-        for name in dict.fromkeys(row["class"] for row in rows):
-            (folder / name).mkdir(exist_ok=True)
-            atomic.remove_debris(folder / name)
-        count = sum(len(job) for job in missing)
-        with Progress("simulating", count, "image") as progress, Pool(options.workers, len(missing)) as pool:
-            for made in pool.map(partial(make, options), missing):
-                progress.update(made)
-                output.progress(len(rows) - count + progress.count, len(rows), "image")
-        # What each of them shows, and the mark of the end.
-        atomic.write_text(folder / METADATA_FILE, table(rows))
-        content = provenance.hash_files([folder / METADATA_FILE, *(folder / row["file"] for row in rows)])
-        output.finish("image-folder", content, config.as_dict(options))
+    output = claim(folder, "simulate", identity_of(options), wait=True)
+    if output.finished:
+        print(f"{folder} is finished: {len(rows)} pictures; nothing to do")
+        return
+    output.begin_again()
+    # The pictures, each class in a folder of its own.
+    for name in dict.fromkeys(row["class"] for row in rows):
+        (folder / name).mkdir(exist_ok=True)
+        atomic.remove_debris(folder / name)
+    missing = [job for job in jobs if not all((folder / row["file"]).is_file() for row in job)]
+    count = sum(len(job) for job in missing)
+    with Progress("simulating", count, "image") as progress, Pool(options.workers, len(missing)) as pool:
+        for made in pool.map(partial(make, options), missing):
+            progress.update(made)
+            output.progress(len(rows) - count + progress.count, len(rows), "image")
+    # What each of them shows, and the mark of the end.
+    atomic.write_text(folder / METADATA_FILE, table(rows))
+    content = provenance.hash_files([folder / METADATA_FILE, *(folder / row["file"] for row in rows)])
+    output.finish("image-folder", content, config.as_dict(options))
     print(f"{folder}: {len(rows)} pictures of {len({row['class'] for row in rows})} classes")
 
 

@@ -24,7 +24,7 @@ from mdaug.radar.recordings import Source, files_of, find, read
 from mdaug.radar.stft import PRESETS, SILENT, Chain, Transform, brightness
 from shards import atomic, provenance
 from shards.errors import UserError
-from shards.output_folder import LISTING_FILE, OutputFolder, claim, exclusive, refuse_other, require_apart
+from shards.output_folder import LISTING_FILE, OutputFolder, claim, is_finished, refuse_other, require_apart
 from shards.pool import Pool
 from shards.progress import Progress
 from shards.validation import Preflight, height_width, identity_of
@@ -79,39 +79,41 @@ def run(options: SpectrogramConfig) -> None:
     sources, rejected = _sources(options)
     files = len(sources) + len(rejected)
     listing = _listing(data_dir, sources)
-    output = claim(folder, "spectrogram", identity_of(options))
-    with exclusive(folder):
+    output = claim(folder, "spectrogram", identity_of(options), wait=True)
+    if is_finished(folder):
+        made_from = (folder / LISTING_FILE).read_text() if (folder / LISTING_FILE).is_file() else ""
+        if len(made_from) == len(listing) and made_from != listing:
+            raise UserError(
+                f"the recordings in {data_dir} are not those that {folder} was made from; "
+                "choose another --output_dir, or delete that folder"
+            )
         if output.finished:
-            if (folder / LISTING_FILE).read_text() != listing:
-                raise UserError(
-                    f"the recordings in {data_dir} are not those that {folder} was made from; "
-                    "choose another --output_dir, or delete that folder"
-                )
             report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
             print(f"{folder} is finished: {report['pictures']} pictures; nothing to do")
             return
-        # Forget recordings that are gone since the run was interrupted, and what a killed process left.
-        (folder / DONE).mkdir(exist_ok=True)
-        keys = {source.key for source in sources}
-        for record in (folder / DONE).glob("*.json"):
-            if record.stem not in keys:
-                _forget(folder, record)
-        for written in (folder / DONE, *{folder / source.class_name for source in sources}):
-            atomic.remove_debris(written)
-        # The pictures of each recording.
-        done: list[dict] = []
-        with Progress("recordings", len(sources), "recording") as progress, Pool(options.workers, len(sources)) as pool:
-            for source, result in zip(sources, pool.map(partial(make, options), sources), strict=True):
-                progress.update()
-                output.progress(progress.count, len(sources), "recording")
-                if "reason" in result:
-                    rejected[source.path] = result["reason"]
-                else:
-                    done.append(result)
-        if not done:
-            path = sources[0].path
-            raise UserError(f"none of the {files} files in {data_dir} can be used; {path}: {rejected[path]}")
-        _finish(options, output, listing, files, done, rejected)
+    output.begin_again()
+    # Forget recordings that are gone since the run was interrupted, and what a killed process left.
+    (folder / DONE).mkdir(exist_ok=True)
+    keys = {source.key for source in sources}
+    for record in (folder / DONE).glob("*.json"):
+        if record.stem not in keys:
+            _forget(folder, record)
+    for written in (folder / DONE, *{folder / source.class_name for source in sources}):
+        atomic.remove_debris(written)
+    # The pictures of each recording.
+    done: list[dict] = []
+    with Progress("recordings", len(sources), "recording") as progress, Pool(options.workers, len(sources)) as pool:
+        for source, result in zip(sources, pool.map(partial(make, options), sources), strict=True):
+            progress.update()
+            output.progress(progress.count, len(sources), "recording")
+            if "reason" in result:
+                rejected[source.path] = result["reason"]
+            else:
+                done.append(result)
+    if not done:
+        path = sources[0].path
+        raise UserError(f"none of the {files} files in {data_dir} can be used; {path}: {rejected[path]}")
+    _finish(options, output, listing, files, done, rejected)
 
 
 def make(config: SpectrogramConfig, source: Source) -> dict:

@@ -44,10 +44,23 @@ def accumulation(config: TrainingConfig, ranks: int) -> int:
     if config.global_batch_size % (micro * ranks):
         raise UserError(
             f"global_batch_size={config.global_batch_size} does not divide into {ranks} rank(s) x "
-            f"batch_size={config.batch_size} = {ranks * micro} samples per pass; choose a multiple of {ranks * micro} "
-            "or another --batch_size"
+            f"batch_size={config.batch_size} = {ranks * micro} samples per pass; "
+            f"{flags_for(config.global_batch_size, ranks, micro)}, or for a new run choose a multiple of "
+            f"{ranks * micro}"
         )
     return config.global_batch_size // (micro * ranks)
+
+
+def flags_for(global_batch: int, ranks: int, micro: int) -> str:
+    """Return what to do so that a number of ranks trains with a global batch, as text.
+
+    The flags hold the largest micro batch up to `micro` that fits, so that none of them is refused.
+    """
+    if global_batch % ranks:
+        fitting = ", ".join(str(number) for number in range(1, global_batch + 1) if global_batch % number == 0)
+        return f"{global_batch} samples do not divide over {ranks} rank(s): start it on one of {fitting} ranks"
+    largest = max(size for size in range(1, min(micro, global_batch // ranks) + 1) if global_batch // ranks % size == 0)
+    return f"add --global_batch_size {global_batch} --batch_size {largest} --gradient_accumulation_steps 1"
 
 
 def plan_batches(config: TrainingConfig, num_samples: int) -> BatchPlan:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from mdaug import distributed
 from mdaug.training import sharded_tensors
 from mdaug.training.background_writer import Bundle, complete, keep_only, prepare
+from mdaug.training.batches import flags_for
 from mdaug.training.engine import Engine, to_host
 from shards import atomic
 from shards.errors import UserError
@@ -45,6 +46,8 @@ class TrainingState:
     """Lowest value so far of each validation figure that early stopping watches."""
     stale_validations: int = 0
     """Validations since any of these fell."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """Those of the last validation, which the card of the model holds."""
 
 
 def collect(
@@ -100,6 +103,12 @@ def latest(parent: Path) -> Path | None:
     return next(reversed(complete(parent)), None)
 
 
+def is_best(path: Path) -> bool:
+    """Return whether the weights of a complete checkpoint were the best ones so far."""
+    record = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+    return record["best_samples"] == record["samples"]
+
+
 def prune(parent: Path, keep: int) -> None:
     """Delete all but the newest `keep` complete checkpoints, and every incomplete one."""
     keep_only(parent, complete(parent)[-keep:])
@@ -113,21 +122,22 @@ def needs_conversion(path: Path | None, stage: int) -> bool:
     return record["zero_stage"] != stage or (stage > 0 and record["ranks"] != distributed.world_size())
 
 
-def load(path: Path, engine: Engine, state: TrainingState) -> dict[str, torch.Tensor]:
+def load(path: Path, engine: Engine, state: TrainingState, micro_batch: int = 1) -> dict[str, torch.Tensor]:
     """Restore engine and state from a complete checkpoint; return the task's replicated tensors (on the CPU).
 
-    Raises UserError where the global batch differs: the samples of a step would no longer be the same.
+    Raises UserError where the global batch differs: the samples of a step would no longer be the same. It names flags
+    that restore it, with micro batches of at most `micro_batch` samples.
     """
     record = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
     if record["global_batch"] != state.global_batch:
         raise UserError(
             f"{path} was trained with a global batch of {record['global_batch']}, this run has {state.global_batch}; "
-            f"add --global_batch_size {record['global_batch']} --gradient_accumulation_steps 1"
+            f"{flags_for(record['global_batch'], distributed.world_size(), micro_batch)}"
         )
     engine.load(path)
     engine.skipped.fill_(record["skipped"])
     engine.skipped_in_a_row.fill_(record["skipped_in_a_row"])
     engine.load_loss_scale(record["loss_scale"])
-    for name in vars(state):
+    for name in vars(state).keys() & record.keys():
         setattr(state, name, record[name])
     return load_file(path / EXTRA_FILE)

@@ -66,8 +66,10 @@ POOR_FIT = 0.05  # of the norm of the wanted profile
 def check(options: EmaConfig, where: Preflight) -> None:
     """Raise UserError where output_dir holds something else, or the run has no pipeline or no snapshots."""
     output = options.pipeline_dir
-    if output.exists():
-        provenance.read(output, "pipeline")  # another average, which is replaced; anything else is refused
+    record = provenance.load(output)
+    if output.exists() and (record or {}).get("kind") != "pipeline":  # another average is replaced
+        why = f"holds '{record['kind']}'" if record else f"has no readable {provenance.FILE_NAME}"
+        raise UserError(f"{output} is there already and {why}; choose another --output_dir, or delete that folder")
     if where.inputs_there:
         find_pipeline(options.run_dir)
         _snapshots(options.run_dir)
@@ -75,6 +77,7 @@ def check(options: EmaConfig, where: Preflight) -> None:
 
 def _snapshots(run_dir: Path) -> list[Path]:
     """Return the folders of the complete snapshots of a run; raises UserError where there are none."""
+    provenance.require_whole(run_dir, FOLDER)
     folders = complete(run_dir / FOLDER)
     if not folders:
         raise UserError(f"{run_dir} holds no {FOLDER}; train with --ema_profiles [0.05,0.10]")

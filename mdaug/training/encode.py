@@ -71,15 +71,23 @@ def encode(options: EncodeConfig) -> None:
         "images": provenance.read(packed, "images")["hash"],
         "vqvae": provenance.read(vqvae, "vqvae")["hash"],
     }
-    folder = claim_on_all_ranks(options.output_dir, "encode", options.identity, made_from)
+    geometry = load_geometry(vqvae)
+    if (shape := read_index(packed / "train")["image_shape"]) != geometry["image_shape"]:
+        raise UserError(
+            f"{packed} holds images of shape {shape}, the VQ-VAE {vqvae} was trained on {geometry['image_shape']}; "
+            "pack the images with that size"
+        )
+    device = distributed.device()
+    precision = resolve_precision(options.mixed_precision, device)
+    folder = claim_on_all_ranks(options.output_dir, "encode", options.identity, made_from, wait=True)
     output = folder.path
     if folder.finished:
         if distributed.is_main():
             print(f"{output} is finished: it holds the latents of {packed}")
         return
-    geometry = load_geometry(vqvae)
-    device = distributed.device()
-    precision = resolve_precision(options.mixed_precision, device)
+    if distributed.is_main():
+        folder.begin_again()
+    distributed.barrier()
     model = load_vqvae(vqvae).to(device).requires_grad_(False)
     started = time.perf_counter()
 
@@ -87,11 +95,6 @@ def encode(options: EncodeConfig) -> None:
     splits = {}
     for split in ("train", "val"):
         images = ShardDataset(packed / split, fields=("image",))
-        if list(images.index["image_shape"]) != geometry["image_shape"]:
-            raise UserError(
-                f"{packed} holds images of shape {images.index['image_shape']}, the VQ-VAE {vqvae} was trained "
-                f"on {geometry['image_shape']}; pack the images with that size"
-            )
         copies = options.augment_copies if split == "train" else 0
         splits[split] = Views(images, copies, options.augment_with, options.augment_seed, geometry.get("floor"))
     total, done = sum(len(views) for views in splits.values()), 0

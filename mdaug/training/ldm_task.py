@@ -31,6 +31,7 @@ from mdaug.training.latents import CopyOrder, LatentSet
 from mdaug.training.loop import Task, validation_batches
 from mdaug.training.objective import VALIDATION_SEED, Diffuse, Objective
 from mdaug.training.options import LDMConfig
+from mdaug.training.run_folder import LAST_FOLDERS
 from mdaug.training.sampled_distance import SampledDistance
 from mdaug.training.sharded_tensors import Reader
 from mdaug.training.task_pictures import SamplePictures
@@ -38,6 +39,7 @@ from shards import provenance
 from shards.colormap import colormap
 from shards.dataset import ShardDataset
 from shards.errors import UserError
+from shards.index import read_index
 from shards.order import PositionDataset
 
 
@@ -65,6 +67,17 @@ def build_unet(
         raise UserError(f"the U-Net cannot be built: {error}") from None
 
 
+def check_before_latents(config: LDMConfig, packed: Path, latent_shape: list[int]) -> None:
+    """Raise UserError for what `LDMTask` would refuse, as far as that shows without latents."""
+    if read_index(packed / "val")["nsamples"] == 0:
+        raise UserError(NO_VALIDATION.format(packed))
+    if config.condition_on:
+        conditions.read(packed, list(config.condition_on))
+    with torch.device("meta"):
+        build_unet(config, latent_shape, len(read_index(packed / "train")["classes"]))
+
+
+NO_VALIDATION = "{} has no validation images; pack it again with a larger --val_fraction"
 VALIDATION_DRAWS = 5  # (noise, timestep) pairs per validation image
 BINS = 5  # equal parts of [0, T), little noise to much, whose validation loss is reported apart
 
@@ -78,7 +91,7 @@ class LDMTask(Task):
     """
 
     watched = tuple(f"loss_t{i}" for i in range(BINS))
-    last_folder = "pipeline"
+    last_folder = LAST_FOLDERS["train-ldm"]
 
     def __init__(self, config: LDMConfig, packed: Path, vqvae: Path, latents: Path, made_from: dict[str, str]):
         self.config = config
@@ -90,7 +103,7 @@ class LDMTask(Task):
         self.train_set = LatentSet(latents / "train", columns.train if columns else None)
         self.val_set = LatentSet(latents / "val", columns.val if columns else None)
         if len(self.val_set) == 0:
-            raise UserError(f"{packed} has no validation images; pack it again with a larger --val_fraction")
+            raise UserError(NO_VALIDATION.format(packed))
         self.statistics, self.geometry = load_statistics(latents), load_geometry(vqvae)
         self.classes, self.latent_shape = self.train_set.classes, self.geometry["latent_shape"]
 

@@ -27,6 +27,7 @@ from mdaug.training.options import TrainingConfig
 from mdaug.training.preemption import StopFlag, ignore_in_worker
 from mdaug.training.run_folder import finish_run
 from mdaug.training.schedule import learning_rate
+from shards import provenance
 from shards.errors import UserError
 from shards.order import PositionSampler
 from shards.output_folder import OutputFolder
@@ -56,11 +57,13 @@ class Task(ABC):
     """The network that DeepSpeed trains."""
     dataset: Dataset
     """Training samples by position."""
+    figures: dict[str, float]
+    """Those of the last validation."""
     score: str
     """Name of the validation figure that decides which weights are best; lower is better."""
     watched: tuple[str, ...] = ()
     """Further validation figures: training goes on while any of them, or the score, still falls."""
-    last_folder: str = "last"
+    last_folder: str
     """Folder of the final weights in the run folder; the best ones go to best/."""
     flops_per_sample: float | None = None
     """FLOPs of one trained sample (forward and backward), where known."""
@@ -138,7 +141,8 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan, output: OutputFol
 
     # Resume from the last checkpoint, or prepare the network for its first step.
     if resume_from is not None:
-        task.load_replicated_state(checkpoint.load(resume_from, engine, state))
+        task.load_replicated_state(checkpoint.load(resume_from, engine, state, plan.micro_batch))
+        task.figures = state.figures
         if (resume_from / checkpoint.PIECES).is_dir():
             task.load_sharded_state(sharded_tensors.Reader(resume_from / checkpoint.PIECES))
     else:
@@ -227,11 +231,14 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan, output: OutputFol
         if stopping:
             break
 
-    # Export the last weights while the last checkpoint is written.
+    # Export the last weights while the last checkpoint is written, and the best ones that a finished run had lost.
     trained = time.perf_counter() - begun
     stalled = background.stalled
+    best = output.path / "best"
     if not stopping:
         task.export(engine, output.path / task.last_folder)
+        if state.best_samples == state.samples and distributed.from_main(not provenance.is_whole(best)):
+            task.export(engine, best)
     if written := background.finish():
         metrics.log(str(written))
         progress.write(state)
@@ -251,7 +258,7 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan, output: OutputFol
         reason = f"{reason} after {state.samples} samples; best {task.score} {state.best_score:.5g}"
         reason = f"{reason} at {state.best_samples} samples"
         metrics.log(reason)
-        finish_run(output, config, task.last_folder, reason)
+        finish_run(output, config, best if state.best_samples else output.path / task.last_folder, reason)
     metrics.close()
     stop.close()
     if stopping:
@@ -289,6 +296,7 @@ def _stale(state: TrainingState, config: TrainingConfig) -> bool:
 def _validate(task: Task, engine: Engine, state: TrainingState, config: TrainingConfig, metrics: Metrics) -> None:
     """Validate, and export the weights if they are the best so far."""
     figures = task.validate(engine)
+    state.figures = figures
     metrics.write({"samples": state.samples, **{f"val/{name}": value for name, value in figures.items()}})
     fallen = [name for name in (task.score, *task.watched) if figures[name] < state.lowest.get(name, math.inf)]
     state.lowest |= {name: figures[name] for name in fallen}

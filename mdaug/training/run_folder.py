@@ -8,16 +8,19 @@ from typing import Any
 
 from mdaug import config as configuration
 from mdaug import distributed
-from mdaug.training import deepspeed_json
+from mdaug.training import checkpoint, deepspeed_json
 from mdaug.training.batches import accumulation
+from mdaug.training.ema_snapshots import FOLDER as SNAPSHOTS
 from mdaug.training.options import LDMConfig, TrainingConfig, VQVAEConfig
 from shards import provenance
-from shards.output_folder import OutputFolder, claim, is_finished, refuse_other
+from shards.errors import UserError
+from shards.output_folder import OutputFolder, claim, is_finished, list_lost, refuse_other
 from shards.packed import packed_hash
 from shards.validation import Preflight, identity_of
 
-CONFIG_FILE = "config.yaml"
+CONFIG_FILE, CHECKPOINTS = "config.yaml", "checkpoints"
 COMMANDS: dict[type, str] = {VQVAEConfig: "train-vqvae", LDMConfig: "train-ldm"}
+LAST_FOLDERS = {"train-vqvae": "last", "train-ldm": "pipeline"}  # of the last weights; the best ones are in best/
 
 
 def check(options: TrainingConfig, where: Preflight, made_from: Mapping[str, str]) -> None:
@@ -47,8 +50,59 @@ def packing(options: TrainingConfig) -> dict[str, Any]:
     return {"group_by": options.group_by, "image_mode": options.image_mode, "colormap": options.colormap}
 
 
-def open_run(options: TrainingConfig, made_from: Mapping[str, str]) -> OutputFolder | None:
-    """Create or resume the run folder; return None if its run is finished. Every rank calls it.
+def is_done(options: TrainingConfig, made_from: Mapping[str, str]) -> bool:
+    """Return whether the run of a folder is finished, after saying so; every rank calls it.
+
+    What a finished run has lost is said where no command needs it. Models that the last checkpoint can give again are
+    left to `open_run` and the training loop.
+
+    Raises:
+        UserError: the folder holds another run or other files, or a finished run has lost what cannot be made again.
+    """
+    accumulation(options, distributed.world_size())
+    folder, command = options.output_dir, COMMANDS[type(options)]
+    refuse_other(folder, command, identity_of(options), made_from)
+    if not is_finished(folder):
+        return False
+    lost = provenance.lost(folder)
+    if any(_is_needed(command, name) for name, _ in lost):
+        _require_checkpoint(folder, command, lost)
+        return False
+    if distributed.is_main():
+        # A checkpoint is for the training itself, and may be deleted as a whole.
+        lost = [each for each in lost if (folder / Path(each.name).parts[0]).exists() or "/" not in each.name]
+        print(f"{folder} is finished: {(provenance.load(folder) or {}).get('note')}")
+        if lost:
+            print(f"{folder}: {list_lost(lost)}; no command needs that, and it cannot be made again")
+    return True
+
+
+def _is_needed(command: str, name: str) -> bool:
+    """Return whether other commands read a file of a run."""
+    return Path(name).parts[0] in ("best", LAST_FOLDERS[command], SNAPSHOTS)
+
+
+def _require_checkpoint(folder: Path, command: str, lost: list[provenance.Lost]) -> None:
+    """Raise UserError where the last checkpoint does not give again, byte for byte, what a finished run has lost."""
+    missing = {Path(name).parts[0] for name, _ in lost}
+    latest = checkpoint.latest(folder / CHECKPOINTS)
+    if latest is None or CHECKPOINTS in missing:
+        why = f"{folder / CHECKPOINTS} holds no whole checkpoint"
+    elif SNAPSHOTS in missing:
+        why = "snapshots are written during the training"
+    elif "best" in missing and not checkpoint.is_best(latest):
+        why = f"the weights of best/ are older than those of {latest}"
+    else:
+        return
+    needed = [each for each in lost if _is_needed(command, each.name)]
+    raise UserError(
+        f"{folder}: {list_lost(needed)}, and cannot be made again ({why}); copy it back, or delete {folder} and train "
+        "again"
+    )
+
+
+def open_run(options: TrainingConfig, made_from: Mapping[str, str]) -> OutputFolder:
+    """Create or resume the run folder, once nothing is left to be refused; every rank calls it.
 
     Args:
         options: the resolved options, printed and saved as `config.yaml`.
@@ -59,30 +113,34 @@ def open_run(options: TrainingConfig, made_from: Mapping[str, str]) -> OutputFol
     """
     command = COMMANDS[type(options)]
     output = claim_on_all_ranks(options.output_dir, command, identity_of(options), made_from)
-    if output.finished:
-        if distributed.is_main():
-            print(f"{output.path} is finished: {provenance.read(output.path, kind(command)).get('note')}")
-        return None
     if distributed.is_main():
+        output.begin_again()
         print(f"mdaug {command}\n{configuration.dump(options)}", flush=True)
         configuration.save(options, output.path / CONFIG_FILE)
-        for name in ("checkpoints", "logs"):
+        for name in (CHECKPOINTS, "logs"):
             (output.path / name).mkdir(exist_ok=True)
     distributed.barrier()
     return output
 
 
 def claim_on_all_ranks(
-    path: Path, command: str, identity: Mapping[str, Any], made_from: Mapping[str, str]
+    path: Path, command: str, identity: Mapping[str, Any], made_from: Mapping[str, str], *, wait: bool = False
 ) -> OutputFolder:
-    """Do what `shards.output_folder.claim` does: every rank refuses alike, rank 0 writes. Every rank calls it."""
-    refuse_other(path, command, identity, made_from)
-    if not is_finished(path):
-        distributed.barrier()
-        if distributed.is_main():
-            claim(path, command, identity, made_from)
-        distributed.barrier()
-    return OutputFolder(path, command, made_from)
+    """Do what `shards.output_folder.claim` does, on rank 0, which owns the folder; every rank calls it.
+
+    Raises UserError on every rank where rank 0 is refused.
+    """
+    output: OutputFolder | UserError | None = None
+    if distributed.is_main():
+        try:
+            output = claim(path, command, identity, made_from, wait=wait)
+        except UserError as error:
+            output = error
+    output = distributed.from_main(output)
+    if isinstance(output, UserError):
+        raise output
+    assert output is not None
+    return output
 
 
 def kind(command: str) -> str:
@@ -90,16 +148,25 @@ def kind(command: str) -> str:
     return f"{command.removeprefix('train-')}-run"
 
 
-def finish_run(output: OutputFolder, options: TrainingConfig, last_folder: str, reason: str) -> None:
+def finish_run(output: OutputFolder, options: TrainingConfig, exported: Path, reason: str) -> None:
     """Mark the run as finished, with the reason; the same command then says so and exits.
 
-    Its content hash is that of the best weights, which later commands take from the folder, or of the last ones where
-    validation never had a figure.
+    Args:
+        output: the run folder.
+        options: its options.
+        exported: folder of the best weights, which later commands take from the run, or of the last ones where
+            validation never had a figure; its content hash is that of the run.
+        reason: why the training ended.
+
+    Raises UserError where the best weights were lost while the training went on.
     """
     if not distributed.is_main():
         return
-    folders = (output.path / name for name in ("best", last_folder))
-    exported = next(folder for folder in folders if (folder / provenance.FILE_NAME).is_file())
-    model = "vqvae" if output.command == "train-vqvae" else "pipeline"
-    content = provenance.read(exported, model)["hash"]
-    output.finish(kind(output.command), content, configuration.as_dict(options), note=reason)
+    record = provenance.load(exported)
+    if record is None or provenance.lost(exported):
+        raise UserError(
+            f"{exported} was lost or cut while the training went on; copy it back and run the same command again, or "
+            f"delete {output.path} and train again"
+        )
+    config = configuration.as_dict(options)
+    output.finish(kind(output.command), record["hash"], config, note=reason, unhashed=(CHECKPOINTS,))

@@ -10,7 +10,7 @@ from mdaug.training import encode, run_folder
 from mdaug.training.batches import plan_batches
 from mdaug.training.cost import choose_batch_size, memory, sharding
 from mdaug.training.engine import check_before_data
-from mdaug.training.ldm_task import LDMTask
+from mdaug.training.ldm_task import LDMTask, check_before_latents
 from mdaug.training.loop import train
 from mdaug.training.options import EncodeConfig, LDMConfig
 from mdaug.training.run_folder import images_hash, open_run, packing
@@ -57,9 +57,11 @@ def run(options: LDMConfig) -> None:
         "images": provenance.read(packed, "images")["hash"],
         "vqvae": provenance.read(vqvae, "vqvae")["hash"],
     }
-    output = open_run(options, made_from)
-    if output is None:
+    if run_folder.is_done(options, made_from):
         return
+    # All that may be refused, before the folder is claimed and anything is encoded.
+    check_before_latents(options, packed, load_geometry(vqvae)["latent_shape"])
+    output = open_run(options, made_from)
     latents = options.latents_dir or options.output_dir / "latents"
     augmentation = encode.augmentation_of(latents)
     encode.encode(EncodeConfig(packed, vqvae, latents, num_workers=options.num_workers, **augmentation))

@@ -30,15 +30,17 @@ def run(options: VQVAEConfig) -> None:
     check_before_data(options)
     packed = open_packed(options.data_dir, options.image_size, **packing(options))
     images = provenance.read(packed, "images")["hash"]
-    output = open_run(options, {"images": images})
-    if output is None:
+    if run_folder.is_done(options, {"images": images}):
         return
+    # All that may be refused, before the folder is claimed.
     task = VQVAETask(options, packed, images)
     num_images = len(task.train_set)
     if options.batch_size == "auto":
         options.batch_size = choose_batch_size(options, num_images, task.workload(1), task.rehearse)
+    plan = plan_batches(options, num_images)
+    output = open_run(options, {"images": images})
     if distributed.is_main():
         print(memory(task.workload(int(options.batch_size)), sharding(options)), flush=True)
     if options.compile:
         task.compile()
-    train(task, options, plan_batches(options, num_images), output)
+    train(task, options, plan, output)

@@ -20,6 +20,7 @@ from mdaug.training.cost import Workload, vqvae_workload
 from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.loop import Task, validation_batches
 from mdaug.training.options import VQVAEConfig
+from mdaug.training.run_folder import LAST_FOLDERS
 from mdaug.training.task_pictures import save_reconstructions
 from shards.colormap import floor_of
 from shards.dataset import ShardDataset
@@ -80,6 +81,7 @@ class VQVAETask(Task):
     """
 
     score = "loss"
+    last_folder = LAST_FOLDERS["train-vqvae"]
 
     def __init__(self, config: VQVAEConfig, packed: Path, images_hash: str):
         self.config, self.images_hash = config, images_hash

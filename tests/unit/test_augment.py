@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from mdaug import augment
+from mdaug.augment import RICHER, TODAY, Policy
 from mdaug.training.augmented_images import Views
 from mdaug.training.latents import CopyOrder
 from mdaug.training.options import EncodeConfig
@@ -138,3 +141,75 @@ def test_unknown_transforms_and_negative_numbers_are_refused():
         config(augment_with="mirror")
     with pytest.raises(ValueError, match="augment_copies=-1"):
         config(augment_copies=-1)
+
+
+def test_a_policy_keeps_what_it_did_and_does_it_again_to_one_image_or_many():
+    images = np.random.default_rng(0).integers(0, 256, (6, 24, 32, 1), dtype=np.uint8)
+    policy = replace(RICHER, time_mask=0.1, doppler_mask=0.1, circular=False)
+    did = policy.draw(6, np.random.default_rng(1))
+    together = policy.apply(images, did)
+    assert together.dtype == np.uint8
+    assert together.shape == images.shape
+    assert np.array_equal(together, policy(images, np.random.default_rng(1)))
+    assert not np.array_equal(together, policy(images, np.random.default_rng(2)))
+    for i in range(6):
+        history = json.loads(json.dumps({name: [values[i].item()] for name, values in did.items()}))
+        assert np.array_equal(policy.apply(images[i : i + 1], history)[0], together[i])
+    levels = torch.from_numpy(np.moveaxis(images, -1, 1).copy()).float() / 127.5 - 1
+    assert np.array_equal(((policy.apply(levels, did) + 1) * 127.5).round().byte().numpy()[:, 0], together[..., 0])
+
+
+def test_a_policy_without_strength_changes_nothing_and_its_json_brings_it_back():
+    images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    assert np.array_equal(Policy()(images, np.random.default_rng(0)), images)
+    policy = replace(RICHER, circular=False, copies=3, seed=7)
+    assert Policy.from_json(json.loads(json.dumps(policy.to_json()))) == policy
+    with pytest.raises(ValueError, match="no 'rol'; it has shift"):
+        Policy.from_json({"rol": 1})
+    with pytest.raises(ValueError, match="stretch=2"):
+        Policy(stretch=2)
+
+
+def test_the_draw_of_a_transform_does_not_depend_on_the_others():
+    alone, among = (
+        policy.draw(9, np.random.default_rng(0)) for policy in (Policy(gain=0.1), replace(RICHER, gain=0.1))
+    )
+    assert np.array_equal(alone["gain"], among["gain"])
+    assert not alone["stretch"].any()
+
+
+def test_an_event_is_never_torn_where_time_does_not_go_round():
+    image = np.zeros((1, 8, 64, 1), np.uint8)
+    image[:, :, 20:44] = 200
+    images = np.repeat(image, 100, axis=0)
+    for circular, torn in ((False, False), (True, True)):
+        moved = Policy(shift=0.5, circular=circular)(images, np.random.default_rng(0))[:, 0, :, 0] > 100
+        edges = (np.diff(moved.astype(int), axis=1) != 0).sum(axis=1)
+        inside = moved[:, 0] & moved[:, -1]  # cut by the edge of the picture, with a part at either end
+        assert inside.any() == torn
+        assert (edges <= 2).all()
+
+
+def test_stretch_keeps_the_middle_and_changes_the_length():
+    image = np.zeros((1, 4, 101, 1), np.uint8)
+    image[:, :, 40:61] = 255
+    did = Policy(stretch=0.5, circular=False).draw(1, np.random.default_rng(0)) | {"stretch": [float(np.log(1.5))]}
+    out = Policy(stretch=0.5, circular=False).apply(image, did)[0, 0, :, 0] > 127
+    assert abs(out.sum() - 31) <= 1
+    assert abs(np.flatnonzero(out).mean() - 50) < 0.6
+
+
+def test_doppler_is_scaled_about_zero():
+    image = np.zeros((1, 65, 4, 1), np.uint8)
+    image[:, [16, 32, 48]] = 255  # -16, 0 and 16 bins
+    policy = Policy(doppler_scale=0.25)
+    did = policy.draw(1, np.random.default_rng(0)) | {"doppler_scale": [float(np.log(1.25))]}
+    assert np.flatnonzero(policy.apply(image, did)[0, :, 0, 0] > 127).tolist() == [12, 32, 52]
+
+
+def test_what_todays_policy_does_lies_within_its_strengths():
+    did = TODAY.draw(500, np.random.default_rng(0))
+    assert np.abs(did["shift"]).max() <= 0.5
+    assert np.abs(did["gain"]).max() <= np.float32(0.1)
+    assert (did["noise"] >= 0).all()
+    assert not did["doppler_scale"].any()

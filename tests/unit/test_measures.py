@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from skimage import metrics as skimage_metrics
 
+from mdaug.augment import TODAY, Policy
 from mdaug.evaluation import usefulness
 from mdaug.measures import classifier
 from mdaug.measures.image_quality import PSNR_LIMIT, psnr, ssim
@@ -71,7 +73,7 @@ def test_transforms_never_move_along_doppler(rng):
     images = torch.full((4, 1, 16, 16), -1.0)
     images[:, :, 5] = 0.5  # one Doppler line, at all times
     images[:, :, 9, 3] = 0.5  # one short flash
-    moved = classifier.label_safe_transform(images, torch.Generator().manual_seed(0))
+    moved = TODAY(images, np.random.default_rng(0))
     assert (moved[:, 0, 5] > 0.2).all()
     assert ((moved[:, 0, 9] > 0.0).sum(dim=1) == 1).all()
     assert (moved[:, 0, 9].argmax(dim=1) != 3).any()
@@ -80,7 +82,7 @@ def test_transforms_never_move_along_doppler(rng):
 
 def test_same_seed_same_classifier(rng):
     images, labels = rng.integers(0, 256, (12, 16, 16, 1), dtype=np.uint8), np.arange(12) % 3
-    options = {"steps": 3, "batch_size": 8, "learning_rate": 1e-2, "transforms": True}
+    options = {"steps": 3, "batch_size": 8, "learning_rate": 1e-2, "policy": TODAY}
     first, again, other = (classifier.train(images, labels, 3, seed=seed, **options) for seed in (0, 0, 1))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert not torch.equal(first.head.weight, other.head.weight)
@@ -88,7 +90,7 @@ def test_same_seed_same_classifier(rng):
 
 def test_timm_models_train_by_name_and_other_names_are_refused(rng, monkeypatch):
     images, labels = rng.integers(0, 256, (8, 32, 32, 1), dtype=np.uint8), np.arange(8) % 2
-    options = {"steps": 2, "batch_size": 4, "learning_rate": 1e-3, "seed": 0, "transforms": False}
+    options = {"steps": 2, "batch_size": 4, "learning_rate": 1e-3, "seed": 0}
     model = classifier.train(images, labels, 2, network="resnet10t", **options)
     predicted, features = classifier.outputs(model, images)
     assert set(predicted) <= {0, 1}
@@ -135,3 +137,55 @@ def test_judge_counts_recall_and_confusion():
     assert table["plain_accuracy"] == pytest.approx((2 / 3 + 1) / 2)
     assert table["confusion"] == [[3, 1, 0], [0, 2, 0], [0, 0, 0]]
     assert table["recall"] == [0.75, 1.0, None]
+
+
+def test_a_training_ends_by_its_loss_between_floor_and_ceiling():
+    falling = np.geomspace(3, 0.1, 4000)
+    steps = next(n for n in range(4000) if classifier.settled(falling[:n]))
+    assert steps == classifier.CEILING
+    assert classifier.settled(np.full(600, 1.0))
+    assert not classifier.settled(np.full(599, 0.0))
+    assert classifier.settled(np.geomspace(1, 1e-6, 600))  # falls still, but is as good as zero
+
+
+def test_a_settled_training_decays_for_a_third_of_its_steps_and_sees_no_held_out_image(rng, monkeypatch):
+    monkeypatch.setattr(classifier, "WINDOW", 4)
+    monkeypatch.setattr(classifier, "FLOOR", 12)
+    monkeypatch.setattr(classifier, "CEILING", 24)
+    images, labels = rng.integers(0, 256, (12, 16, 16, 1), dtype=np.uint8), np.arange(12) % 3
+    losses: list[float] = []
+    options = {"steps": "settled", "batch_size": 8, "learning_rate": 1e-2, "seed": 0}
+    model = classifier.train(images, labels, 3, losses=losses, **options)
+    assert len(losses) in {n + round(n / 3) for n in (12, 16, 20, 24)}
+    again = classifier.train(images, labels, 3, **options)
+    assert torch.equal(model.head.weight, again.head.weight)
+
+
+def test_sources_have_their_shares_and_classes_are_drawn_alike():
+    main = classifier.Source(np.zeros((103, 16, 16, 1), np.uint8), np.repeat([0, 1], [100, 3]), 0.65)
+    soft = classifier.Source(np.full((5, 16, 16, 1), 255, np.uint8), np.full((5, 4), 0.25, np.float32), 0.25)
+    rare = classifier.Source(np.full((7, 16, 16, 1), 128, np.uint8), np.repeat([2, 3], [6, 1]), 0.1)
+    stream = classifier._Stream([main, soft, rare], 4, seed=0)
+    batches = [stream.next(32) for _ in range(100)]
+    for images, _ in batches:  # in every batch, not only on average
+        assert abs(int((images[:, 0, 0, 0] == 1).sum()) - 8) <= 1
+    targets = torch.cat([target for _, target in batches])
+    uniform = (targets == 0.25).all(1)
+    assert abs(float(uniform.float().mean()) - 0.25) < 0.01
+    counts = targets[~uniform].sum(0)
+    assert abs(counts[0] - counts[1]) <= 2
+    assert abs(counts[2] - counts[3]) <= 2
+    again = classifier._Stream([main, soft, rare], 4, seed=0)
+    assert torch.equal(again.next(32)[1], batches[0][1])
+
+
+def test_predictions_are_averaged_over_copies_and_other_classes_are_left_out(rng):
+    images, labels = rng.integers(0, 256, (8, 16, 16, 1), dtype=np.uint8), np.arange(8) % 2
+    model = classifier.train(images, labels, 3, steps=3, batch_size=8, learning_rate=1e-3, seed=0)
+    plain = classifier.predict(model, images, num_classes=2)
+    assert plain.shape == (8, 2)
+    assert np.allclose(plain.sum(1), 1)
+    assert np.allclose(classifier.predict(model, images, Policy(copies=4), num_classes=2), plain)  # nothing is changed
+    policy = replace(TODAY, copies=4)
+    assert not np.allclose(classifier.predict(model, images, policy, num_classes=2), plain)
+    assert np.array_equal(classifier.predict(model, images, policy), classifier.predict(model, images, policy))

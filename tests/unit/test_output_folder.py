@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from shards import output_folder
 from shards.errors import UserError
-from shards.output_folder import Progress, claim, is_finished, read_progress, read_run, refuse_other
+from shards.output_folder import Progress, claim, disown_all, is_finished, read_progress, read_run, refuse_other
 
 OPTIONS = {"size": 64, "names": ["a", "b"]}
+
+
+@pytest.fixture(autouse=True)
+def _owns_nothing():
+    yield
+    disown_all()
 
 
 def test_the_same_run_continues_until_it_is_finished(tmp_path):
@@ -29,6 +40,7 @@ def test_the_same_run_continues_until_it_is_finished(tmp_path):
 
 def test_another_run_is_refused_naming_every_difference(tmp_path):
     claim(tmp_path, "encode", OPTIONS, {"images": "i" * 64})
+    (tmp_path / "shard.tar").write_bytes(b"data")
     before = (tmp_path / "run.json").read_bytes()
     with pytest.raises(UserError, match=r"size: 64 there, 32 now; made from images: i{12} there, j{12} now"):
         claim(tmp_path, "encode", OPTIONS | {"size": 32}, {"images": "j" * 64})
@@ -70,6 +82,88 @@ def test_of_many_that_claim_at_once_only_one_run_gets_the_folder(tmp_path):
     with ThreadPoolExecutor(8) as threads:
         won = list(threads.map(attempt, range(32)))
     assert won == [number % 2 == read_run(tmp_path / "out")["identity"]["size"] for number in range(32)]
+
+
+def test_a_run_that_has_made_nothing_owns_nothing(tmp_path, capsys):
+    claim(tmp_path, "encode", OPTIONS, {"images": "i"})
+    (tmp_path / "config.yaml").write_text("size: 64")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(UserError, match="size: 64 there"):  # it may be at work still
+        claim(tmp_path, "encode", OPTIONS | {"size": 32})
+    disown_all()
+    claim(tmp_path, "encode", OPTIONS | {"size": 32}, {"images": "j"})
+    assert "has made nothing: taken over" in capsys.readouterr().out
+    assert read_run(tmp_path)["identity"]["size"] == 32
+    assert read_run(tmp_path)["made_from"] == {"images": "j"}
+    disown_all()
+    (tmp_path / "metrics.jsonl").write_text("{}")
+    with pytest.raises(UserError, match="size: 32 there"):
+        claim(tmp_path, "encode", OPTIONS)
+
+
+def test_one_owner_at_a_time_and_a_killed_one_holds_nobody_up(tmp_path, capsys):
+    """Not even by its children, which the kill leaves alive."""
+    code = (
+        "import subprocess, sys, time; from pathlib import Path; from shards.output_folder import claim\n"
+        f"claim(Path({str(tmp_path)!r}), 'train', {{}}); child = subprocess.Popen(['sleep', '60'], close_fds=False)\n"
+        "print(child.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        child = int(owner.stdout.readline())
+        text = rf"is being written by mdaug train, process {owner.pid} on \S+; wait until that ends"
+        for other in ({}, {"size": 1}):  # a run that has made nothing is not taken over while it is alive
+            with pytest.raises(UserError, match=text):
+                claim(tmp_path, "train", other)
+        with ThreadPoolExecutor(1) as thread:
+            waiting = thread.submit(claim, tmp_path, "train", {}, wait=True)
+            with pytest.raises(futures.TimeoutError):
+                waiting.result(timeout=0.3)
+            owner.kill()
+            assert waiting.result(timeout=30).path == tmp_path
+        os.kill(child, signal.SIGKILL)
+    assert f"waiting for mdaug train, process {owner.pid}" in capsys.readouterr().out
+
+
+def test_workers_of_one_plan_own_a_folder_together(tmp_path):
+    code = (
+        "import time; from pathlib import Path; from shards.output_folder import claim\n"
+        f"claim(Path({str(tmp_path)!r}), 'generate', {{'n': 1}}, together=True); print(1, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        worker.stdout.readline()
+        with pytest.raises(UserError, match="n: 1 there, 2 now"):
+            claim(tmp_path, "generate", {"n": 2}, together=True)
+        disown_all()
+        claim(tmp_path, "generate", {"n": 1}, together=True)
+        disown_all()
+        worker.kill()
+    claim(tmp_path, "generate", {"n": 2}, together=True)
+    assert read_run(tmp_path)["identity"] == {"n": 2}
+
+
+def test_a_finished_folder_is_neither_owned_nor_written_to(tmp_path):
+    claim(tmp_path, "encode", OPTIONS).finish("latents", "hash", {})
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert claim(tmp_path, "encode", OPTIONS).finished
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_what_is_lost_is_named_and_what_is_cut_is_removed(tmp_path, capsys):
+    output = claim(tmp_path, "simulate", OPTIONS)
+    for name in ("a.png", "b.png", "README.md"):
+        (tmp_path / name).write_bytes(b"12345678")
+    output.finish("image-folder", "hash", {})
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "b.png").write_bytes(b"1234")
+    (tmp_path / "README.md").write_text("edited by a person")
+    again = claim(tmp_path, "simulate", OPTIONS)
+    assert not again.finished
+    again.begin_again()
+    assert "a.png is missing, b.png is cut (4 of 8 bytes); making that again" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["README.md", "run.json"]
 
 
 def test_progress_is_written_now_and_then_and_gone_at_the_end(tmp_path, monkeypatch):

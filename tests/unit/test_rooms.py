@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ORDER = (
     "shards", "mdaug/radar", "mdaug/models", "mdaug/pipeline", "mdaug/measures", "mdaug/training", "mdaug/generation",
-    "mdaug/evaluation", "launch",
+    "mdaug/evaluation", "mdaug/recipe", "launch",
 )  # fmt: skip
 
 

@@ -10,12 +10,12 @@ import torch
 
 from mdaug import config as configuration
 from mdaug.training import loop
-from mdaug.training.batches import BatchPlan, plan_batches
+from mdaug.training.batches import BatchPlan, accumulation, flags_for, plan_batches
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.engine import resolve_precision
 from mdaug.training.metrics import Metrics
 from mdaug.training.options import VQVAEConfig
-from mdaug.training.run_folder import check, open_run
+from mdaug.training.run_folder import check, is_done, open_run
 from shards import provenance
 from shards.errors import UserError
 from shards.output_folder import read_run
@@ -120,15 +120,15 @@ IMAGES = {"images": "abc"}
 
 def test_run_folder_of_another_run_is_refused_by_name(tmp_path):
     config = options(output_dir=tmp_path / "run")
+    assert not is_done(config, IMAGES)
     output = open_run(config, IMAGES)
-    assert output is not None
     assert open_run(options(output_dir=tmp_path / "run", logging_steps=7), IMAGES)
     with pytest.raises(UserError, match=r"lr: 5e-05 there, 0.1 now"):
         open_run(options(output_dir=tmp_path / "run", lr=0.1), IMAGES)
     with pytest.raises(UserError, match="made from images: abc there, another now"):
         open_run(config, {"images": "another"})
     output.finish("vqvae-run", "hash", {}, note="trained to the end")
-    assert open_run(config, IMAGES) is None
+    assert is_done(config, IMAGES)
     assert provenance.read(output.path, "vqvae-run")["made_from"] == IMAGES
 
 
@@ -144,6 +144,22 @@ def test_the_global_batch_may_be_written_in_another_way_when_resuming(tmp_path):
     """What the message about another global batch asks for; the checkpoint itself compares the products."""
     assert open_run(options(output_dir=tmp_path / "run", gradient_accumulation_steps=2), IMAGES)
     assert open_run(options(output_dir=tmp_path / "run", global_batch_size=64), IMAGES)
+
+
+@pytest.mark.parametrize(("ranks", "micro"), [(1, 4), (2, 4), (3, 4), (4, 8), (6, 16)])
+def test_the_flags_that_restore_a_global_batch_are_not_refused(ranks, micro):
+    """On another number of ranks: what the message names is what the next attempt accepts."""
+    with pytest.raises(UserError, match="global_batch_size=12 does not divide") as refused:
+        accumulation(options(batch_size=5, global_batch_size=12), ranks)
+    assert flags_for(12, ranks, 5) in str(refused.value)
+    flags = flags_for(12, ranks, micro).removeprefix("add ").split()
+    config = configuration.parse(VQVAEConfig, [*flags, "--data_dir=a", "--output_dir=b"], "mdaug train-vqvae")
+    assert config.batch_size <= micro
+    assert config.batch_size * ranks * accumulation(config, ranks) == 12
+
+
+def test_ranks_that_no_flags_fit_are_told_which_numbers_do():
+    assert flags_for(12, 5, 4) == "12 samples do not divide over 5 rank(s): start it on one of 1, 2, 3, 4, 6, 12 ranks"
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "config.yaml"])

@@ -1,0 +1,1 @@
+"""`mdaug augment`: the data choose how a classifier is trained on few images."""

@@ -1,0 +1,126 @@
+"""The trained classifier, in a folder that needs torch, numpy and Pillow alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from mdaug import augment
+from mdaug.measures import classifier, image_set, small_resnet
+from mdaug.recipe.trials import Material, Trial, fit, members
+from shards import atomic
+from shards.colormap import COLORMAPS
+from shards.colormap import colormap as colours_of
+
+FOLDER = "classifier"
+WEIGHTS, SETTINGS, PREDICT = f"{FOLDER}/classifier.safetensors", f"{FOLDER}/classifier.json", f"{FOLDER}/predict.py"
+FILES = (WEIGHTS, SETTINGS, PREDICT, f"{FOLDER}/augment.py", f"{FOLDER}/small_resnet.py")
+
+SCRIPT = '''"""Predict the class of spectrograms: python predict.py IMAGE.png ... (torch, numpy, Pillow)"""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+from augment import Policy  # noqa: E402
+from small_resnet import SmallResNet  # noqa: E402
+
+HERE = Path(__file__).parent
+ABOUT = json.loads((HERE / "classifier.json").read_text(encoding="utf-8"))
+KINDS = {"F32": np.float32, "F64": np.float64, "I64": np.int64}
+
+
+def load():
+    """Return the network; the file is in the format of safetensors: length, JSON header, bytes."""
+    data = (HERE / "classifier.safetensors").read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    weights = {}
+    for name, entry in json.loads(data[8:start]).items():
+        if name != "__metadata__":
+            first, last = (start + offset for offset in entry["data_offsets"])
+            array = np.frombuffer(data[first:last], KINDS[entry["dtype"]]).reshape(entry["shape"])
+            weights[name] = torch.from_numpy(array.copy())
+    model = SmallResNet(ABOUT["channels"], len(weights["head.bias"]))
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def read(path):
+    """Return an image as the network sees it, uint8 (size, size, channels)."""
+    image = Image.open(path)
+    if ABOUT["channels"] == 3:
+        pixels = np.asarray(image.convert("RGB"))
+    elif image.mode in ("L", "P"):  # of a palette the numbers are the levels
+        pixels = np.asarray(image)
+    elif ABOUT["colours"] is None:
+        pixels = np.asarray(image.convert("L"))
+    else:  # the level whose colour is nearest
+        flat = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(np.int32)
+        unique, back = np.unique(flat, axis=0, return_inverse=True)
+        table = np.array(ABOUT["colours"])
+        nearest = np.concatenate([((p[:, None] - table) ** 2).sum(2).argmin(1) for p in np.array_split(unique, 64)])
+        levels = (nearest * 255 / (len(table) - 1)).round().astype(np.uint8)
+        pixels = levels[back.ravel()].reshape(image.height, image.width)
+    resized = Image.fromarray(pixels).resize((ABOUT["image_size"],) * 2, Image.Resampling.BILINEAR)
+    buffer = io.BytesIO()
+    resized.save(buffer, "JPEG", quality=ABOUT["jpeg_quality"], subsampling=0)
+    return np.asarray(Image.open(buffer)).reshape(*resized.size, -1)
+
+
+@torch.no_grad()
+def predict(paths):
+    """Return the probabilities of the classes, (images, classes), averaged over the policy's transformed copies."""
+    model, policy, images = load(), Policy.from_json(ABOUT["policy"]), np.stack([read(path) for path in paths])
+    rng = np.random.default_rng([policy.seed, 2])
+    views = [policy(images, rng, ABOUT["floor"]) for _ in range(policy.copies)] or [images]
+    pixels = [torch.from_numpy(np.ascontiguousarray(np.moveaxis(view, -1, 1))).float() / 127.5 - 1 for view in views]
+    logits = [model.head(model.features(view))[:, : len(ABOUT["classes"])].double() for view in pixels]
+    return torch.stack([torch.softmax(view, 1) for view in logits]).mean(0).numpy()
+
+
+if __name__ == "__main__":
+    for path, row in zip(sys.argv[1:], predict(sys.argv[1:])):
+        print(f"{path}: {ABOUT['classes'][row.argmax()]} ({row.max():.2f})")
+'''
+
+
+def write(folder: Path, trial: Trial, material: Material, colormap: str | None) -> None:
+    """Train the classifier of a trial on all training images and write it with the script that predicts.
+
+    Args:
+        folder: the output folder of the recipe.
+        trial: one without a fold.
+        material: what it is trained on.
+        colormap: name of the map of levels, to read pictures in its colours.
+    """
+    place = folder / FOLDER
+    place.mkdir(exist_ok=True)
+    used = material.train.take(members(trial, material))
+    with classifier.one_thread():
+        model = fit(trial, material)
+    temporary = place / "classifier.tmp"
+    save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
+    temporary.replace(folder / WEIGHTS)
+    about = {
+        "classes": list(material.classes),
+        "channels": used.pixels.shape[-1],
+        "image_size": used.pixels.shape[1],
+        "jpeg_quality": image_set.JPEG_QUALITY,
+        "floor": classifier.floor_of(used.pixels),
+        "policy": trial.policy.to_json(),
+        "colours": colours_of(colormap).colours.tolist() if colormap in COLORMAPS else None,
+    }
+    atomic.write_text(folder / SETTINGS, json.dumps(about) + "\n")
+    atomic.write_text(folder / PREDICT, SCRIPT)
+    for module in (augment, small_resnet):
+        assert module.__file__ is not None
+        shutil.copyfile(module.__file__, place / Path(module.__file__).name)

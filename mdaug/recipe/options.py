@@ -1,0 +1,64 @@
+"""Options of `mdaug augment`. Values and their checks, nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from shards.validation import ascending, at_least, multiple_of, operational, within
+
+
+@dataclass
+class AugmentConfig:
+    """Find out how to train a classifier on few images: transforms, auxiliary and generated images, as the data decide.
+
+    Everything is chosen by cross-validation over groups of the training images; the held-out images are looked at once,
+    at the end.
+    """
+
+    data_dir: Path = operational()
+    """Packed images (`mdaug pack`), or an image folder, which is packed first."""
+    output_dir: Path = operational()
+    """Folder for recipe.json, report.html, classifier and predict.py; the same command again resumes or shows it."""
+    aux_dir: Path | None = operational(None)
+    """Images of other classes (other persons, sites, sensors), packed or an image folder; optional."""
+    synthetic_dir: Path | None = operational(None)
+    """Synthetic shards (`mdaug generate`) of a generator trained on data_dir; optional."""
+    same_names: Literal["ask", "same", "other"] = "ask"
+    """Classes of one name in data_dir and aux_dir: same: the same class, so that the images keep their labels; other:
+    another class."""
+    group_by: str | None = None
+    """For an image folder: what must stay together, as in `mdaug pack`."""
+    image_size: int = 64
+    """Side in pixels of the images that the classifier sees; a multiple of 16."""
+    folds: int = 3
+    """Parts of the training groups, each judged by classifiers trained on the others."""
+    seeds: int = 3
+    """Classifiers per arm and fold."""
+    share: float = 0.25
+    """Share of each batch that auxiliary, and generated, images take."""
+    n_per_class: list[int] = field(default_factory=lambda: [5, 10, 20, 50])
+    """Training images per class of the learning curve, ascending, as far as there are so many."""
+    steps: int | Literal["settled"] = "settled"
+    """Optimizer steps of every classifier; settled: until its training loss has settled, 800 to 3,200 steps."""
+    batch_size: int = 32
+    """Images per step."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of the classifier (AdamW)."""
+    max_per_class: int = 500
+    """Most images per class taken from each set."""
+    workers: int = operational(0)
+    """Processes that train classifiers, one thread each; 0: one per core."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work; raises ValueError naming field, value and what is accepted."""
+        at_least(self, 1, "seeds", "steps", "n_per_class")
+        at_least(self, 2, "folds", "max_per_class")
+        at_least(self, 0, "workers")
+        within(self, "[1, 4096]", "batch_size")
+        within(self, "(0, 1]", "learning_rate")
+        within(self, "(0, 0.5]", "share")
+        within(self, "[16, 1024]", "image_size")
+        multiple_of(self, 16, "image_size")
+        ascending(self, "n_per_class")

@@ -1,0 +1,182 @@
+"""What a recipe says: sentences, the worst first, a summary for the terminal and one page."""
+
+from __future__ import annotations
+
+import shlex
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from mdaug.evaluation.report.page import STYLE
+from mdaug.evaluation.report.sections import table
+from mdaug.evaluation.report.verdict import percent
+from mdaug.recipe.figures import in_words
+from shards.atomic import write_text
+
+REPORT = "report.html"
+TODAY_ARM = "today's transforms"
+
+
+def write(folder: Path, recipe: dict[str, Any]) -> None:
+    """Write report.html."""
+    arms = recipe["cross_validation"]["arms"]
+    _, low, high = recipe["held_out"][-1].get("gain", (0, 0, 0))
+    kind = "loss" if high < 0 else "gain" if low > 0 else "none"
+    worths = recipe["enough"]["worth"]
+    policy = {name: value for name, value in recipe["policy"].items() if value not in (0, 0.0)}
+    pieces = [
+        "<h1>How to train on these images</h1>",
+        f'<div class="verdict {kind}">',
+        *(f"<p>{escape(sentence)}</p>" for sentence in sentences(recipe)),
+        "</div>",
+        "<h2>On the held-out images, looked at once</h2>",
+        table(
+            ["trained with", "mean recall", "95 % interval", "over today's transforms"],
+            [[escape(row["arm"]), *_figures(row), _gain(row)] for row in recipe["held_out"]],
+        ),
+        "<h2>What was compared, by cross-validation inside the training images</h2>",
+        table(
+            ["trained with", "mean recall", "95 % interval", "gain", "over", "worth in real images", "kept"],
+            [
+                [
+                    escape(row["arm"]),
+                    *_figures(row),
+                    _gain(row),
+                    escape(row["against"] or "–"),
+                    in_words(worths[row["arm"]]),
+                    {None: "–", True: "yes", False: "no"}[row.get("kept")],
+                ]
+                for row in arms
+            ],
+        ),
+        "<p class=note>Worth in real images: how many images per class the free baseline needs for the same mean "
+        "recall. Groups of the training images are judged by classifiers of other groups. The policy was chosen with "
+        "other seeds on the same folds, so that the figure of the free baseline is a little optimistic"
+        + (
+            "; the generator had seen the images of all folds, so a gain of generated images is an upper bound</p>"
+            if recipe["made_from"].get("synthetic")
+            else ".</p>"
+        ),
+        "<h2>Is the number of images enough?</h2>",
+        table(
+            ["real images per class", *(str(number) for number, _ in recipe["enough"]["images"])],
+            [["mean recall of the free baseline", *(percent(recall) for _, recall in recipe["enough"]["images"])]],
+        ),
+        table(
+            [
+                f"groups of each class, {recipe['enough']['per_class']} images per class",
+                *(str(number) for number, _ in recipe["enough"]["groups"]),
+            ],
+            [["mean recall of the free baseline", *(percent(recall) for _, recall in recipe["enough"]["groups"])]],
+        ),
+        "<h2>The policy, and those it was chosen from</h2>",
+        f"<p>{escape(', '.join(f'{name} {value:g}' for name, value in policy.items()))}</p>",
+        table(
+            ["policy", "copies at test time", "mean recall", "95 % interval", "seeds"],
+            [
+                [escape(row["name"]), row["copies"], *_figures(row), row["seeds"]]
+                for row in recipe["cross_validation"]["policies"]
+            ],
+        ),
+        "<details><summary>Command and hashes</summary>",
+        f"<pre>{escape(command(recipe['config']))}</pre>",
+        table(
+            ["made from", ""], [[role, f"<code>{content[:16]}</code>"] for role, content in recipe["made_from"].items()]
+        ),
+        "</details>",
+    ]
+    write_text(
+        folder / REPORT,
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width,initial-scale=1"><title>mdaug augment</title><style>{STYLE}</style></head>\n'
+        "<body>\n" + "\n".join(pieces) + "\n</body></html>\n",
+    )
+
+
+def summary(recipe: dict[str, Any], folder: Path) -> str:
+    """Return the held-out figures and the sentences as plain text."""
+    lines = [""]
+    for row in recipe["held_out"]:
+        recall, within = _figures(row)
+        lines.append(f"{row['arm']:60s} {recall} ({within})")
+    return "\n".join([*lines, "", *sentences(recipe), "", f"report: {folder / REPORT}"])
+
+
+def sentences(recipe: dict[str, Any]) -> list[str]:
+    """Return what was found, bad news first: the gain on held-out images, the additions, and what would help more."""
+    by_arm = {row["arm"]: row for row in recipe["held_out"]}
+    chosen, today, images = by_arm[recipe["chosen"]], by_arm[TODAY_ARM], recipe["images"]
+    if chosen is today:
+        said = [
+            "Nothing was shown to beat today's transforms on these images, so they are the recipe: "
+            f"{percent(today['recall'])} mean recall on {images['held_out']} held-out images "
+            f"(95 % interval {_figures(today)[1]})."
+        ]
+    else:
+        _, low, high = chosen["gain"]
+        outcome = "is worse than" if high < 0 else "is better than" if low > 0 else "cannot be told from"
+        said = [
+            f"On {images['held_out']} held-out images the recipe ({recipe['chosen']}) {outcome} today's transforms: "
+            f"{percent(today['recall'])} to {percent(chosen['recall'])} mean recall, {_points(chosen['gain'])}."
+        ]
+    for row in recipe["cross_validation"]["arms"][1:]:
+        verb = "kept" if row["kept"] else "not kept"
+        why = "" if row["kept"] else (
+            ", another addition gains more" if row["gain"][1] > 0 else ", its interval does not lie above zero"
+        )  # fmt: skip
+        said.append(f"{row['arm'].removeprefix('+ ')}: {_points(row['gain'])} over {row['against']}; {verb}{why}.")
+    if len(recipe["made_from"]) == 1:
+        said.append("No auxiliary and no generated images were given, so transforms are all there was to choose.")
+    return [*said, _enough(recipe)]
+
+
+def command(config: dict[str, Any]) -> str:
+    """Return the command that made a recipe, every setting spelled out."""
+    flags = [
+        f"--{name} {shlex.quote(str(value))}"
+        for name, value in config.items()
+        if value is not None and name != "workers"
+    ]
+    return " ".join(["mdaug augment", *flags])
+
+
+def _enough(recipe: dict[str, Any]) -> str:
+    images, groups = recipe["enough"]["images"], recipe["enough"]["groups"]
+    if len(images) < 2:
+        return "There are too few images for a learning curve: record more of every class."
+    last, most = images[-2:]
+    text = (
+        f"From {last[0]} to {most[0]} images per class the free baseline goes from {percent(last[1])} to "
+        f"{percent(most[1])}"
+    )
+    by_images = (most[1] - last[1]) / max(1e-9, _doublings(last[0], most[0]))
+    if len(groups) < 2:
+        return text + "; there are too few groups to tell whether more of them would help more."
+    by_groups = (groups[-1][1] - groups[0][1]) / _doublings(groups[0][0], groups[-1][0])
+    text += (
+        f"; twice the images bring {100 * by_images:+.1f} points, the same number of images from twice the groups "
+        f"(recordings, persons) {100 * by_groups:+.1f}"
+    )
+    if max(by_images, by_groups) < 0.01:
+        return text + ": the curve is flat, and neither would help much."
+    return text + f": record {'other groups' if by_groups > by_images else 'more images'} first."
+
+
+def _doublings(few: float, many: float) -> float:
+    count = 0.0
+    while few * 2 <= many:
+        few, count = few * 2, count + 1
+    return count + (many / few - 1)
+
+
+def _figures(row: dict[str, Any]) -> list[str]:
+    return [percent(row["recall"]), f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"]
+
+
+def _gain(row: dict[str, Any]) -> str:
+    return _points(row["gain"]) if "gain" in row else "–"
+
+
+def _points(gain: list[float]) -> str:
+    difference, low, high = (100 * value for value in gain)
+    return f"{difference:+.1f} points (95 % interval {low:+.1f} to {high:+.1f})"

@@ -1,0 +1,252 @@
+"""The recipe: groups stay whole, subsets are nested, additions must prove themselves, overlaps are refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mdaug.augment import RICHER, TODAY, Policy
+from mdaug.measures import classifier
+from mdaug.recipe import deliver, policy_search, recipe
+from mdaug.recipe.figures import in_words, interval, worth
+from mdaug.recipe.inputs import load
+from mdaug.recipe.options import AugmentConfig
+from mdaug.recipe.trials import Images, Material, Trial, make_folds, members, run_trial
+from shards import provenance
+from shards.errors import UserError
+from tests.toy import CLASSES, toy_image, toy_packed, toy_synthetic
+
+FEW = {"only": TODAY, "richer": RICHER}
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    return toy_packed(tmp_path_factory.mktemp("packed") / "packed", size=32, train=48, val=16)
+
+
+@pytest.fixture
+def options(packed, tmp_path, monkeypatch):
+    monkeypatch.setattr(policy_search.search, "__defaults__", (FEW, *policy_search.search.__defaults__[1:]))
+    small = {"image_size": 32, "steps": 2, "seeds": 2, "folds": 2, "n_per_class": [2], "batch_size": 8, "workers": 1}
+    return AugmentConfig(packed, tmp_path / "recipe", **small)
+
+
+def others(folder: Path, names=("zig", "zag"), size: int = 32, channels: int = 1) -> Path:
+    """An image folder of other classes."""
+    from PIL import Image
+
+    rng = np.random.default_rng(5)
+    for label, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for i in range(8):
+            picture = np.repeat(toy_image(label, rng, size), channels, axis=2)
+            picture[..., 0] ^= 1 if channels == 3 else 0
+            Image.fromarray(picture.squeeze()).save(folder / name / f"{i:02d}.png")
+    return folder
+
+
+def test_groups_are_never_torn_and_every_class_is_in_two_folds():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        groups_per_class = rng.integers(2, 6, 4)
+        own = rng.random() < 0.5  # recordings of one class each, or persons who show them all
+        labels = np.repeat(np.arange(4), groups_per_class * 3)
+        groups = [f"{k if own else ''}r{i // 3}" for k, n in enumerate(groups_per_class) for i in range(3 * n)]
+        folds = make_folds(labels, groups, 3, CLASSES)
+        assert all(len(set(folds[[g == name for g in groups]])) == 1 for name in set(groups))
+        assert all(len(set(folds[labels == label])) > 1 for label in range(4))
+
+
+def test_every_class_is_in_two_folds_also_where_groups_hold_some_classes_each():
+    rng = np.random.default_rng(1)
+    for _ in range(100):
+        shows = rng.random((7, 4)) < 0.5
+        shows[:2] = True
+        group, label = np.nonzero(np.repeat(shows, rng.integers(1, 4), axis=1))
+        labels, groups = label % 4, [str(g) for g in group]
+        folds = make_folds(labels, groups, 3, CLASSES)
+        assert all(len(set(folds[labels == k])) > 1 for k in range(4))
+
+
+def test_a_class_with_one_group_is_named_with_what_to_do():
+    with pytest.raises(UserError, match=r"class 'rising' has training images of 1 group.*--group_by"):
+        make_folds(np.array([0, 0, 1, 1]), ["a", "b", "a", "a"], 3, CLASSES[:2])
+
+
+def test_subsets_are_nested_in_images_and_in_groups():
+    labels = np.tile(np.arange(3), 40)
+    train = Images(np.zeros((120, 16, 16, 1), np.uint8), labels, [f"g{i // 12}" for i in range(120)])
+    material = Material(["a", "b", "c"], train, np.arange(120) // 60)
+    for field, numbers in (("per_class", (1, 3, 9, 0)), ("num_groups", (1, 2, 4, 0))):
+        chosen = [set(members(Trial("", TODAY, fold=0, subset=4, **{field: n}), material)) for n in numbers]
+        assert all(few < more for few, more in itertools.pairwise(chosen))
+        assert all(60 <= i < 120 for i in chosen[-1])
+    assert np.bincount(labels[members(Trial("", TODAY, per_class=3), material)]).tolist() == [3] * 3
+    first, second = (set(members(Trial("", TODAY, per_class=3, subset=s), material)) for s in (0, 1))
+    assert first != second
+
+
+def test_worth_is_read_off_the_curve_and_a_flat_one_says_so():
+    curve = [(5, 0.6), (10, 0.7), (20, 0.8)]
+    assert worth(0.7, curve)["number"] == pytest.approx(10)
+    assert 10 < worth(0.75, curve)["number"] < 20
+    assert [in_words(worth(value, curve)) for value in (0.5, 0.9)] == ["less than 5", "more than 20"]
+    assert in_words(worth(0.7, [(5, 0.70), (20, 0.71)])) == "flat curve"
+
+
+def test_interval_is_of_classes_and_excludes_zero_for_a_real_gain():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [190, 10])
+    always = np.tile(labels == 0, (3, 1))
+    assert interval(always, labels, [str(i) for i in range(200)])[0] == pytest.approx(0.5)
+    base = rng.random((3, 200)) < 0.5
+    better = base | (rng.random((3, 200)) < 0.5)
+    difference, low, high = interval(better, labels, [str(i) for i in range(200)], base)
+    assert 0 < low < difference < high
+    _, low, high = interval(rng.random((3, 200)) < 0.5, labels, [str(i) for i in range(200)], base)
+    assert low < 0 < high
+
+
+def test_a_trial_judges_its_fold_and_uses_the_others(packed):
+    rng = np.random.default_rng(0)
+    pixels = np.stack([toy_image(i % 4, rng, 32) for i in range(48)])
+    train = Images(pixels, np.arange(48) % 4, [str(i // 4) for i in range(48)])
+    material = Material(
+        CLASSES, train, np.arange(48) // 24, auxiliary=Images(pixels[:9], np.arange(9) % 3, ["a"] * 9), steps=2
+    )
+    for use in ("", "uniform", "classes"):
+        result = run_trial(Trial("x", replace(RICHER, copies=2, mix=0.3), use, fold=1), material)
+        assert (result["judged"], result["images"], result["steps"]) == (list(range(24, 48)), 24, 2)
+        assert set(result["plain"]) | set(result["averaged"]) <= {0, 1, 2, 3}  # never one of the auxiliary classes
+
+
+def test_the_whole_recipe_resumes_and_its_classifier_needs_torch_alone(options, tmp_path):
+    options = replace(options, aux_dir=others(tmp_path / "others"), synthetic_dir=None)
+    found = recipe.run(options)
+    place = options.output_dir
+    assert {row["arm"] for row in found["cross_validation"]["arms"]} == {
+        recipe.TODAY_ARM, recipe.AVERAGED, recipe.UNIFORM, recipe.CLASSES,
+        *[recipe.SEARCHED] * (found["searched"] != "only"),
+    }  # fmt: skip
+    assert json.loads((place / recipe.RECIPE).read_text())["held_out"] == json.loads(json.dumps(found["held_out"]))
+    text = (place / "report.html").read_text(encoding="utf-8")
+    assert "How to train on these images" in text
+    assert "mdaug augment --data_dir" in text
+
+    # Interrupted before the end: one trial and what follows are made again, and nothing else.
+    trials = sorted((place / recipe.TRIALS).iterdir())
+    times = {path: path.stat().st_mtime_ns for path in trials}
+    trials[3].unlink()
+    (place / provenance.FILE_NAME).unlink()
+    again = recipe.run(options)
+    assert json.dumps(again) == json.dumps(found)
+    assert [path for path in trials if path.stat().st_mtime_ns != times[path]] == [trials[3]]
+
+    # A finished folder without one of its files is not believed.
+    (place / deliver.PREDICT).unlink()
+    recipe.run(options)
+    assert (place / deliver.PREDICT).is_file()
+
+    # The classifier by itself, elsewhere, as it predicts here.
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(place / deliver.FOLDER, copy)
+    pictures = sorted((tmp_path / "others").rglob("*.png"))[:4]
+    code = f"""
+import sys, json
+sys.path.insert(0, {str(copy)!r})
+import predict
+print(json.dumps(predict.predict({[str(path) for path in pictures]!r}).tolist()))
+print([name for name in sys.modules if name.split(".")[0] in ("mdaug", "shards", "safetensors", "diffusers")])
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, check=True
+    )
+    rows, loaded = done.stdout.splitlines()
+    assert loaded == "[]"
+    here = np.asarray(json.loads(rows))
+    assert here.shape == (4, len(CLASSES))
+    assert np.allclose(here.sum(1), 1)
+    lines = subprocess.run(
+        [sys.executable, copy / "predict.py", *pictures], capture_output=True, text=True, env=environment, check=True
+    ).stdout.splitlines()
+    assert [line.split(": ")[1].split(" ")[0] for line in lines] == [CLASSES[k] for k in here.argmax(1)]
+
+
+def test_the_held_out_images_decide_nothing(options, tmp_path):
+    """Other held-out images: everything but the figures on them stays."""
+    first = recipe.run(options)
+    inputs = load(options)
+    scrambled = replace(inputs, held_out=replace(inputs.held_out, labels=(inputs.held_out.labels + 1) % 4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "load", lambda _: scrambled)
+        second = recipe.run(replace(options, output_dir=tmp_path / "scrambled"))
+    without = ("held_out", "config")
+    assert {k: v for k, v in first.items() if k not in without} == {k: v for k, v in second.items() if k not in without}
+    assert first["held_out"] != second["held_out"]
+
+
+def test_an_addition_is_kept_only_if_its_interval_lies_above_zero():
+    rows = [{"arm": arm, "gain": gain} for arm, gain in (("a", (0.3, -0.1, 0.6)), ("b", (0.02, 0.01, 0.03)))]
+    assert recipe.Comparison._keep(rows, "free") == "b"
+    assert rows[1]["kept"]
+    assert recipe.Comparison._keep(rows[:1], "free") == "free"
+
+
+def test_generated_images_are_an_addition(options, packed, tmp_path):
+    synthetic = toy_synthetic(tmp_path / "synthetic", packed, per_class=4)
+    found = recipe.run(replace(options, synthetic_dir=synthetic))
+    assert [row["arm"] for row in found["cross_validation"]["arms"]][-1] == recipe.GENERATED
+    assert "upper bound" in (options.output_dir / "report.html").read_text(encoding="utf-8")
+    foreign = toy_packed(tmp_path / "foreign", size=32, train=8, val=8)
+    with pytest.raises(UserError, match="images differ"):
+        load(replace(options, data_dir=foreign, synthetic_dir=synthetic))
+
+
+def test_auxiliary_images_that_do_not_fit_are_refused_in_one_line(options, packed, tmp_path):
+    with pytest.raises(UserError, match="3 channel"):
+        load(replace(options, aux_dir=others(tmp_path / "a" / "colours", channels=3)))
+    with pytest.raises(UserError, match="class 'flat' is in data_dir and in aux_dir; say --same_names same"):
+        load(replace(options, aux_dir=others(tmp_path / "b" / "names", names=("flat", "zag"))))
+    same = load(replace(options, aux_dir=tmp_path / "b" / "names", same_names="same"))
+    assert (same.same, set(same.auxiliary.labels)) == (True, {CLASSES.index("flat")})
+    other = load(replace(options, aux_dir=tmp_path / "b" / "names", same_names="other"))
+    assert (other.same, len(other.auxiliary)) == (False, 16)
+    with pytest.raises(UserError, match=r"\d+ of \d+ images of aux_dir .* are training images"):
+        load(replace(options, aux_dir=packed, same_names="other"))
+    resized = load(replace(options, aux_dir=others(tmp_path / "c" / "large", size=48)))
+    assert resized.auxiliary.pixels.shape[1:] == (32, 32, 1)
+
+
+def test_values_that_cannot_work_are_refused():
+    for wrong, field in (({"share": 0.9}, "share"), ({"image_size": 50}, "multiple of 16"), ({"folds": 1}, "folds")):
+        with pytest.raises(ValueError, match=field):
+            AugmentConfig(Path("a"), Path("b"), **wrong)
+
+
+def test_a_search_prefers_what_helps():
+    """Two candidates, one of which makes every image noise."""
+    rng = np.random.default_rng(0)
+    pixels = np.stack([toy_image(i % 4, rng, 16) for i in range(64)])
+    train = Images(pixels, np.arange(64) % 4, [str(i // 4) for i in range(64)])
+    folds = make_folds(train.labels, train.groups, 2, CLASSES)
+    material = Material(CLASSES, train, folds, steps=80, batch_size=16, learning_rate=3e-3)
+    candidates = {"noise": Policy(noise=1.0, gain=1.0, time_mask=1.0), "today": TODAY}
+
+    def run(trials):
+        with classifier.one_thread():
+            return [run_trial(trial, material) for trial in trials]
+
+    chosen = policy_search.search(train, folds, run, candidates, seeds=1)
+    assert chosen.name == "today"
+    assert len(chosen.table) == 4
+    assert chosen.low <= chosen.recall <= chosen.high
