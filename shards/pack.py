@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from shards import atomic, image_to_png, provenance
+from shards.errors import UserError
 from shards.image_to_png import NO_FRAME, Checked, to_png
 from shards.index import content_hash, write_index
 from shards.options import PackConfig
 from shards.output_folder import (
     LISTING_FILE,
+    RUN_FILE,
     OutputFolder,
     claim,
     exclusive,
-    is_finished,
     read_run,
     refuse_other,
     require_apart,
@@ -52,8 +53,9 @@ def run(options: PackConfig) -> None:
     check(options, Preflight())
     provenance.require_whole(
         options.data_dir,
-        otherwise=f"; or, if files were taken out on purpose, delete {options.data_dir / provenance.FILE_NAME}",
+        otherwise=f"; or, if files were taken out on purpose, delete {RUN_FILE} and {provenance.FILE_NAME} there",
     )
+    simulated = _hash_of_simulated(options.data_dir)
     folder = read_folder(options.data_dir, options.class_depth)
     if options.dry_run:
         with Pool(options.workers, len(folder.images)) as pool:
@@ -79,8 +81,7 @@ def run(options: PackConfig) -> None:
                 return
             plan = make_plan(options, folder, checked)
             mine = claim(output, "pack", identity_of(options), made_from, wait=True)
-            if (read_run(folder.root) or {}).get("command") == "simulate" and is_finished(folder.root):
-                mine.made_from["simulate"] = provenance.read(folder.root, "image-folder")["hash"]
+            mine.made_from |= simulated
             mine.begin_again()
             _write_shards(plan, options.shard_size, mine, pool)
         # What makes the shards a data set; the mark of the end is last.
@@ -93,6 +94,23 @@ def run(options: PackConfig) -> None:
         config = {name: plain(value) for name, value in asdict(options).items()}
         mine.finish("images", content_hash(output), config)
     say(f"{summary(plan.report)}\nwrote {output}; {output / REPORT} names every file rejected or converted")
+
+
+def _hash_of_simulated(data_dir: Path) -> dict[str, str]:
+    """Return {"simulate": content hash} of a folder that mdaug simulated, whose metadata are the truth; else {}.
+
+    Raises UserError for an image folder that a command of mdaug began and did not finish.
+    """
+    marks = [data_dir / RUN_FILE, data_dir / provenance.FILE_NAME]
+    if not any(mark.is_file() for mark in marks):
+        return {}
+    if absent := [mark.name for mark in marks if not mark.is_file()]:
+        raise UserError(
+            f"{data_dir} has no {absent[0]}: mdaug began it and did not finish; give the command that made it again, "
+            f"or delete {RUN_FILE} and {provenance.FILE_NAME} there to take the images as they are"
+        )
+    record, run = provenance.read(data_dir, "image-folder"), read_run(data_dir)
+    return {"simulate": record["hash"]} if run and run["command"] == "simulate" else {}
 
 
 def read_report(output: Path) -> dict[str, Any]:

@@ -36,7 +36,8 @@ def work(ldm: str, folder: str, worker: int, workers: int) -> None:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name not in TIMED}
+    kept = (path for path in folder.iterdir() if path.is_file() and path.name not in TIMED and path.name[0] != ".")
+    return {path.name: path.read_bytes() for path in kept}
 
 
 @pytest.fixture(scope="module")
