@@ -95,7 +95,7 @@ def all_steps(job: _Job) -> None:
     plan(job)
     if job.finished_before is not None and not job.options.repair:
         print(_found(job), flush=True)
-        if job.options.grid:
+        if job.options.grid and not (job.output.path / GRID).is_file():
             write_grid(job.plan, job.output.path)
         return
     work(job)
