@@ -50,6 +50,16 @@ def device() -> torch.device:
     return torch.device("cuda", local_rank())
 
 
+def memory_format() -> torch.memory_format:
+    """Return the layout of cuDNN's fastest convolutions on a GPU, where the norms of this torch know it, too.
+
+    Before 2.15 every GroupNorm on CUDA copied its input into the other layout, which cost more than the convolutions
+    gained. On a CPU it gains nothing.
+    """
+    fast = torch.cuda.is_available() and tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 15)
+    return torch.channels_last if fast else torch.contiguous_format
+
+
 def require_gpu_for_fp16(precision: str, kind: str) -> None:
     """Raise UserError for mixed_precision "fp16" on the kind of device "cpu"."""
     if precision == "fp16" and kind == "cpu":

@@ -148,8 +148,8 @@ def prepare(plan: Plan, pipeline: Any) -> None:
     if plan.device == "cpu":
         torch.set_num_threads(plan.cpu_threads)
     else:
-        pipeline.unet.to(memory_format=torch.channels_last)
-        pipeline.vqvae.to(memory_format=torch.channels_last)
+        pipeline.unet.to(memory_format=distributed.memory_format())
+        pipeline.vqvae.to(memory_format=distributed.memory_format())
     if plan.compile:
         pipeline.unet.compile(dynamic=False)
 

@@ -9,6 +9,7 @@ import torch
 from diffusers import VQModel
 from torch import nn
 
+from mdaug import distributed
 from mdaug.artifacts import GEOMETRY_FILE, find_vqvae
 from mdaug.models.quantizer import Codebook
 from shards import atomic, provenance
@@ -55,8 +56,7 @@ class TrainableVQVAE(nn.Module):
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Return the latents before quantization, (B, d, h, w), of images (B, C, H, W) in [-1, 1]."""
-        if images.is_cuda:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=distributed.memory_format())
         return self.quant_conv(self.encoder(images))
 
     def forward(

@@ -30,6 +30,7 @@ INSTEAD = {  # the flags that do what a section without effect was meant for
     "checkpoint": "see --save_epochs and --keep_last",
     "compile": "use --compile",
     "elasticity": "--global_batch_size is the same on any number of ranks",
+    "timers": "the log lines tell the speed, and a timer of DeepSpeed waits for the device at every micro batch",
     "scheduler": "the learning rate follows --lr and the command's own schedule",
 }
 # Settings that DeepSpeed accepts and that silently change the result: gradients of another scale; no norm, so that
@@ -101,6 +102,7 @@ def _filled(config: TrainingConfig, precision: str, batch: tuple[int | None, int
         if (given := _at(settings, key)) not in (None, "auto", value):
             raise UserError(f'{path}: "{key}" is {given}, but must be {value} here: {why}; remove it or agree')
     _check_optimizer(path, settings.pop("optimizer", {}), config)  # made here; DeepSpeed would ignore the section
+    settings["timers"] = {"throughput": {"enabled": False}}  # it would wait for the device twice per micro batch
     settings.setdefault("zero_force_ds_cpu_optimizer", False)  # else offload refuses torch's AdamW
     settings = _without_auto(settings)
     if config.deepspeed_config is not None:

@@ -63,6 +63,18 @@ def load_at_stage_0(universal: Path, module: torch.nn.Module, optimizer: torch.o
         optimizer.state[parameter] = {"step": step.to(parameter.device if on_device else "cpu"), **state}
 
 
+def lay_out_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Give AdamW's moments the strides of their weights.
+
+    A checkpoint keeps the strides of the device that wrote it, channels_last on a GPU. The fused kernel of the CPU
+    takes moments of another layout without a check, element by element in memory: a scrambled update.
+    """
+    for parameter, state in optimizer.state.items():
+        for moment in MOMENTS:
+            if state[moment].stride() != parameter.stride():
+                state[moment] = torch.empty_like(parameter, requires_grad=False).copy_(state[moment])
+
+
 def _from_stage_0(model_states: dict[str, Any], target: Path) -> list[dict[str, Any]]:
     """Write the parameters of a stage-0 checkpoint and return its parameter groups."""
     optimizer = model_states["optimizer"]

@@ -14,6 +14,7 @@ from torch import nn
 from mdaug import distributed
 from mdaug.training import deepspeed_json, elastic, sharded_tensors
 from mdaug.training.deepspeed_json import ADAM_EPS, zero_stage
+from mdaug.training.gradient_buckets import GradientBuckets
 from mdaug.training.options import TrainingConfig
 from shards.errors import UserError
 
@@ -67,10 +68,9 @@ class Engine:
         self.deepspeed, _, _, _ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=settings, dist_init_required=False
         )
-        if self.stage == 0 and device.type == "cuda":
-            # The layout of cuDNN's fastest convolutions. `initialize` cannot broadcast weights in it, and stages 1 to 3
-            # choose the layout themselves.
-            module.to(memory_format=torch.channels_last)
+        if self.stage == 0:
+            # `initialize` cannot broadcast weights in another layout, and stages 1 to 3 choose the layout themselves.
+            module.to(memory_format=distributed.memory_format())
         self.module = module
         self.device = device
         self.max_grad_norm = config.max_grad_norm
@@ -82,7 +82,17 @@ class Engine:
         self.fused = self.stage == 0 and self.deepspeed.optimizer is optimizer
         if self.fused:
             self.deepspeed.clip_fp32_gradients = lambda: None
-            self.deepspeed.enable_backward_allreduce = distributed.world_size() > 1
+        # At stage 0 DeepSpeed would reduce after the backward pass, in one piece, and wait for it.
+        self.buckets: GradientBuckets | None = None
+        if self.stage == 0:
+            self.deepspeed.enable_backward_allreduce = False
+            if distributed.world_size() > 1:
+                sent = str(settings.get("communication_data_type") or "fp32")
+                self.buckets = GradientBuckets(
+                    parameters,
+                    due=self.deepspeed.is_gradient_accumulation_boundary,
+                    dtype=None if sent == "fp32" else distributed.DTYPES[sent],
+                )
         # Steps skipped because their gradient was not finite; on the device, so that no step waits for them.
         self.skipped = torch.zeros((), device=device)
         self.skipped_in_a_row = torch.zeros((), device=device)
@@ -108,6 +118,8 @@ class Engine:
         for group in optimizer.param_groups:
             group["lr"] = lr
         if self.stage == 0:
+            if self.buckets is not None:
+                self.buckets.finish()
             # DeepSpeed neither reports the norm nor guards the step here. The gradients are reduced already,
             # so all ranks see the same. A fused optimizer divides them by grad_scale, and skips the step by itself
             # where found_inf is 1. With fp16 the GradScaler sets found_inf and multiplies our grad_scale by its own.
@@ -204,6 +216,8 @@ class Engine:
         path, _ = self.deepspeed.load_checkpoint(str(folder), tag=tag)
         if path is None:
             raise UserError(f"{folder} holds no DeepSpeed state; delete that folder to resume from the one before")
+        if self.stage == 0:
+            elastic.lay_out_moments(optimizer)
         if scaler is not None and type(optimizer.loss_scaler) is not type(scaler):  # of a run in another precision
             optimizer.loss_scaler, optimizer.dynamic_loss_scale = scaler, scaler.dynamic
 

@@ -174,7 +174,7 @@ class LDMTask(Task):
         """Return the squared error per sample, (B,), in fp32."""
         noised = self.objective.noised(batch["latent"], batch["noise"], batch["timestep"])
         extra = {name: batch[name] for name in ("conditions", "augment") if name in batch}
-        sample = noised.sample.contiguous(memory_format=torch.channels_last) if noised.sample.is_cuda else noised.sample
+        sample = noised.sample.contiguous(memory_format=distributed.memory_format())
         prediction = network(sample, noised.time, batch["label"], **extra).sample
         return functional.mse_loss(prediction.float(), noised.target, reduction="none").flatten(1).mean(1)
 
