@@ -145,7 +145,8 @@ class Proof:
         return [*write(path, self.results, self.steps, self.rehearse), "", str(path)]
 
     def tests(self) -> None:
-        """Run the tests that need a GPU."""
+        """Ask what only a card can answer, then run the tests that need a GPU."""
+        self.results["checks"] = last_json(self.run("checks", ["benchmarks/gpu_checks.py"], 0.4))
         self.run("tests", ["-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "-rfEs", "tests"])
         counts = [line for line in self.steps[-1]["tail"] if re.search("(passed|failed|errors?).* in ", line)]
         self.results["tests"] = "".join(counts[-1:])

@@ -24,6 +24,7 @@ import resource
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -128,7 +129,7 @@ def main() -> None:
     options = parser.parse_args()
 
     device = distributed.init()
-    vqvae_task.PerceptualLoss = lambda net, _: perceptual.PerceptualLoss(net, random_backbone=True)  # type: ignore
+    vqvae_task.PerceptualLoss = partial(perceptual.PerceptualLoss, random_backbone=True)  # type: ignore
     on_gpu = device.type == "cuda"
     with tempfile.TemporaryDirectory() as scratch:
         packed = Path(scratch) / "packed"

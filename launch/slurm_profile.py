@@ -25,6 +25,8 @@ class Profile:
     """Features that the nodes must have, such as `a100&80gb`."""
     exclude: str | None = None
     """Nodes to avoid, such as `node[13-14]`."""
+    gres: str | None = None
+    """GPUs of each node by name, such as `gpu:h100:8`, in place of --gpus-per-node, which some sites refuse."""
     time_minutes: int = 24 * 60
     """Time limit in minutes. A job that reaches it saves, is requeued and goes on."""
     memory_gb: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import os
@@ -43,11 +44,41 @@ def is_main() -> bool:
 
 
 def device() -> torch.device:
-    """Return this rank's device: its GPU, which "cuda" then means here, or the CPU where there is none."""
+    """Return this rank's device: its GPU, which "cuda" then means here, or the CPU where there is none.
+
+    Raises UserError where a GPU is there that this torch cannot use.
+    """
+    require_usable_gpu()
     if not torch.cuda.is_available():
         return torch.device("cpu")
+    # Attention here is over 4 to 64 tokens: cuDNN's gains nothing and makes a plan for every size of batch.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     torch.cuda.set_device(local_rank())  # else events and new tensors of all ranks land on the first GPU
     return torch.device("cuda", local_rank())
+
+
+@functools.cache
+def require_usable_gpu() -> None:
+    """Raise UserError where this machine has a GPU and torch has none: an old driver, or a card older than the wheel.
+
+    Without it a run would compute on the CPU, hours later noticed. CUDA_VISIBLE_DEVICES= chooses the CPU.
+    """
+    if not torch.cuda.is_available():
+        if torch.version.cuda and torch.cuda.device_count() > 0:  # counted by the driver's library, without CUDA
+            raise UserError(
+                f"this machine has a GPU, but its driver is too old for torch {torch.__version__} (CUDA "
+                f"{torch.version.cuda}); update the driver, or install torch for the CUDA version that nvidia-smi "
+                "shows; CUDA_VISIBLE_DEVICES= computes on the CPU"
+            )
+        return
+    major, minor = torch.cuda.get_device_capability(local_rank())
+    built = [int(name.removeprefix("sm_")) for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
+    if built and 10 * major + minor < min(built):
+        raise UserError(
+            f"{torch.cuda.get_device_name(local_rank())} is of compute capability {major}.{minor}, but torch "
+            f"{torch.__version__} is built for {min(built) // 10}.{min(built) % 10} and newer; install a torch before "
+            "2.15 for CUDA 12.6, or take another card"
+        )
 
 
 def memory_format() -> torch.memory_format:
@@ -89,6 +120,7 @@ def init() -> torch.device:
         os.environ.setdefault("MASTER_PORT", "0")  # port 0: the store binds a free one
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    require_usable_gpu()
     deepspeed = import_deepspeed()
     if not torch.distributed.is_initialized():
         if torch.cuda.is_available():
@@ -154,6 +186,13 @@ def gather_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
     torch.distributed.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
+
+
+def from_main_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor of rank 0 on every rank (in place): nodes of different processors round otherwise."""
+    if world_size() > 1:
+        torch.distributed.broadcast(tensor, 0)
+    return tensor
 
 
 def any_rank(flag: bool, on: torch.device) -> bool:

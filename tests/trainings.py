@@ -105,6 +105,6 @@ def tensors_in(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 def untimed_records(output: Path) -> list[dict]:
     """The records of metrics.jsonl without what depends on the clock."""
-    timed = {"img_s", "img_s_device", "data_wait", "paused_s", "memory_gb", "eta_s"}
+    timed = {"img_s", "img_s_device", "data_wait", "paused_s", "paused", "memory_gb", "eta_s"}
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in record.items() if name not in timed} for record in records]

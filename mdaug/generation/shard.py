@@ -160,7 +160,7 @@ def to_png(image: np.ndarray, colours: str | None = None) -> bytes:
     file = io.BytesIO()
     flat = image.squeeze(2) if image.shape[2] == 1 else image
     picture = colormap(colours).picture(flat) if colours else Image.fromarray(flat)
-    picture.save(file, format="PNG")
+    picture.save(file, format="PNG", compress_level=1)  # level 6: 13 % smaller, 3.6 times as slow in colour
     return file.getvalue()
 
 

@@ -17,12 +17,19 @@ from mdaug import distributed
 from mdaug.generation.plan import Plan, finished_samples
 from mdaug.generation.shard import Members, make_shard
 from mdaug.measures.sifter import Sifter
+from mdaug.models.norms import use_working_precision
 from shards.output_folder import OutputFolder, is_finished
+from shards.pool import cores
 from shards.progress import Progress
 from shards.verify import inspect
 from shards.writer import finished, write_shard
 
-ENCODERS = 2
+MOST_ENCODERS = 8  # threads that encode; a fast GPU with colour images at few steps keeps as many busy
+
+
+def encoders() -> int:
+    """Return the threads that encode PNGs beside the device: the cores of this process but one, 2 to MOST_ENCODERS."""
+    return max(2, min(MOST_ENCODERS, cores() - 1))
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,7 @@ def make_shards(
     _report(plan, output)
     made, written, busy = 0, None, Busy(plan.device)
     with (
-        ThreadPoolExecutor(ENCODERS, initializer=torch.set_num_threads, initargs=(1,)) as encoders,
+        ThreadPoolExecutor(encoders(), initializer=torch.set_num_threads, initargs=(1,)) as threads,
         ThreadPoolExecutor(1) as writer,
         Progress("generate", sum(len(plan.samples(shard)) for shard in shards), "image") as progress,
     ):
@@ -125,7 +132,7 @@ def make_shards(
                 output.begin_again()
             # The device computes here; the threads take the images from it.
             samples, statistics = make_shard(
-                plan, shard, partial(sample_images, plan, pipeline, busy), sifter, encoders, progress.update
+                plan, shard, partial(sample_images, plan, pipeline, busy), sifter, threads, progress.update
             )
             made += size
             # One shard is written while the next is made.
@@ -143,6 +150,7 @@ def make_shards(
 def prepare(plan: Plan, pipeline: Any) -> None:
     """Set precision, threads, memory layout and compilation of a pipeline as the plan says."""
     pipeline.set_progress_bar_config(disable=True)
+    use_working_precision(pipeline.vqvae)
     if plan.mixed_precision != "no":
         pipeline.unet.to(distributed.DTYPES[plan.mixed_precision])
     if plan.device == "cpu":
@@ -161,17 +169,20 @@ def sample_images(plan: Plan, pipeline: Any, busy: Busy, samples: np.ndarray, ca
         samples = np.resize(samples, plan.batch_size)
     generators = [torch.Generator().manual_seed(seed) for seed in plan.seeds(samples, candidate).tolist()]
     rows = [plan.conditions_of(sample) for sample in samples.tolist()]
-    # float32 weights of the VQ-VAE keep its code vectors exact; autocast runs its convolutions in low precision.
-    with busy, torch.inference_mode(), distributed.autocast(plan.mixed_precision, plan.device):
-        return pipeline(
+    with busy, torch.inference_mode():
+        # The U-Net's weights have the plan's precision already; autocast would compute its norms in fp32.
+        latents = pipeline(
             plan.labels(samples).tolist(),
             generator=generators,
             guidance_scale=plan.guidance_scale,
             guidance_interval=plan.guidance_interval,
             num_inference_steps=plan.num_inference_steps,
-            output_type="pt",
+            output_type="latent",
             conditions={name: [row[name] for row in rows] for name in plan.condition_names},
-        ).images[:wanted]
+        ).images
+        # float32 weights of the VQ-VAE keep its code vectors exact; autocast runs its convolutions in low precision.
+        with distributed.autocast(plan.mixed_precision, plan.device):
+            return (pipeline.decode(latents) / 2 + 0.5).clamp(0, 1)[:wanted]
 
 
 class Busy:

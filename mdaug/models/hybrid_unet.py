@@ -75,33 +75,40 @@ class WindowAttention(SpatialAttention):
         self.relative_bias = nn.Parameter(torch.empty(num_heads, 2 * window_size - 1, 2 * window_size - 1))
         nn.init.trunc_normal_(self.relative_bias, std=0.02)
 
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Return the attended values; all of shape (B, H, W, heads, width of a head)."""
-        batch, height, width, heads, _ = query.shape
+    def forward(self, hidden_states: torch.Tensor, temb: torch.Tensor | None = None) -> torch.Tensor:
+        """Return hidden_states (B, C, H, W) plus what its pixels attend to; `temb` is ignored (diffusers passes it)."""
+        batch, channels, height, width = hidden_states.shape
         sides = (min(self.window_size, height), min(self.window_size, width))
         counts = (-(-height // sides[0]), -(-width // sides[1]))
         padding = (counts[0] * sides[0] - height, counts[1] * sides[1] - width)
         shift = tuple(side // 2 if self.shifted and count > 1 else 0 for side, count in zip(sides, counts, strict=True))
+        windows, pixels, heads = counts[0] * counts[1], sides[0] * sides[1], self.num_heads
 
-        def split(part: torch.Tensor) -> torch.Tensor:
-            """(B, H, W, heads, d) -> (B, windows heads, pixels of a window, d)."""
-            part = functional.pad(part, (0, 0, 0, 0, 0, padding[1], 0, padding[0]))
-            part = part.roll((-shift[0], -shift[1]), dims=(1, 2)) if any(shift) else part
-            part = part.unflatten(2, (counts[1], sides[1])).unflatten(1, (counts[0], sides[0]))
-            return part.permute(0, 1, 3, 5, 2, 4, 6).reshape(
-                batch, counts[0] * counts[1] * heads, sides[0] * sides[1], -1
-            )
+        # Pixels to windows, once for queries, keys and values: (B, H, W, C) -> (B, windows, pixels of a window, C).
+        tokens = self.norm(hidden_states).permute(0, 2, 3, 1)
+        if any(padding):  # padding by nothing would be a copy
+            tokens = functional.pad(tokens, (0, 0, 0, padding[1], 0, padding[0]))
+        if any(shift):
+            tokens = tokens.roll((-shift[0], -shift[1]), dims=(1, 2))
+        tokens = tokens.unflatten(2, (counts[1], sides[1])).unflatten(1, (counts[0], sides[0])).transpose(2, 3)
+        qkv = self.to_qkv(tokens.reshape(batch, windows, pixels, channels))
+        qkv = qkv.view(batch, windows, pixels, 3, heads, channels // heads)
 
-        # Windows count as heads: bias and mask then need no copy per sample of the batch.
-        bias = self._bias(sides).expand(counts[0] * counts[1], -1, -1, -1)
+        bias = self._bias(sides)
         if any(shift) or any(padding):
-            apart = self._apart((height, width), sides, counts, shift, query.device)
-            bias = bias.masked_fill(apart[:, None], float("-inf"))
-        attended = _biased_attention(split(query), split(key), split(value), bias.flatten(0, 1).to(query.dtype))
-        attended = attended.view(batch, counts[0], counts[1], heads, sides[0], sides[1], -1)
-        attended = attended.permute(0, 1, 4, 2, 5, 3, 6).flatten(3, 4).flatten(1, 2)
-        attended = attended.roll(shift, dims=(1, 2)) if any(shift) else attended
-        return attended[:, :height, :width]
+            # Windows differ in what they see. They count as heads: then bias and mask need no copy per sample.
+            apart = self._apart((height, width), sides, counts, shift, hidden_states.device)
+            bias = bias.expand(windows, -1, -1, -1).masked_fill(apart[:, None], float("-inf")).flatten(0, 1)
+            query, key, value = qkv.permute(3, 0, 1, 4, 2, 5).reshape(3, batch, windows * heads, pixels, -1)
+        else:
+            query, key, value = qkv.flatten(0, 1).permute(2, 0, 3, 1, 4)
+        attended = _biased_attention(query, key, value, bias.to(query.dtype))
+        attended = attended.view(batch, windows, heads, pixels, -1).transpose(2, 3).reshape(tokens.shape)
+
+        # Windows back to pixels.
+        out = self.to_out(attended).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        out = out.roll(shift, dims=(1, 2)) if any(shift) else out
+        return hidden_states + out[:, :height, :width].permute(0, 3, 1, 2)
 
     def _bias(self, sides: tuple[int, int]) -> torch.Tensor:
         """Return the bias (heads, pixels, pixels) between the pixels of a window of these sides."""

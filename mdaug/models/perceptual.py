@@ -9,6 +9,7 @@ import torch
 import torchvision
 from torch import nn
 
+from mdaug import distributed
 from mdaug.models.options import WeightsConfig
 from shards.errors import UserError
 
@@ -50,19 +51,21 @@ def find_weights(net: str, weights: Path | None) -> Path:
 
 
 class PerceptualLoss(nn.Module):
-    """LPIPS distance of the images of two batches in [-1, 1]; frozen, fp32, outside of any engine.
+    """LPIPS distance of the images of two batches in [-1, 1]; frozen, outside of any engine.
 
     Args:
         net: backbone, one of BACKBONES.
         weights: the backbone's weights as torchvision publishes them; by default the file that torch.hub keeps.
+        precision: no, bf16 or fp16, of the backbone; features are compared in fp32.
         random_backbone: untrained backbone, for tests without weights.
 
     Raises:
         UserError: the weights are missing, or those of another network. Nothing is downloaded.
     """
 
-    def __init__(self, net: str, weights: Path | None = None, random_backbone: bool = False):
+    def __init__(self, net: str, weights: Path | None = None, precision: str = "no", random_backbone: bool = False):
         super().__init__()
+        self.dtype = distributed.DTYPES[precision]
         path = None if random_backbone else find_weights(net, weights)
         self.lpips = lpips.LPIPS(net=net, pnet_rand=True, verbose=False).eval().requires_grad_(False)
         if path is not None:
@@ -73,9 +76,18 @@ class PerceptualLoss(nn.Module):
             if not set(names.values()) <= state.keys():
                 raise UserError(f"{path} does not hold the weights of {net} as torchvision publishes them")
             backbone.load_state_dict({name: state[published] for name, published in names.items()})
+        self.lpips.net.to(self.dtype)
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """Return the distances, (B,), of (B, C, H, W) pairs, C in {1, 3}, H and W of at least 16."""
         with torch.autocast(first.device.type, enabled=False):
-            pair = [images.float().expand(-1, 3, -1, -1) for images in (first, second)]
-            return self.lpips(*pair).flatten()
+            distance = torch.zeros(len(first), device=first.device)
+            for layer, *pair in zip(self.lpips.lins, self._features(first), self._features(second), strict=True):
+                distance = distance + layer((pair[0] - pair[1]).square()).mean((1, 2, 3))
+            return distance
+
+    def _features(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return the features of each layer in fp32, their vectors over the channels of length one."""
+        scaled = self.lpips.scaling_layer(images.float().expand(-1, 3, -1, -1))
+        scaled = scaled.to(self.dtype, memory_format=distributed.memory_format())
+        return [lpips.normalize_tensor(layer.float()) for layer in self.lpips.net(scaled)]

@@ -153,9 +153,9 @@ class Codebook(nn.Module):
     def _place(self, which: torch.Tensor, codes: torch.Tensor) -> None:
         """Set some codes, with statistics as if each had its fair share of vectors."""
         share = self.counts.mean()
-        self.codes[which] = codes
+        self.codes[which] = distributed.from_main_tensor(codes.contiguous())
         self.counts[which] = share
-        self.sums[which] = codes * share
+        self.sums[which] = self.codes[which] * share
 
 
 def _rotate(vectors: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:

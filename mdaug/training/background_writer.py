@@ -33,6 +33,8 @@ class Bundle:
     """Files of this rank -> the function that writes each from memory."""
     committed: Callable[[], None]
     """Called on every rank after the marker is there."""
+    marked: bool = True
+    """Whether the folder gets a marker; else its own last file says that it is whole."""
 
 
 def prepare(folder: Path) -> None:
@@ -148,8 +150,8 @@ class BackgroundWriter:
             reason = self._error or "another rank failed"
             raise UserError(f"{bundles[0].folder} could not be written: {reason}; the same command resumes from before")
         for bundle in bundles:
-            if distributed.is_main():
+            if distributed.is_main() and bundle.marked:
                 atomic.write_text(bundle.folder / MARKER, "")
             bundle.committed()
-        self.written += 1
+        self.written += any(bundle.marked for bundle in bundles)
         return Written([bundle.folder for bundle in bundles], self._stall, self._seconds)

@@ -31,6 +31,10 @@ class BatchPlan:
         """Samples of the whole run."""
         return self.steps * self.global_batch
 
+    def micro_batch_number(self, step: int, number: int) -> int:
+        """Return the number, in the whole run, of micro batch `number` of step `step` on this rank."""
+        return (step * self.accumulation + number) * self.ranks + distributed.rank()
+
     def due(self, every: int, step: int) -> bool:
         """Return whether optimizer step `step` (from 1) was the first to reach a multiple of `every` samples."""
         return step * self.global_batch // every > (step - 1) * self.global_batch // every

@@ -48,6 +48,10 @@ class TrainingState:
     """Validations since any of these fell."""
     figures: dict[str, float] = field(default_factory=dict)
     """Those of the last validation, which the card of the model holds."""
+    validated: int = 0
+    """Samples seen at the last validation."""
+    averaged: int = 0
+    """Samples seen when the averages of the weights last followed them."""
 
 
 def collect(
@@ -96,6 +100,14 @@ def collect(
         prune(parent, keep)
 
     return Bundle(folder, files, committed)
+
+
+def note_validation(parent: Path, state: TrainingState) -> None:
+    """Tell the checkpoint of this step, which was written before its validation, what that found."""
+    if distributed.is_main():
+        path = parent / f"samples-{state.samples:012d}" / STATE_FILE
+        record = json.loads(path.read_text(encoding="utf-8"))
+        atomic.write_text(path, json.dumps(record | asdict(state), indent=2) + "\n")
 
 
 def latest(parent: Path) -> Path | None:

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mdaug import distributed
 from mdaug.training.deepspeed_json import stage_of
 from mdaug.training.engine import resolve_precision
+from mdaug.training.gradient_buckets import BUCKET_BYTES
 from mdaug.training.options import TrainingConfig
 
 MASTER, MOMENTS = 4, 8  # bytes of a fp32 weight, and of the two moments of AdamW
@@ -38,10 +39,13 @@ class GPU:
     """To the other GPUs of the machine, GB/s in one direction: NVLink, or PCIe x16."""
 
 
-GPUS = {
+GPUS = {  # longer names before the shorter ones that they contain
     "H200": GPU(989e12, 141, 450),
+    "H100 PCIe": GPU(756e12, 80, 300),
+    "H100 NVL": GPU(835e12, 94, 300),
     "H100": GPU(989e12, 80, 450),
     "A100": GPU(312e12, 80, 300),
+    "L40S": GPU(362e12, 48, 32),
     "L40": GPU(181e12, 48, 32),
     "A10": GPU(125e12, 24, 32),
     "V100": GPU(125e12, 32, 150),
@@ -105,8 +109,10 @@ def average_bytes(parameters: int, averages: int, ranks: int) -> int:
 
 def buffer_bytes(parameters: int, how: Sharding) -> int:
     """Return the bytes of what is on its way on each rank: buckets of gradients, and gathered weights of stage 3."""
-    if how.stage == 0 or how.ranks == 1:
+    if how.ranks == 1:
         return 0
+    if how.stage == 0:
+        return BUCKET_BYTES  # a gradient goes when its bucket is sent, and comes back as a part of it
     if how.stage < 3:
         return 2 * BUCKET * how.weight  # two in turns, since reduction overlaps with the backward pass
     buckets = BUCKET * how.weight + (BUCKET * 2 if how.precision == "bf16" else 0)
@@ -306,7 +312,7 @@ def vqvae_workload(
     if perceptual is not None:
         more, twice = _count(perceptual, pair, "no", batch)
         around.append(more)
-        beside += MASTER * sum(p.numel() for p in perceptual.parameters())
+        beside += sum(p.nbytes for p in perceptual.parameters())
         flops += 1.5 * twice  # both images forward, one of them backward
     if critic is not None:
         more, once = _count(critic, single, precision, batch)
@@ -325,7 +331,8 @@ def _count(network: nn.Module, forward: Callable, precision: str, batch: int) ->
     with FakeTensorMode(), torch.device("cuda"), _autocast(precision != "no"):
         tensors = {name: torch.empty(buffer.shape, dtype=buffer.dtype) for name, buffer in network.named_buffers()}
         for name, value in network.named_parameters():
-            tensors[name] = nn.Parameter(torch.empty(value.shape), requires_grad=value.requires_grad)
+            weight = torch.empty(value.shape, dtype=value.dtype)
+            tensors[name] = nn.Parameter(weight, requires_grad=value.requires_grad)
 
         def without_data(*inputs: torch.Tensor) -> Any:
             return functional_call(network, tensors, inputs)

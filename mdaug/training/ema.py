@@ -63,6 +63,7 @@ def solve(times: np.ndarray, widths: np.ndarray, time: float, width: float) -> t
     return weights, float(np.sqrt(max(squared, 0) / norm))
 
 
+MOST_STEPS = 8  # of the optimizer between two updates of the averages
 HALF_LIFE = "half-life"  # the average that validates, samples and is exported; the others are named by their width
 
 
@@ -84,7 +85,7 @@ class EMA:
         self._names = [name for name, _ in self._network.named_parameters()]
         self._shapes = [parameter.shape for parameter in self._network.parameters()]
         self.averages = {
-            name: [sharded_tensors.local_shard(parameter.data).clone() for parameter in self._network.parameters()]
+            name: [sharded_tensors.own_part(parameter.data).clone() for parameter in self._network.parameters()]
             for name in (HALF_LIFE, *self.profiles)
         }
         self._release()
@@ -94,10 +95,22 @@ class EMA:
         half_life = min(self.half_life, self.warmup * samples)
         return 0.5 ** (batch / max(half_life, 1e-8))
 
+    def due(self, samples: int, averaged: int, batch: int) -> bool:
+        """Return whether averages that followed at `averaged` samples do so at `samples`, by steps of `batch`.
+
+        The longer the half-life, the more steps at once, up to MOST_STEPS: never more than a sixteenth of it.
+        """
+        steps = int(min(self.half_life, self.warmup * samples) / (16 * batch))
+        return samples - averaged >= max(1, min(steps, MOST_STEPS)) * batch
+
     @torch.no_grad()
     def update(self, engine: Engine, samples: int, batch: int) -> None:
-        """Follow the engine's fp32 master weights by one optimizer step. Every rank calls it."""
+        """Follow the engine's fp32 master weights over the last `batch` samples. Every rank calls it."""
         targets = list(engine.master_shards())
+        for shards in self.averages.values():  # in memory as the weights lie, which the engine may have changed
+            for index, target in enumerate(targets):
+                if shards[index].stride() != target.stride():
+                    shards[index] = torch.empty_like(target).copy_(shards[index])
         torch._foreach_lerp_(self.averages[HALF_LIFE], targets, 1 - self.decay(samples, batch))
         for name, width in self.profiles.items():
             torch._foreach_lerp_(self.averages[name], targets, 1 - decay(width, samples, batch))
@@ -121,14 +134,16 @@ class EMA:
             parameter.data = parameter.data.new_empty(0)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return this rank's shards by "<average>/<parameter>", not copied."""
+        """Return this rank's shards by "<average>/<parameter>", one-dimensional, not copied where contiguous."""
         return {
-            f"{average}/{name}": shard
+            f"{average}/{name}": shard.flatten()
             for average, shards in self.averages.items()
             for name, shard in zip(self._names, shards, strict=True)
         }
 
     def load(self, reader: sharded_tensors.Reader) -> None:
         """Restore the shards, whatever number of ranks has written them."""
-        for name, shard in self.state().items():
-            shard.copy_(reader.read(name, distributed.rank(), distributed.world_size()))
+        for average, shards in self.averages.items():
+            for name, shard in zip(self._names, shards, strict=True):
+                read = reader.read(f"{average}/{name}", distributed.rank(), distributed.world_size())
+                shard.copy_(read.view(shard.shape))

@@ -6,13 +6,14 @@ import io
 import json
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import VQModel
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from mdaug import config as configuration
 from mdaug import distributed
@@ -102,16 +103,19 @@ def encode(options: EncodeConfig) -> None:
     # Every rank encodes its shards of a split; then rank 0 writes the index.
     for split, views in splits.items():
         own = views.images.shards[distributed.rank() :: distributed.world_size()]
-        own_views = (1 + views.copies) * sum(size for _, _, size in own)
+        parts = {
+            name: range(first * (1 + views.copies), (first + size) * (1 + views.copies)) for name, first, size in own
+        }
+        own_views = sum(map(len, parts.values()))
+        missing = [part for name, part in parts.items() if finished(output / split / name) is None]
+        latents = _latents(views, missing, model, precision, geometry, options)
         with Progress(f"encoding {split}", own_views, "image") as progress:
-            for name, first, size in own:
-                target = output / split / name
-                if finished(target) is None:
+            for name, part in parts.items():
+                if part in missing:
                     statistics = LatentStatistics()
-                    part = range(first * (1 + views.copies), (first + size) * (1 + views.copies))
-                    latents = _latents(views, part, model, precision, geometry, options)
-                    write_shard(target, _samples(views, part, latents, statistics), statistics.as_dict)
-                progress.update(size * (1 + views.copies))
+                    members = _samples(views, part, islice(latents, len(part)), statistics)
+                    write_shard(output / split / name, members, statistics.as_dict)
+                progress.update(len(part))
                 if distributed.is_main():  # the others are about as far
                     folder.progress(done + progress.count * len(views) // own_views, total, "image")
         done += len(views)
@@ -143,14 +147,17 @@ def load_statistics(folder: Path) -> dict:
 
 
 def _latents(
-    views: Views, indices: range, model: VQModel, precision: str, geometry: dict, options: EncodeConfig
+    views: Views, parts: list[range], model: VQModel, precision: str, geometry: dict, options: EncodeConfig
 ) -> Iterator[np.ndarray]:
-    """Yield the latent (C, h, w), float32, of every view in order."""
-    device = next(model.parameters()).device
+    """Yield the latent (C, h, w), float32, of every view of some shards in order.
 
+    One loader serves all shards, whose ends cut the batches: so a latent does not depend on which shards are missing.
+    """
+    device = next(model.parameters()).device
+    size = options.batch_size
     loader = DataLoader(
-        Subset(views, indices),
-        options.batch_size,
+        views,
+        batch_sampler=[list(part[start : start + size]) for part in parts for start in range(0, len(part), size)],
         collate_fn=torch.stack,
         num_workers=options.num_workers,
         pin_memory=device.type == "cuda",

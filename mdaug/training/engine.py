@@ -159,7 +159,7 @@ class Engine:
             yield name, self._whole(parameter)
 
     def master_shards(self) -> Iterator[torch.Tensor]:
-        """Yield this rank's shard (see `sharded_tensors`) of every parameter's fp32 master weights."""
+        """Yield this rank's part (`sharded_tensors.own_part`) of every parameter's fp32 master weights."""
         from deepspeed.utils import safe_get_local_fp32_param
 
         parameter: Any  # DeepSpeed adds attributes
@@ -169,9 +169,10 @@ class Engine:
                     parameter.ds_numel, distributed.rank(), distributed.world_size()
                 )
                 # Under offload the masters lie in CPU memory.
-                yield safe_get_local_fp32_param(parameter)[: stop - start].to(self.device, non_blocking=True)
+                part = safe_get_local_fp32_param(parameter)[: stop - start].to(self.device, non_blocking=True)
+                yield part.view(parameter.ds_shape) if distributed.world_size() == 1 else part
             else:
-                yield sharded_tensors.local_shard(self._whole(parameter))
+                yield sharded_tensors.own_part(self._whole(parameter))
 
     def _whole(self, parameter: nn.Parameter) -> torch.Tensor:
         from deepspeed.utils import safe_get_full_fp32_param

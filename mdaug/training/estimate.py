@@ -22,7 +22,7 @@ from mdaug.training.batches import accumulation
 from mdaug.training.deepspeed_json import stage_of
 from mdaug.training.ldm_task import build_unet
 from mdaug.training.options import EstimateConfig, LDMConfig, TrainingConfig, VQVAEConfig
-from mdaug.training.vqvae_task import build_module
+from mdaug.training.vqvae_task import build_module, perceptual_precision
 from shards.errors import UserError
 from shards.index import read_index
 from shards.validation import height_width
@@ -108,7 +108,10 @@ def vqvae_workload(training: VQVAEConfig, precision: str, channels: int) -> cost
     module, _ = build_module(training, channels)
     with warnings.catch_warnings():  # lpips calls torchvision in an old way
         warnings.simplefilter("ignore")
-        perceptual = PerceptualLoss(training.perceptual_net, random_backbone=True) if training.use_perceptual else None
+        perceptual = None
+        if training.use_perceptual:
+            of_lpips = perceptual_precision(training, precision)
+            perceptual = PerceptualLoss(training.perceptual_net, precision=of_lpips, random_backbone=True)
     critic = PatchDiscriminator(channels, size, training.disc_channels) if training.use_discriminator else None
     return cost.vqvae_workload(module, [*size, channels], int(training.batch_size), precision, perceptual, critic)
 

@@ -10,7 +10,9 @@ from torch import nn
 
 from mdaug import distributed
 
-BUCKET_BYTES = 25 * 2**20  # as in PyTorch's DistributedDataParallel: large enough for a network, small enough to overlap
+BUCKET_BYTES = (
+    25 * 2**20
+)  # as in PyTorch's DistributedDataParallel: large enough for a network, small enough to overlap
 ALIGNED = 16  # elements; optimizer kernels read aligned gradients four at a time
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch.nn import functional
 from mdaug import augment, distributed
 from mdaug import config as configuration
 from mdaug.artifacts import load_geometry
+from mdaug.models import norms
 from mdaug.models.hybrid_unet import HybridUNet2DModel
 from mdaug.models.vqvae import load_vqvae
 from mdaug.pipeline.folder import save_pipeline
@@ -28,7 +30,7 @@ from mdaug.training.ema import EMA
 from mdaug.training.encode import load_statistics
 from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.latents import CopyOrder, LatentSet
-from mdaug.training.loop import Task, validation_batches
+from mdaug.training.loop import VALIDATION_SAMPLES, Task, validation_batches
 from mdaug.training.objective import VALIDATION_SEED, Diffuse, Objective
 from mdaug.training.options import LDMConfig
 from mdaug.training.run_folder import LAST_FOLDERS
@@ -48,7 +50,7 @@ def build_unet(
 ) -> HybridUNet2DModel:
     """Return the untrained U-Net of a configuration; raises UserError where its sizes do not fit."""
     try:
-        return HybridUNet2DModel(
+        unet = HybridUNet2DModel(
             sample_size=latent_shape[1] if latent_shape[1] == latent_shape[2] else tuple(latent_shape[1:]),
             in_channels=latent_shape[0],
             out_channels=latent_shape[0],
@@ -65,6 +67,8 @@ def build_unet(
         )
     except ValueError as error:
         raise UserError(f"the U-Net cannot be built: {error}") from None
+    norms.use_working_precision(unet)
+    return unet
 
 
 def check_before_latents(config: LDMConfig, packed: Path, latent_shape: list[int]) -> None:
@@ -153,8 +157,7 @@ class LDMTask(Task):
         latents = torch.zeros(batch, *self.latent_shape, device=device)
         number = torch.zeros(batch, dtype=torch.long, device=device)
         try:
-            # Random numbers of dropout are given back: all ranks must draw the same ones later.
-            with torch.random.fork_rng():
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 with distributed.autocast(resolve_precision(self.config.mixed_precision, device), device):
                     prediction = module(latents, number, number).sample
                 prediction.float().square().mean().backward()
@@ -179,20 +182,26 @@ class LDMTask(Task):
         return functional.mse_loss(prediction.float(), noised.target, reduction="none").flatten(1).mean(1)
 
     def after_step(self, engine: Engine, state: TrainingState) -> None:
-        """Let the averaged weights follow."""
-        self.ema.update(engine, state.samples, state.global_batch)
+        """Let the averaged weights follow, every few steps."""
+        if self.ema.due(state.samples, state.averaged, state.global_batch):
+            self.follow(engine, state)
+
+    def follow(self, engine: Engine, state: TrainingState) -> None:
+        """Bring the averaged weights up to this step."""
+        if state.averaged < state.samples:
+            self.ema.update(engine, state.samples, state.samples - state.averaged)
+            state.averaged = state.samples
 
     @torch.no_grad()
     def validate(self, engine: Engine) -> dict[str, float]:
         """Return the unweighted loss of the averaged weights over fixed noise and timesteps: mean, by bin, score."""
-        count = len(self.val_set)
-
-        def sample(position: int) -> dict[str, Any]:
-            return self.diffuse.validation(self.val_set[position % count], position)
-
+        draws = min(VALIDATION_DRAWS * len(self.val_set), VALIDATION_SAMPLES)
+        batches = validation_batches(
+            partial(_validation_sample, self.val_set, self.diffuse, draws), draws, self.config, self.stopped
+        )
         sums = torch.zeros(2, BINS, device=engine.device, dtype=torch.float64)
-        with self.ema.network() as network:
-            for batch, weight in validation_batches(sample, VALIDATION_DRAWS * count, int(self.config.batch_size)):
+        with self.ema.network() as network, self._precision():
+            for batch, weight in batches:
                 errors = self._errors(network, batch)
                 bins = batch["timestep"] * BINS // self.config.num_train_timesteps
                 sums.index_add_(1, bins, torch.stack([errors * weight, weight]).double())
@@ -205,12 +214,17 @@ class LDMTask(Task):
         }
         if self.sampled is not None:
             steps, batch_size = self.config.num_inference_steps, int(self.config.batch_size)
-            with self.ema.network() as network:
+            with self.ema.network() as network, self._precision():
                 pipeline = self.pipeline(network).to(engine.device)
                 pipeline.set_progress_bar_config(disable=True)
                 self.figures["fd"] = self.sampled.measure(pipeline, steps, batch_size)
             self.vqvae.to("cpu")
         return self.figures
+
+    def _precision(self) -> torch.autocast:
+        """Return the context in which the averaged network works as the trained one does."""
+        device = distributed.device()
+        return distributed.autocast(resolve_precision(self.config.mixed_precision, device), device)
 
     def image_step(self, step: int, plan: BatchPlan) -> bool:
         """Return whether `eval_steps` are over."""
@@ -243,7 +257,7 @@ class LDMTask(Task):
         """Write samples of the averaged weights to generated_images/, a row per class and beneath it the nearest
         training images with their distances; return the medians on rank 0, which samples alone.
         """
-        with self.ema.network() as network:
+        with self.ema.network() as network, self._precision():
             if not distributed.is_main():
                 return {}
             path = self.config.output_dir / "generated_images" / f"samples-{state.samples:012d}.png"
@@ -252,18 +266,19 @@ class LDMTask(Task):
             self.vqvae.to("cpu")
             return figures
 
-    def export(self, engine: Engine, folder: Path) -> None:
-        """Write the pipeline of the averaged weights."""
+    def exporter(self, engine: Engine) -> Callable[[Path], None]:
+        """Copy the pipeline of the averaged weights, and return what writes it on rank 0."""
         with self.ema.network() as network:
-            if distributed.is_main():
-                save_pipeline(
-                    self.pipeline(network),
-                    folder,
-                    made_from=self.made_from,
-                    config=configuration.as_dict(self.config),
-                    metrics=self.figures,
-                )
-        distributed.barrier()
+            copied = copy.deepcopy(self.pipeline(network)).to("cpu") if distributed.is_main() else None
+        if copied is not None:  # files want the plain layout
+            copied.unet.to(memory_format=torch.contiguous_format)
+        return partial(
+            save_pipeline,
+            copied,
+            made_from=self.made_from,
+            config=configuration.as_dict(self.config),
+            metrics=dict(self.figures),
+        )
 
     def sharded_state(self) -> dict[str, torch.Tensor]:
         """Return this rank's shards of the averages."""
@@ -273,10 +288,19 @@ class LDMTask(Task):
         """Restore them."""
         self.ema.load(reader)
 
-    def snapshots(self, state: TrainingState, plan: BatchPlan, last: bool) -> list[Callable[[], Bundle]]:
+    def snapshots(
+        self, engine: Engine, state: TrainingState, plan: BatchPlan, last: bool
+    ) -> list[Callable[[], Bundle]]:
         """Return functions that copy the power-function averages, where a snapshot is due."""
         keep = self.config.ema_snapshots
         if not self.ema.profiles or not (last or snapshots.due(state.samples, plan, keep)):
             return []
+        self.follow(engine, state)
         parent = self.config.output_dir / snapshots.FOLDER
         return [partial(snapshots.collect, parent, self.ema, state, plan, keep)]
+
+
+def _validation_sample(images: LatentSet, diffuse: Diffuse, draws: int, position: int) -> dict[str, Any]:
+    """Return one of the draws of a validation: all images in turn or, of more images than draws, some evenly."""
+    image = position * len(images) // draws if len(images) > draws else position % len(images)
+    return diffuse.validation(images[image], position)

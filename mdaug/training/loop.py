@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from abc import ABC, abstractmethod
@@ -12,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from mdaug import distributed
 from mdaug.training import checkpoint, sharded_tensors
-from mdaug.training.background_writer import BackgroundWriter, Bundle, samples_of
+from mdaug.training.background_writer import BackgroundWriter, Bundle, Written, samples_of
 from mdaug.training.batches import BatchPlan
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.cost import Workload
@@ -29,25 +30,56 @@ from mdaug.training.run_folder import finish_run
 from mdaug.training.schedule import learning_rate
 from shards import provenance
 from shards.errors import UserError
-from shards.order import PositionSampler
+from shards.order import PositionSampler, random_at
 from shards.output_folder import OutputFolder
+
+STREAM_DROPOUT = 9  # see shards/order.py
+
+
+class Stopped(Exception):
+    """All ranks were asked to stop during a validation."""
+
+
+VALIDATION_SAMPLES = 8192  # at most: the time of a validation does not grow with the set
+ASK_EVERY = 16  # validation batches between two looks whether the run is to stop
+BATCHES_PER_WORKER = 8  # of a validation: fewer are not worth a process
 
 
 def validation_batches(
-    sample: Callable[[int], dict[str, Any]], count: int, batch_size: int
+    sample: Callable[[int], dict[str, Any]], count: int, config: TrainingConfig, stopped: Callable[[], bool]
 ) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
     """Yield (batch, weight) of this rank over samples 0 ... count - 1.
 
     The last passes are padded with the last sample at weight 0, since under ZeRO-3 a rank that makes
-    fewer forward passes than the others would hang them.
+    fewer forward passes than the others would hang them. Raises Stopped on all ranks where `stopped` says so.
     """
-    device = distributed.device()
+    device, batch_size = distributed.device(), int(config.batch_size)
     stride = distributed.world_size() * batch_size
-    for start in range(distributed.rank() * batch_size, -(-count // stride) * stride, stride):
-        indices = range(start, start + batch_size)
-        batch = default_collate([sample(min(index, count - 1)) for index in indices])
-        weight = torch.tensor([float(index < count) for index in indices], device=device)
-        yield {name: value.to(device) for name, value in batch.items()}, weight
+    starts = range(distributed.rank() * batch_size, -(-count // stride) * stride, stride)
+    indices = [[min(start + i, count - 1) for i in range(batch_size)] for start in starts]
+    workers = min(config.num_workers, len(indices) // BATCHES_PER_WORKER)
+    loader = DataLoader(
+        _Positions(sample),
+        batch_sampler=indices,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=ignore_in_worker,
+    )
+    for number, (start, batch) in enumerate(zip(starts, loader, strict=True)):
+        if number % ASK_EVERY == 0 and stopped():
+            raise Stopped
+        weight = torch.tensor([float(start + i < count) for i in range(batch_size)])
+        yield _to_device(batch, device), weight.to(device, non_blocking=True)
+
+
+class _Positions(Dataset):
+    """What a function gives for each position."""
+
+    def __init__(self, sample: Callable[[int], dict[str, Any]]):
+        self.sample = sample
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        return self.sample(position)
 
 
 class Task(ABC):
@@ -68,6 +100,10 @@ class Task(ABC):
     flops_per_sample: float | None = None
     """FLOPs of one trained sample (forward and backward), where known."""
 
+    def stopped(self) -> bool:
+        """Return whether any rank was asked to stop, the same on all ranks; `train` replaces it."""
+        return False
+
     @abstractmethod
     def loss(self, engine: Engine, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the mean loss of a micro batch and the figures to log."""
@@ -81,15 +117,23 @@ class Task(ABC):
 
     @abstractmethod
     def validate(self, engine: Engine) -> dict[str, float]:
-        """Return the validation figures, equal on all ranks; every rank calls it."""
+        """Return the validation figures, equal on all ranks; every rank calls it. May raise Stopped."""
 
     @abstractmethod
     def save_images(self, engine: Engine, state: TrainingState) -> dict[str, float]:
         """Write pictures into the run folder and return figures about them; every rank calls it."""
 
     @abstractmethod
+    def exporter(self, engine: Engine) -> Callable[[Path], None]:
+        """Copy the model to CPU memory and return what writes it, on any thread of rank 0, as a diffusers folder with
+        provenance; every rank calls it."""
+
     def export(self, engine: Engine, folder: Path) -> None:
         """Write the model as a diffusers folder with provenance; every rank calls it."""
+        write = self.exporter(engine)
+        if distributed.is_main():
+            write(folder)
+        distributed.barrier()
 
     @abstractmethod
     def workload(self, batch: int) -> Workload:
@@ -113,7 +157,12 @@ class Task(ABC):
     def load_sharded_state(self, reader: sharded_tensors.Reader) -> None:  # noqa: B027 - not every task has any
         """Restore them, whatever number of ranks has written them."""
 
-    def snapshots(self, state: TrainingState, plan: BatchPlan, last: bool) -> list[Callable[[], Bundle]]:
+    def follow(self, engine: Engine, state: TrainingState) -> None:  # noqa: B027 - not every task lags behind
+        """Bring what follows the weights every few steps up to this one; at steps that the plan alone decides."""
+
+    def snapshots(
+        self, engine: Engine, state: TrainingState, plan: BatchPlan, last: bool
+    ) -> list[Callable[[], Bundle]]:
         """Return functions that copy a state to be kept beside the checkpoints, where one is due after this step."""
         return []
 
@@ -133,7 +182,8 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan, output: OutputFol
     settings = deepspeed_config(config, plan, precision)
     state = TrainingState(global_batch=plan.global_batch)
     checkpoints = output.path / "checkpoints"
-    resume_from = checkpoint.latest(checkpoints)
+    # One rank chooses for all: a file system may show a new checkpoint to some nodes only.
+    resume_from = distributed.from_main(checkpoint.latest(checkpoints) if distributed.is_main() else None)
     elastic = checkpoint.needs_conversion(resume_from, zero_stage(settings))
     engine = Engine(task.module, config, settings, universal=elastic)
     distributed.barrier()
@@ -149,7 +199,8 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan, output: OutputFol
         task.prepare(engine)
 
     # Report what is trained.
-    metrics = Metrics(config, plan, task.flops_per_sample, state.samples)
+    judged = state.samples == state.validated or not _validation_due(plan, state.step)
+    metrics = Metrics(config, plan, task.flops_per_sample, state.samples, judged)
     if resume_from is not None:
         metrics.log(f"resumed from {resume_from.name}")
     parameters = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in task.module.parameters())
@@ -166,16 +217,45 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan, output: OutputFol
     progress.write(state)
     metrics.resume(state.step)
     stop, stopping = StopFlag(), False
+    task.stopped = partial(stop.agreed, 0, device)  # type: ignore[method-assign]
     background = BackgroundWriter()
     begun = time.perf_counter()
 
-    while state.step < plan.steps and not _stale(state, config):
+    def said(written: Written | None) -> None:
+        if written:
+            metrics.log(str(written))
+            progress.write(state)
+
+    def save_state() -> Callable[[], Bundle]:
+        return partial(_checkpoint, checkpoints, task, engine, state, config)
+
+    def judge(saved: bool) -> None:
+        """Validate, keep the weights if they are the best so far, write pictures; a checkpoint hears of it."""
+        best = _validate(task, engine, state, config, metrics)
+        note = partial(checkpoint.note_validation, checkpoints, state) if saved else lambda: None
+        if best:
+            said(background.write([partial(_best, task, engine, output.path / "best", note)]))
+        elif saved:
+            said(background.finish())
+            note()
+
+    # A run that was stopped or killed during the validation of its last step makes up for it.
+    if not judged:
+        with contextlib.suppress(Stopped):
+            judge(saved=True)
+            _pictures(task, engine, state, config, metrics)
+        stopping = stop.agreed(0, device)
+
+    while not stopping and state.step < plan.steps and not _stale(state, config):
         # One optimizer step: accumulate the gradients of the micro batches, then apply them.
         lr = learning_rate(config, state.step, plan.steps)
-        for _ in range(plan.accumulation):
+        for number in range(plan.accumulation):
             waiting = time.perf_counter()
             batch = _to_device(next(batches), device)
             metrics.add_data_wait(time.perf_counter() - waiting)
+            # What the network draws, dropout, follows from the micro batch alone: a resumed run draws it again.
+            draws = random_at(config.seed, STREAM_DROPOUT, plan.micro_batch_number(state.step, number))
+            torch.manual_seed(int(draws.integers(2**63)))
             loss, figures = task.loss(engine, batch)
             engine.backward(loss)
             engine.step(lr)
@@ -188,13 +268,11 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan, output: OutputFol
         # Decide what is due. Everything below is a collective: all ranks come to the same answers.
         last = state.step == plan.steps
         stopping = stop.agreed(state.step, device)
-        validate = last or plan.due(plan.val_every, state.step)
+        validate = _validation_due(plan, state.step)
         save = last or stopping or plan.due(plan.save_every, state.step)
 
-        # Mark the last checkpoint complete once its files are written.
-        if written := background.poll(state.step, device):
-            metrics.log(str(written))
-            progress.write(state)
+        # Mark the last folder complete once its files are written.
+        said(background.poll(state.step, device))
 
         # Report the steps since the last report; stop if their gradients stay not finite.
         if validate or save or state.step % config.logging_steps == 0:
@@ -207,29 +285,28 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan, output: OutputFol
                     "try a lower --lr or --mixed_precision no"
                 )
 
-        # Validate, and keep the weights if they are the best so far.
+        # Copy the state of a checkpoint, which is written behind the validation and the next steps.
         pausing = time.perf_counter()
-        if validate and not stopping:
-            _validate(task, engine, state, config, metrics)
+        if validate:
+            task.follow(engine, state)
+        if bundles := task.snapshots(engine, state, plan, last) + ([save_state()] if save else []):
+            said(background.write(bundles))
 
-        # Write pictures.
-        if config.save_images and not stopping and (validate or task.image_step(state.step, plan)):
-            shown = task.save_images(engine, state)
-            if shown:
-                metrics.write({"samples": state.samples, **{f"images/{name}": value for name, value in shown.items()}})
-                metrics.log("pictures: " + " | ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+        # Validate, and write pictures.
+        if not stopping:
+            try:
+                if validate:
+                    judge(saved=save)
+                if validate or task.image_step(state.step, plan):
+                    _pictures(task, engine, state, config, metrics)
+            except Stopped:
+                stopping = True
 
-        # Copy the state of a checkpoint, which is written behind the next steps.
-        last = last or _stale(state, config)
-        bundles = task.snapshots(state, plan, last)
-        if save or last:
-            bundles.append(partial(_checkpoint, checkpoints, task, engine, state, config))
-        if bundles and (written := background.write(bundles)):
-            metrics.log(str(written))
-            progress.write(state)
+        # A run that ends here, without a checkpoint yet.
+        if not save and (stopping or _stale(state, config)):
+            ending = [] if stopping else task.snapshots(engine, state, plan, True)
+            said(background.write([*ending, save_state()]))
         metrics.add_pause(time.perf_counter() - pausing)
-        if stopping:
-            break
 
     # Export the last weights while the last checkpoint is written, and the best ones that a finished run had lost.
     trained = time.perf_counter() - begun
@@ -239,9 +316,7 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan, output: OutputFol
         task.export(engine, output.path / task.last_folder)
         if state.best_samples == state.samples and distributed.from_main(not provenance.is_whole(best)):
             task.export(engine, best)
-    if written := background.finish():
-        metrics.log(str(written))
-        progress.write(state)
+    said(background.finish())
     if background.written:
         metrics.log(
             f"checkpoints: {background.written} written; training waited {stalled:.2f} s of {trained:.1f} s for them "
@@ -278,7 +353,10 @@ class _Progress:
         if not distributed.is_main():
             return
         latest = checkpoint.latest(self.checkpoints)
-        note = "epoch {epoch:.2f}, loss {loss:.3f}, {img_s:.1f} img/s".format(**self.record) if self.record else ""
+        note = ""
+        if self.record:
+            note = "epoch {epoch:.2f}, loss {loss:.3f}, {img_s:.1f} img/s".format(**self.record)
+            note += f", {100 * self.record['paused']:.0f} % of the time for validation and pictures"
         saved = samples_of(latest) if latest is not None else 0
         self.output.progress(state.samples, self.plan.total_samples, "sample", saved=saved, note=note)
 
@@ -293,10 +371,16 @@ def _stale(state: TrainingState, config: TrainingConfig) -> bool:
     return 0 < config.early_stop_patience <= state.stale_validations
 
 
-def _validate(task: Task, engine: Engine, state: TrainingState, config: TrainingConfig, metrics: Metrics) -> None:
-    """Validate, and export the weights if they are the best so far."""
+def _validation_due(plan: BatchPlan, step: int) -> bool:
+    """Return whether a validation belongs to this optimizer step."""
+    return step == plan.steps or (step > 0 and plan.due(plan.val_every, step))
+
+
+def _validate(task: Task, engine: Engine, state: TrainingState, config: TrainingConfig, metrics: Metrics) -> bool:
+    """Validate, and return whether the weights are the best so far."""
+    begun = time.perf_counter()
     figures = task.validate(engine)
-    state.figures = figures
+    state.figures, state.validated = figures, state.samples
     metrics.write({"samples": state.samples, **{f"val/{name}": value for name, value in figures.items()}})
     fallen = [name for name in (task.score, *task.watched) if figures[name] < state.lowest.get(name, math.inf)]
     state.lowest |= {name: figures[name] for name in fallen}
@@ -305,11 +389,31 @@ def _validate(task: Task, engine: Engine, state: TrainingState, config: Training
     if task.score in fallen:
         note = "best so far"
         state.best_score, state.best_samples = figures[task.score], state.samples
-        task.export(engine, config.output_dir / "best")
     elif fallen:
         note = f"lowest so far: {', '.join(fallen)}"
     shown = " | ".join(f"{name} {value:.4g}" for name, value in figures.items())
-    metrics.log(f"validation at {state.samples:,} samples: {shown} ({note})")
+    seconds = time.perf_counter() - begun
+    metrics.log(f"validation at {state.samples:,} samples: {shown} ({note}; {seconds:.1f} s)")
+    return task.score in fallen
+
+
+def _best(task: Task, engine: Engine, folder: Path, committed: Callable[[], None]) -> Bundle:
+    """Copy the weights that are the best so far; every rank calls it."""
+    write = task.exporter(engine)
+    files = {folder / provenance.FILE_NAME: lambda path: write(path.parent)} if distributed.is_main() else {}
+    return Bundle(folder, files, committed, marked=False)
+
+
+def _pictures(task: Task, engine: Engine, state: TrainingState, config: TrainingConfig, metrics: Metrics) -> None:
+    """Write pictures where they are wanted."""
+    if not config.save_images:
+        return
+    begun = time.perf_counter()
+    shown = task.save_images(engine, state)
+    if shown:
+        metrics.write({"samples": state.samples, **{f"images/{name}": value for name, value in shown.items()}})
+        figures = " | ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        metrics.log(f"pictures: {figures} ({time.perf_counter() - begun:.1f} s)")
 
 
 def _loader(dataset: Dataset, config: TrainingConfig, plan: BatchPlan, first_step: int) -> DataLoader:

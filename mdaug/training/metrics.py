@@ -27,10 +27,18 @@ class Metrics:
     """Collects what happens between two reports and writes it on rank 0.
 
     Losses stay on the device until a report, so that no step waits for the device. Records of `metrics.jsonl` that
-    lie beyond `samples`, where a killed run resumes, are deleted: their steps come again.
+    lie beyond `samples`, where a killed run resumes, are deleted: their steps come again. So are those of the
+    validation there, if it is not `judged` yet.
     """
 
-    def __init__(self, config: TrainingConfig, plan: BatchPlan, flops_per_sample: float | None, samples: int = 0):
+    def __init__(
+        self,
+        config: TrainingConfig,
+        plan: BatchPlan,
+        flops_per_sample: float | None,
+        samples: int = 0,
+        judged: bool = True,
+    ):
         self.config, self.plan, self.flops_per_sample = config, plan, flops_per_sample
         self.device = distributed.device()
         self._sums: dict[str, torch.Tensor] = {}  # name -> (sum, count) of the finite values
@@ -39,9 +47,10 @@ class Metrics:
         self._paused = 0.0
         self._start = time.perf_counter()
         self._rate = 0.0  # smoothed samples/s
+        self._all_paused = self._all_samples = 0.0  # since the start of this process
         self._file = self._wandb = self._bar = None
         if distributed.is_main():
-            _drop_records_beyond(config.output_dir / "metrics.jsonl", samples)
+            _drop_records_beyond(config.output_dir / "metrics.jsonl", samples, judged)
             self._file = open(config.output_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - until close()
             self._wandb = _start_wandb(config) if config.use_wandb else None
             if sys.stderr.isatty():
@@ -84,7 +93,11 @@ class Metrics:
         training = max(elapsed - self._paused, 1e-9)
         rate = self._steps * self.plan.global_batch / training
         self._rate = rate if self._rate == 0 else 0.7 * self._rate + 0.3 * rate
-        remaining = (self.plan.steps - step) * self.plan.global_batch / self._rate
+        # The time left has its share of validations, pictures and checkpoints.
+        self._all_paused += self._paused
+        self._all_samples += self._steps * self.plan.global_batch
+        per_sample = 1 / self._rate + self._all_paused / self._all_samples
+        remaining = (self.plan.steps - step) * self.plan.global_batch * per_sample
         record: dict[str, Any] = {
             "step": step,
             "samples": step * self.plan.global_batch,
@@ -98,6 +111,7 @@ class Metrics:
             "mfu": self._mfu(rate),
             "data_wait": self._data_wait / training,
             "paused_s": self._paused,
+            "paused": self._paused / elapsed,
             "memory_gb": peak_memory_gb(self.device),
             "eta_s": remaining,
         }
@@ -155,14 +169,20 @@ class Metrics:
         return None if peak is None else rate / self.plan.ranks * self.flops_per_sample / peak
 
 
-def _drop_records_beyond(path: Path, samples: int) -> None:
-    """Keep the records up to a number of samples; a line cut short by a kill is dropped, too."""
+def _drop_records_beyond(path: Path, samples: int, judged: bool = True) -> None:
+    """Keep the records up to a number of samples; a line cut short by a kill is dropped, too.
+
+    The validation at that number of samples is dropped where it is not `judged`: it comes again.
+    """
     if not path.is_file():
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         with contextlib.suppress(json.JSONDecodeError):
-            if line.endswith("\n") and json.loads(line)["samples"] <= samples:
+            if not line.endswith("\n") or (record := json.loads(line))["samples"] > samples:
+                continue
+            again = record["samples"] == samples and any(name.startswith(("val/", "images/")) for name in record)
+            if judged or not again:
                 kept.append(line)
     atomic.write_text(path, "".join(kept))
 
@@ -187,7 +207,8 @@ def _line(record: dict[str, Any], losses: dict[str, float]) -> str:
     parts.append(f"{record['img_s']:.1f} img/s ({record['img_s_device']:.1f} per device)")
     if record["mfu"] is not None:
         parts.append(f"MFU {100 * record['mfu']:.1f} %")
-    parts += [f"data wait {100 * record['data_wait']:.1f} %", f"memory {record['memory_gb']:.2f} GB", f"ETA {eta}"]
+    parts += [f"data wait {100 * record['data_wait']:.1f} %", f"paused {100 * record['paused']:.0f} %"]
+    parts += [f"memory {record['memory_gb']:.2f} GB", f"ETA {eta}"]
     return " | ".join(parts)
 
 

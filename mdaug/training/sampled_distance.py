@@ -12,6 +12,9 @@ from mdaug.measures.features import RANDOM_FEATURES, extract, random_network
 from mdaug.measures.fidelity import frechet_distance
 from shards.dataset import ShardDataset
 
+MOST_IMAGES = 8192  # of the validation set that samples are compared with
+AT_ONCE = 256  # images in memory
+
 
 class SampledDistance:
     """Fréchet distance in the features of a fixed random network (64, no labels, no training).
@@ -49,5 +52,17 @@ class SampledDistance:
             rows[start : start + len(part)] = torch.from_numpy(features)
         made = distributed.gather_over_ranks(rows).cpu().numpy()
         if self._real is None:
-            self._real = extract(self.network, np.stack([self.images[i]["image"] for i in range(len(self.images))]))
+            self._real = self._features_of_images()
         return frechet_distance(self._real, made[np.isfinite(made).all(axis=1)])
+
+    def _features_of_images(self) -> np.ndarray:
+        """Return the features of at most MOST_IMAGES validation images, spread evenly; each rank extracts a part."""
+        count, ranks = min(len(self.images), MOST_IMAGES), distributed.world_size()
+        mine = range(distributed.rank(), count, ranks)
+        device = distributed.device()
+        rows = torch.full((-(-count // ranks), RANDOM_FEATURES), float("nan"), dtype=torch.float64, device=device)
+        for start in range(0, len(mine), AT_ONCE):
+            part = [self.images[i * len(self.images) // count]["image"] for i in mine[start : start + AT_ONCE]]
+            rows[start : start + len(part)] = torch.from_numpy(extract(self.network, np.stack(part)))
+        features = distributed.gather_over_ranks(rows).cpu().numpy()
+        return features[np.isfinite(features).all(axis=1)]

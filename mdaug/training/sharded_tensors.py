@@ -25,11 +25,23 @@ def shard_bounds(numel: int, rank: int, ranks: int) -> tuple[int, int]:
 def local_shard(tensor: torch.Tensor) -> torch.Tensor:
     """Return this rank's shard of a whole tensor; it shares the tensor's memory where that is contiguous."""
     start, stop = shard_bounds(tensor.numel(), distributed.rank(), distributed.world_size())
-    return tensor.flatten()[start:stop]
+    if start == stop or tensor.is_contiguous():
+        return tensor.flatten()[start:stop]
+    # Of another layout, such as channels_last, only the rows that hold the shard are copied.
+    row = tensor[0].numel()
+    first = start // row
+    return tensor[first : -(-stop // row)].flatten()[start - first * row : stop - first * row]
+
+
+def own_part(tensor: torch.Tensor) -> torch.Tensor:
+    """Return this rank's shard or, on one rank, the tensor as it lies in memory: neither copies a whole weight."""
+    return tensor if distributed.world_size() == 1 else local_shard(tensor)
 
 
 def gather(shard: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Return the whole tensor on every rank; every rank calls it. With one rank it shares the shard's memory."""
+    """Return the whole tensor of `own_part` on every rank; every rank calls it. One rank shares its memory."""
+    if distributed.world_size() == 1:
+        return shard.view(shape) if shard.is_contiguous() else shard
     size = -(-shape.numel() // distributed.world_size())
     padded = torch.nn.functional.pad(shard, (0, size - len(shard))) if len(shard) < size else shard
     return distributed.gather_over_ranks(padded)[: shape.numel()].view(shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from mdaug import config as configuration
 from mdaug import distributed
 from mdaug.images import to_tensor
+from mdaug.models import norms
 from mdaug.models.perceptual import PerceptualLoss
 from mdaug.models.quantizer import Codebook, code_usage
 from mdaug.models.vqvae import TrainableVQVAE, build_vqvae, save_vqvae, stock_model
@@ -18,7 +21,7 @@ from mdaug.training.adversary import Adversary
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.cost import Workload, vqvae_workload
 from mdaug.training.engine import Engine, resolve_precision
-from mdaug.training.loop import Task, validation_batches
+from mdaug.training.loop import VALIDATION_SAMPLES, Task, validation_batches
 from mdaug.training.options import VQVAEConfig
 from mdaug.training.run_folder import LAST_FOLDERS
 from mdaug.training.task_pictures import save_reconstructions
@@ -41,6 +44,7 @@ def build_module(config: VQVAEConfig, image_channels: int) -> tuple[TrainableVQV
         n_layers=config.n_layers,
         base_channels=config.base_channels,
     )
+    norms.use_working_precision(model)
     codebook = Codebook(
         config.vq_num_embed,
         config.vq_embed_dim,
@@ -49,6 +53,11 @@ def build_module(config: VQVAEConfig, image_channels: int) -> tuple[TrainableVQV
         gradient=config.codebook_gradient,
     )
     return TrainableVQVAE(model, codebook), dict(model.config)
+
+
+def perceptual_precision(config: VQVAEConfig, precision: str) -> str:
+    """Return the precision of LPIPS: fp16 wants the loss scale, which gradients for the adversarial weight lack."""
+    return "no" if precision == "fp16" and config.use_discriminator else precision
 
 
 def remedies(codebook: Codebook, counts: torch.Tensor, steps: int) -> list[str]:
@@ -101,12 +110,12 @@ class VQVAETask(Task):
         torch.manual_seed(config.seed)
         self.module, self.model_config = build_module(config, self.image_shape[2])
         self.codebook = self.module.codebook
-        self.perceptual = (
-            PerceptualLoss(config.perceptual_net, config.perceptual_weights).to(distributed.device())
-            if config.use_perceptual
-            else None
-        )
         self.precision = resolve_precision(config.mixed_precision, distributed.device())
+        self.perceptual = None
+        if config.use_perceptual:
+            of_lpips = perceptual_precision(config, self.precision)
+            perceptual = PerceptualLoss(config.perceptual_net, config.perceptual_weights, of_lpips)
+            self.perceptual = perceptual.to(distributed.device(), memory_format=distributed.memory_format())  # type: ignore[call-overload]
         self.adversary = Adversary(config, self.image_shape, self.precision) if config.use_discriminator else None
 
     def workload(self, batch: int) -> Workload:
@@ -192,9 +201,8 @@ class VQVAETask(Task):
         self.module.eval()
         sums = torch.zeros(4, device=engine.device, dtype=torch.float64)
         counts = torch.zeros(len(self.codebook.codes), device=engine.device, dtype=torch.float64)
-        batches = validation_batches(
-            lambda i: _transform(self.val_set[i], i), len(self.val_set), int(self.config.batch_size)
-        )
+        draws = min(len(self.val_set), VALIDATION_SAMPLES)
+        batches = validation_batches(partial(_validation_sample, self.val_set, draws), draws, self.config, self.stopped)
         for batch, weight in batches:
             reconstruction, _, indices, _ = engine(batch["image"])
             mse = (reconstruction.float() - batch["image"]).square().flatten(1).mean(1)
@@ -228,20 +236,18 @@ class VQVAETask(Task):
             save_reconstructions(path, images, reconstruction, self.colormap)
         return {}
 
-    def export(self, engine: Engine, folder: Path) -> None:
-        """Write the stock VQModel with its geometry and provenance."""
+    def exporter(self, engine: Engine) -> Callable[[Path], None]:
+        """Copy the stock VQModel, and return what writes it with geometry and provenance on rank 0."""
         state = engine.full_state_dict()
-        if distributed.is_main():
-            save_vqvae(
-                stock_model(self.model_config, state),
-                folder,
-                image_shape=self.image_shape,
-                floor=self.floor,
-                colormap=self.colormap,
-                made_from={"images": self.images_hash},
-                config=configuration.as_dict(self.config),
-            )
-        distributed.barrier()
+        return partial(
+            save_vqvae,
+            stock_model(self.model_config, state) if distributed.is_main() else None,
+            image_shape=self.image_shape,
+            floor=self.floor,
+            colormap=self.colormap,
+            made_from={"images": self.images_hash},
+            config=configuration.as_dict(self.config),
+        )
 
     def replicated_state(self) -> dict[str, torch.Tensor]:
         """Return the codebook's buffers (DeepSpeed's universal format would lose them) and the discriminator."""
@@ -261,3 +267,8 @@ class VQVAETask(Task):
 
 def _transform(sample: dict[str, Any], position: int) -> dict[str, Any]:
     return {"image": to_tensor(sample["image"])}
+
+
+def _validation_sample(images: ShardDataset, draws: int, position: int) -> dict[str, Any]:
+    """Return an image of a validation: each or, of more images than draws, some evenly."""
+    return _transform(images[position * len(images) // draws], position)

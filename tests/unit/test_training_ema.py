@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mdaug.training import ema as power
 from mdaug.training import sharded_tensors
@@ -20,7 +21,7 @@ class FakeEngine:
         self.module = module
 
     def master_shards(self):
-        return (sharded_tensors.local_shard(parameter.detach()) for parameter in self.module.parameters())
+        return (sharded_tensors.own_part(parameter.detach()) for parameter in self.module.parameters())
 
 
 def averaged(ema: EMA) -> dict[str, torch.Tensor]:
@@ -107,3 +108,46 @@ def test_state_of_the_averages_is_restored(tmp_path):
     other.load(sharded_tensors.Reader(tmp_path))
     for name, value in ema.state().items():
         assert torch.equal(value, other.state()[name])
+
+
+def test_averages_follow_every_few_steps_where_the_half_life_is_long_and_by_as_much():
+    """From eight steps on, which are a sixteenth of the half-life; the average is that of following every step."""
+    every, few = (EMA(filled(0.0), half_life=2000, profiles=[0.1]) for _ in range(2))
+    averaged_at, updates = 0, []
+    for samples in range(10, 60_001, 10):
+        engine = FakeEngine(filled(samples / 60_000))
+        every.update(engine, samples, 10)
+        if few.due(samples, averaged_at, 10):
+            few.update(engine, samples, samples - averaged_at)
+            updates.append((samples - averaged_at) // 10)
+            averaged_at = samples
+    assert (updates[:300], set(updates[-100:])) == ([1] * 300, {8})
+    for name in (HALF_LIFE, "0.1"):
+        assert float(few.averages[name][0]) == pytest.approx(float(every.averages[name][0]), rel=2e-3)
+
+
+class Copies(TorchDispatchMode):
+    """Counts the elements that are copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function.__name__.split(".")[0] in ("clone", "_to_copy", "copy_", "contiguous"):
+            self.elements += result.numel()
+        return result
+
+
+@pytest.mark.parametrize(("ranks", "share"), [(1, 0), (4, 1 / 4)])
+def test_weights_in_channels_last_are_not_copied_whole(monkeypatch, ranks, share):
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    network = nn.Conv2d(32, 64, 3)
+    ema = EMA(network, half_life=1)
+    trained = nn.Conv2d(32, 64, 3).to(memory_format=torch.channels_last)
+    ema.update(FakeEngine(trained), 10, 10)  # lays the averages out once
+    with Copies() as copies:
+        ema.update(FakeEngine(trained), 20, 10)
+    assert copies.elements == pytest.approx(share * network.weight.numel(), rel=0.01, abs=1)
+    assert torch.allclose(ema.state()["half-life/weight"], sharded_tensors.local_shard(trained.weight.detach()))
