@@ -109,7 +109,7 @@ def norms() -> str:
             last = plain.detach().to(memory_format=torch.channels_last).requires_grad_()
             times, results = [], []
             for images in (plain, last):
-                times.append(_timed(lambda images=images: norm(images).sum().backward()))
+                times.append(_timed(lambda images=images, norm=norm: norm(images).sum().backward()))
                 results.append(norm(images))
             equal = torch.allclose(*results, atol=1e-5 if dtype == torch.float32 else 0.05)
             answers.append(f"{shape} {dtype}: {'equal' if equal else 'DIFFERENT'}, {times[0]:.2f} -> {times[1]:.2f} ms")

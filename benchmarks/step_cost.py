@@ -3,7 +3,8 @@
 No GPU is needed and nothing is timed. Every operator that computes or copies counts as one kernel; its bytes are those
 of its inputs and outputs, its FLOPs those of torch's FlopCounterMode. The roofline gives each the longer of its bytes
 at 80 % of the card's bandwidth and its FLOPs at 60 % of its peak: optimistic for convolutions, so that ratios are safer
-than milliseconds. Norm of the gradients, AdamW and averages are added by their bytes.
+than milliseconds. The forward pass is counted; torch runs no backward pass of a GPU where there is none, so the step
+takes it for twice the forward pass. Norm of the gradients, AdamW and averages are added by their bytes.
 
     python benchmarks/step_cost.py                                  # the default U-Net, 32 x 32 x 4, batch 128
     python benchmarks/step_cost.py --config gpu-16gb --batch_size 32 --size 16
@@ -20,6 +21,7 @@ from unittest import mock
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -30,6 +32,7 @@ from mdaug.training.ldm_task import build_unet
 from shards import provenance
 
 CARDS = {"H100": (989e12, 3.35e12), "T4": (65e12, 0.32e12)}  # FLOP/s of bf16 or fp16, bytes/s, of the data sheets
+PASSES = 3  # a backward pass counts twice a forward pass
 COMPUTE, BANDWIDTH = 0.6, 0.8  # shares of them that kernels are taken to reach
 ADAMW, NORM, AVERAGE = 28, 4, 12  # bytes per parameter: read and written by the optimizer, the norm, an average
 KINDS = (
@@ -73,14 +76,20 @@ def fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask
 
 
 def count(config: Any, latent: list[int], batch: int) -> tuple[list[tuple[str, int, int]], int]:
-    """Return the kernels of a forward and a backward pass under bf16 autocast in channels_last, and the parameters."""
+    """Return the kernels of a forward pass under bf16 autocast in channels_last, and the parameters."""
+    with torch.device("meta"):
+        network = build_unet(config, latent, 10)
     with FakeTensorMode(), torch.device("cuda"), _autocast(True):
-        network = build_unet(config, latent, 10).to(memory_format=torch.channels_last)
-        images = torch.empty(batch, *latent).to(memory_format=torch.channels_last)
+        layout = torch.channels_last
+        tensors = {
+            name: nn.Parameter(torch.empty(value.shape, memory_format=layout if value.dim() == 4 else torch.contiguous_format))
+            for name, value in network.named_parameters()
+        }
+        images = torch.empty(batch, *latent, memory_format=layout)
         label = torch.zeros(batch, dtype=torch.long)
         counter = FlopCounterMode(display=False)
         with mock.patch.object(nn.functional, "scaled_dot_product_attention", fused), counter, Kernels(counter) as seen:
-            network(images, label, label).sample.float().square().mean().backward()
+            functional_call(network, tensors, (images, label, label))
         return seen.rows, sum(parameter.numel() for parameter in network.parameters())
 
 
@@ -109,8 +118,8 @@ def main() -> None:
     table: dict[str, Counter[str]] = {}
     for name, moved, flops in rows:
         row = table.setdefault(kind_of(name), Counter())
-        row.update({"kernels": 1, "bytes": moved, "flops": flops})
-        row.update({card: milliseconds(moved, flops, card) for card in CARDS})
+        row.update({"kernels": PASSES, "bytes": PASSES * moved, "flops": PASSES * flops})
+        row.update({card: PASSES * milliseconds(moved, flops, card) for card in CARDS})
     table["optimizer and averages"] = Counter(
         {"kernels": 0, "bytes": step, "flops": 0, **{card: milliseconds(step, 0, card) for card in CARDS}}
     )

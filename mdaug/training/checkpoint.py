@@ -13,6 +13,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -102,12 +103,12 @@ def collect(
     return Bundle(folder, files, committed)
 
 
-def note_validation(parent: Path, state: TrainingState) -> None:
-    """Tell the checkpoint of this step, which was written before its validation, what that found."""
+def note_validation(parent: Path, state: dict[str, Any]) -> None:
+    """Tell the checkpoint of a step, which was written before its validation, the state (as a dict) after that."""
     if distributed.is_main():
-        path = parent / f"samples-{state.samples:012d}" / STATE_FILE
+        path = parent / f"samples-{state['samples']:012d}" / STATE_FILE
         record = json.loads(path.read_text(encoding="utf-8"))
-        atomic.write_text(path, json.dumps(record | asdict(state), indent=2) + "\n")
+        atomic.write_text(path, json.dumps(record | state, indent=2) + "\n")
 
 
 def latest(parent: Path) -> Path | None:

@@ -7,6 +7,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -232,7 +233,7 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan, output: OutputFol
     def judge(saved: bool) -> None:
         """Validate, keep the weights if they are the best so far, write pictures; a checkpoint hears of it."""
         best = _validate(task, engine, state, config, metrics)
-        note = partial(checkpoint.note_validation, checkpoints, state) if saved else lambda: None
+        note = partial(checkpoint.note_validation, checkpoints, asdict(state)) if saved else lambda: None
         if best:
             said(background.write([partial(_best, task, engine, output.path / "best", note)]))
         elif saved:

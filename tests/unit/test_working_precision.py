@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mdaug.generation.plan import Plan
@@ -54,11 +55,14 @@ def vqvae() -> nn.Module:
 
 
 def dtypes_on_cuda(build: Any, *shape: int) -> Counter[tuple[str, torch.dtype]]:
-    with FakeTensorMode(), torch.device("cuda"), _autocast(True), Norms() as norms:
+    with torch.device("meta"):
         network = build()
+        held = [*network.named_parameters(), *network.named_buffers()]
+    with FakeTensorMode(), torch.device("cuda"), _autocast(True), Norms() as norms:
+        state = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in held}
         label = torch.zeros(shape[0], dtype=torch.long)
         inputs = (label, label) if build is unet else ()
-        network(torch.zeros(shape), *inputs)
+        functional_call(network, state, (torch.zeros(shape), *inputs))
     return norms.dtypes
 
 
