@@ -32,7 +32,7 @@ class GenerateConfig:
     per_class: str | dict[str, int] | None = None
     """Samples of each class instead: fall=30,walk=20 or a mapping."""
     classes: str | list[str] | None = None
-    """Names of the classes to make, such as fall,walk (default: all that the model knows)."""
+    """Names of the classes to make, such as fall,walk (default: all that the model knows but auxiliary ones)."""
     balance_to: Path | None = None
     """Packed set (or JSON file of counts) whose classes are each filled up to its largest one."""
     fill: str | dict[str, int] | None = None

@@ -29,7 +29,7 @@ class Plan:
     """The whole description of a synthetic set.
 
     Attributes:
-        counts: class name -> number of samples, for every class of the model in its order.
+        counts: class name -> number of samples, for every class of the model in its order, and auxiliary ones if named.
         seed: base seed.
         pipeline: content hash of the pipeline.
         images: content hash of the images that the pipeline was trained on.
