@@ -7,6 +7,7 @@ sees does not depend on ranks, workers, micro batch, or where a run was interrup
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, Protocol
@@ -115,7 +116,7 @@ class SharedOrder:
 
 def epoch_length(num_samples: int, share: float) -> int:
     """Return the positions in which `num_samples` are shown that have all but a share of the positions."""
-    return int((num_samples - 1) / (1 - Fraction(str(share)))) + 1
+    return math.ceil(num_samples / (1 - Fraction(str(share))))
 
 
 class PositionDataset(Dataset):

@@ -15,7 +15,7 @@ import numpy as np
 from mdaug import distributed
 from mdaug.training.options import LDMConfig, TrainingConfig
 from shards import provenance
-from shards.colormap import detect, floor_of
+from shards.colormap import nearest_maps
 from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.index import FILE_NAME as INDEX
@@ -23,12 +23,14 @@ from shards.index import SPLITS, read_index
 from shards.order import STREAM_AUXILIARY, BalancedOrder, EpochOrder, Order, SharedOrder
 from shards.packed import open_packed, packed_hash
 
+COMPARED = 8  # pictures of a set that show its colour map
 NO_CLASS = -1  # label of an auxiliary image that is shown without its class, until the number of classes is known
 
 
 def folders_of(options: TrainingConfig) -> list[Path]:
     """Return the folders of `--aux_dir`."""
-    return list(options.aux_dir) if isinstance(options.aux_dir, list) else []
+    given = options.aux_dir
+    return given if isinstance(given, list) else [given] if given else []
 
 
 def is_latents(folder: Path) -> bool:
@@ -92,12 +94,19 @@ def _require_same_colours(target: ShardDataset, auxiliary: ShardDataset, packed:
     """Refuse colours of another map. Levels are the same quantity whatever they were painted in."""
     if target.index["image_shape"][2] == 1 or not len(target) or not len(auxiliary):
         return
-    maps = [detect(floor_of(dataset)) for dataset in (target, auxiliary)]
-    if maps[0] != maps[1]:
+    own, other = _maps(target), _maps(auxiliary)
+    if (own or other) and not set(own) & set(other):
+        there, here = (names[0] if names else "no known colour map" for names in (other, own))
         raise UserError(
-            f"aux_dir {folder} holds pictures in {maps[1] or 'no known colour map'}, {packed} in "
-            f"{maps[0] or 'no known colour map'}; pack both with --image_mode gray, the level behind the map"
+            f"aux_dir {folder} holds pictures in {there}, {packed} in {here}; pack both with --image_mode gray, which "
+            "takes the level behind the colours"
         )
+
+
+def _maps(dataset: ShardDataset) -> tuple[str, ...]:
+    """Return the names of the colour maps that the pictures of a set may be painted in."""
+    some = range(0, len(dataset), max(1, len(dataset) // COMPARED))
+    return nearest_maps(np.concatenate([dataset[i]["image"].reshape(-1, 3) for i in some]))
 
 
 def refuse_overlap(options: TrainingConfig, packed: Path, opened: Sequence[Path]) -> None:

@@ -21,6 +21,7 @@ from mdaug.models.vqvae import TrainableVQVAE
 from mdaug.training.options import LDMConfig, TrainingConfig
 from shards import provenance
 from shards.errors import UserError
+from shards.validation import plain
 
 FREE = ("num_classes", "augment_size", "dropout")  # in which a U-Net may differ from the one whose weights it takes
 OBJECTIVE = ("prediction_type", "beta_schedule", "rescale_betas_zero_snr", "num_train_timesteps")
@@ -65,7 +66,7 @@ def start_vqvae(path: Path, module: TrainableVQVAE, config: Mapping[str, Any], i
     """
     folder, _, geometry = _find_vqvae(path)
     there = _read(folder / "config.json")
-    pairs = {name: (there.get(name), value) for name, value in config.items() if not name.startswith("_")}
+    pairs = {name: (there.get(name), plain(value)) for name, value in config.items() if name[0] != "_"}
     _require_alike(path, {"image_shape": (geometry["image_shape"], list(image_shape)), **pairs})
     state = VQModel.from_pretrained(folder).state_dict()
     codes = state.pop("quantize.embedding.weight")
@@ -102,14 +103,13 @@ def start_unet(
     index, there = _read(folder / "model_index.json"), _read(folder / "unet" / "config.json")
     known: list[str] = index["classes"]
     names = (index.get("conditions") or {"names": []})["names"]
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in unet.config.items()}
     alike = {
         "latent shape": (index["latent_shape"], list(latent_shape)),
         "conditions": (names, list(options.condition_on)),
         **{name: (made["config"].get(name), getattr(options, name)) for name in OBJECTIVE if name in made["config"]},
-        **{name: (there[name], value) for name, value in plain.items() if name in there and name[0] != "_"},
+        **{name: (there[name], plain(value)) for name, value in unet.config.items() if name in there},
     }
-    _require_alike(path, {name: pair for name, pair in alike.items() if name not in FREE})
+    _require_alike(path, {name: pair for name, pair in alike.items() if name not in FREE and name[0] != "_"})
     # The weights, then the classes by name.
     state = HybridUNet2DModel.from_pretrained(folder, subfolder="unet").state_dict()
     if unet.augment_embedding is None:

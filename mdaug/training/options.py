@@ -26,8 +26,8 @@ class TrainingConfig:
     output_dir: Path = operational()
     """Run folder. The same command again resumes it."""
     aux_dir: Path | list[Path] | None = operational(None)
-    """Auxiliary images of other persons, sites or simulations: packed shards or image folders, one or several with
-    commas between. They help to train and never validate."""
+    """Auxiliary images of other persons, sites or simulations, which train and never validate: packed shards or image
+    folders, several with commas between."""
     aux_share: float = 0.5
     """Share of each batch that they take."""
     balance_classes: bool = False
@@ -99,8 +99,10 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         """Refuse values that cannot work; raises ValueError naming field, value and what is accepted."""
         self.image_size = written(*height_width(self.image_size))
-        if isinstance(self.aux_dir, Path):
-            self.aux_dir = [Path(name.strip()).expanduser() for name in str(self.aux_dir).split(",")]
+        if isinstance(self.aux_dir, Path) and "," in str(self.aux_dir):
+            self.aux_dir = [Path(name.strip()) for name in str(self.aux_dir).split(",")]
+        if isinstance(self.aux_dir, list):
+            self.aux_dir = [folder.expanduser() for folder in self.aux_dir]
         at_least(
             self, 1, "batch_size", "gradient_accumulation_steps", "global_batch_size", "epochs", "train_samples",
             "val_epochs", "val_samples", "save_epochs", "save_samples", "keep_last", "logging_steps",
