@@ -129,22 +129,31 @@ def refuse_same_latents(options: TrainingConfig, latents: Path, opened: Sequence
 def _refuse_common(options: TrainingConfig, target: Path, others: Sequence[Path], field: str) -> None:
     found: str | None = None
     if distributed.is_main():
-        known = {
-            digest: "training" if split == "train" else "held-out"
-            for split in SPLITS
-            for digest in _digests(target / split, field)
-        }
-        for folder in others:
-            shared = [digest for split in SPLITS for digest in _digests(folder / split, field) if digest in known]
-            if shared and found is None:
-                what = sorted({known[digest] for digest in shared}, reverse=True)
-                found = (
-                    f"{len(shared)} images of aux_dir {folder} are {' and '.join(what)} images of {options.data_dir}; "
-                    "leave them out of the auxiliary folder"
-                )
+        try:
+            found = _common(options, target, others, field)
+        except UserError as error:  # the other ranks wait for an answer
+            found = str(error)
     found = distributed.from_main(found)
     if found is not None:
         raise UserError(found)
+
+
+def _common(options: TrainingConfig, target: Path, others: Sequence[Path], field: str) -> str | None:
+    """Return the refusal of the first set that shares samples with the target; None where none does."""
+    known = {
+        digest: "training" if split == "train" else "held-out"
+        for split in SPLITS
+        for digest in _digests(target / split, field)
+    }
+    for folder in others:
+        shared = [digest for split in SPLITS for digest in _digests(folder / split, field) if digest in known]
+        if shared:
+            what = sorted({known[digest] for digest in shared}, reverse=True)
+            return (
+                f"{len(shared)} images of aux_dir {folder} are {' and '.join(what)} images of {options.data_dir}; "
+                "leave them out of the auxiliary folder"
+            )
+    return None
 
 
 def _digests(folder: Path, field: str) -> Iterator[bytes]:
@@ -157,7 +166,8 @@ def _digests(folder: Path, field: str) -> Iterator[bytes]:
 
 def splits(folder: Path) -> list[Path]:
     """Return the splits of an auxiliary folder that train."""
-    return [folder / split for split in ("train", "val") if read_index(folder / split)["shardlist"]]
+    there = [folder / split for split in ("train", "val") if (folder / split / INDEX).is_file()]
+    return [split for split in there if read_index(split)["shardlist"]]
 
 
 def name_classes(options: LDMConfig, target: list[str], opened: Sequence[Path]) -> tuple[list[str], list[np.ndarray]]:
@@ -170,7 +180,8 @@ def name_classes(options: LDMConfig, target: list[str], opened: Sequence[Path]) 
     classes, origin, places = list(target), dict.fromkeys(target, options.data_dir), []
     for folder in opened:
         names: list[str] = read_index(folder / "train")["classes"]
-        if options.aux_labels == "none" or (options.aux_labels == "auto" and len(names) == 1):
+        told = options.same_names == "same" and names[0] in origin
+        if options.aux_labels == "none" or (options.aux_labels == "auto" and len(names) == 1 and not told):
             places.append(np.full(len(names), NO_CLASS))
             continue
         if options.same_names == "ask" and (shared := [name for name in names if name in origin]):

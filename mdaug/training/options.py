@@ -260,7 +260,7 @@ class LDMConfig(TrainingConfig):
     may be named in aux_dir, too."""
     aux_labels: Literal["auto", "classes", "none"] = "auto"
     """classes: auxiliary classes are further classes of the model; none: auxiliary images are shown without a class;
-    auto: none for a set of one class, else classes."""
+    auto: none for a set of one class (that is not the same as another one, see same_names), else classes."""
     same_names: Literal["ask", "same", "other"] = "ask"
     """Classes of one name in data_dir and aux_dir: same: the same class; other: another class, which is renamed."""
     latent_channels: int = 4

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
 from mdaug.generation.generate import run as generate
 from mdaug.generation.options import GenerateConfig
 from shards import provenance
 from shards.dataset import ShardDataset
+from shards.index import content_hash
 from tests.ranks import run_ranks
-from tests.toy import CLASSES, unequal_packed
+from tests.toy import CLASSES, toy_image, unequal_packed
 from tests.trainings import averaged, losses, train_ldm_with, train_vqvae, weights
 
 DRAWN = {"aux_share": 0.25, "balance_classes": True}
@@ -103,6 +106,22 @@ def test_the_pipeline_names_its_auxiliary_classes_and_generate_makes_them_when_n
     generate(GenerateConfig(ldm, tmp_path / "named", num_samples=3, classes=["ben"], **common))
     made = ShardDataset(tmp_path / "named", fields=("meta",))
     assert [made[i]["meta"]["class"] for i in range(3)] == ["ben"] * 3
+
+
+def test_image_folders_and_sets_without_held_out_images_are_packed_and_encoded(sets, vqvae, tmp_path):
+    rng = np.random.default_rng(3)
+    for person in ("dora", "emil"):
+        (tmp_path / "mine" / person).mkdir(parents=True)
+        for i in range(4):
+            picture = Image.fromarray(toy_image(i % 4, rng, 16)[:, :, 0])
+            picture.save(tmp_path / "mine" / person / f"{i}.png")
+    whole = unequal_packed(tmp_path / "whole", {"fred": (6, 0), "gina": (6, 0)}, size=16, seed=70)
+    shutil.rmtree(whole / "val")
+    provenance.write(whole, kind="images", content_hash=content_hash(whole), made_from={}, config={})
+    short = {"train_samples": 32, "aux_dir": [tmp_path / "mine", whole]}
+    run_ranks(2, train_ldm_with, (sets[0], vqvae), tmp_path / "ldm", short)
+    index = json.loads((tmp_path / "ldm" / "pipeline" / "model_index.json").read_text())
+    assert index["auxiliary"] == ["dora", "emil", "fred", "gina"]
 
 
 def test_latents_of_the_auxiliary_images_may_be_given(sets, vqvae, ldm, tmp_path):

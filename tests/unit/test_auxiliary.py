@@ -181,8 +181,12 @@ def test_names_that_are_in_both_sets_are_asked_for_and_one_class_is_no_class(fol
     assert named(aux_labels="none") == ([], [[-1, -1], [-1, -1]])
     lone = latents("d", ["wavy"])
     assert auxiliary.name_classes(config(folders), CLASSES, [lone])[1][0].tolist() == [-1]
-    told = config(folders, aux_labels="classes", same_names="same")
+    told = config(folders, same_names="same")
     assert auxiliary.name_classes(told, CLASSES, [lone]) == ([], [np.array([3])])
+    stranger = latents("e", ["dora"])
+    assert auxiliary.name_classes(told, CLASSES, [stranger]) == ([], [np.array([-1])])
+    labelled = config(folders, aux_labels="classes")
+    assert auxiliary.name_classes(labelled, CLASSES, [stranger]) == (["dora"], [np.array([4])])
 
 
 def refused(folders, aux, message, vqvae=True, **options) -> None:
