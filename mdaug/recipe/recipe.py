@@ -11,7 +11,7 @@ import numpy as np
 
 from mdaug.augment import COPIES, TODAY, Policy
 from mdaug.config import as_dict
-from mdaug.recipe import deliver, page
+from mdaug.recipe import deliver, page, training_set
 from mdaug.recipe.figures import hits_of, interval, mean_recall, worth
 from mdaug.recipe.inputs import Inputs, load
 from mdaug.recipe.options import AugmentConfig
@@ -98,6 +98,7 @@ def _find(options: AugmentConfig, inputs: Inputs, folds: np.ndarray, folder: Out
         "made_from": {role: content for role, content in inputs.made_from.items() if content is not None},
     }
     deliver.write(folder.path, final, material, inputs.colormap)
+    training_set.write(folder.path, final, material, inputs.stored)
     atomic.write_text(folder.path / RECIPE, json.dumps(recipe, indent=1, ensure_ascii=False) + "\n")
     page.write(folder.path, recipe)
     files = [folder.path / RECIPE, folder.path / deliver.WEIGHTS]
