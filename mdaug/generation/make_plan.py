@@ -154,8 +154,9 @@ def _require_levels(source: Path, image_shape: list[int], floor: list[int] | Non
 
 
 def _counts(options: GenerateConfig, known: list[str]) -> dict[str, int]:
-    """Return the number of samples of each of the known classes."""
+    """Return the number of samples of each class that the model knows."""
     assert not isinstance(options.fill, str)
+    counts.require_known(options.per_class or options.fill or options.classes or known, known)
     source = options.balance_to or options.include_real
     real = counts.of_real(source) if source else {}
     counts.require_known(real, known)

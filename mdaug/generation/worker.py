@@ -160,12 +160,11 @@ def sample_images(plan: Plan, pipeline: Any, busy: Busy, samples: np.ndarray, ca
     if plan.compile:  # one size for all batches: the network is compiled anew for each
         samples = np.resize(samples, plan.batch_size)
     generators = [torch.Generator().manual_seed(seed) for seed in plan.seeds(samples, candidate).tolist()]
-    classes = list(plan.counts)
     rows = [plan.conditions_of(sample) for sample in samples.tolist()]
     # float32 weights of the VQ-VAE keep its code vectors exact; autocast runs its convolutions in low precision.
     with busy, torch.inference_mode(), distributed.autocast(plan.mixed_precision, plan.device):
         return pipeline(
-            [classes[label] for label in plan.labels(samples).tolist()],
+            plan.class_names(samples),
             generator=generators,
             guidance_scale=plan.guidance_scale,
             guidance_interval=plan.guidance_interval,
