@@ -110,6 +110,11 @@ class Plan:
         samples = self.samples(shard)
         return [self.key(sample) for sample in samples.tolist()], self.labels(samples).tolist()
 
+    def class_names(self, samples: np.ndarray) -> list[str]:
+        """Return the classes of sample indices by name: the model may know more classes than are made."""
+        classes = list(self.counts)
+        return [classes[label] for label in self.labels(samples).tolist()]
+
     @property
     def num_real_shards(self) -> int:
         """Number of shards of real images, which stand beside the synthetic ones."""
@@ -138,11 +143,6 @@ class Plan:
         """
         places = samples.astype(np.int64) * self._stride % self.total
         return np.searchsorted(np.cumsum(list(self.counts.values())), places, side="right")
-
-    def class_names(self, samples: np.ndarray) -> list[str]:
-        """Return the classes of sample indices by name: the model may know more classes than are made."""
-        classes = list(self.counts)
-        return [classes[label] for label in self.labels(samples).tolist()]
 
     def seeds(self, samples: np.ndarray, candidate: int = 0) -> np.ndarray:
         """Return the seeds of the samples' `torch.Generator`s, uint32 as int64.
