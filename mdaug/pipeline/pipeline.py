@@ -208,7 +208,7 @@ class MicroDopplerPipeline(DiffusionPipeline):
         if strength is None:
             return timesteps
         if not 0 < strength <= 1:
-            raise ValueError(f"strength={strength} must be above 0 and at most 1")
+            raise ValueError(f"strength={strength} must be greater than 0 and at most 1")
         if not self.scheduler.config.get("skip_prk_steps", True):
             raise ValueError(
                 "the Runge-Kutta start of PNDMScheduler cannot begin on the way; set skip_prk_steps=True, or take "

@@ -130,9 +130,9 @@ def test_pictures_arrays_and_tensors_are_the_same_image(channels, colours):
     [
         ({"image": torch.rand(3, 16, 16)}, "image and strength belong together"),
         ({"strength": 0.5}, "image and strength belong together"),
-        ({"image": torch.rand(3, 16, 16), "strength": 0.0}, "strength=0.0 must be above 0 and at most 1"),
-        ({"image": torch.rand(3, 16, 16), "strength": 1.1}, "strength=1.1 must be above 0 and at most 1"),
-        ({"image": torch.rand(3, 16, 16), "strength": math.nan}, "strength=nan must be above 0 and at most 1"),
+        ({"image": torch.rand(3, 16, 16), "strength": 0.0}, "strength=0.0 must be greater than 0 and at most 1"),
+        ({"image": torch.rand(3, 16, 16), "strength": 1.1}, "strength=1.1 must be greater than 0 and at most 1"),
+        ({"image": torch.rand(3, 16, 16), "strength": math.nan}, "strength=nan must be greater than 0 and at most 1"),
         (
             {"image": torch.rand(3, 16, 16), "strength": 0.15},
             r"of 5 steps leaves none .* num_inference_steps=7 or more",
