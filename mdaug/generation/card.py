@@ -179,10 +179,11 @@ def _redrawn(plan: Plan) -> str:
     if plan.redraw is None:
         return ""
     strengths = ", ".join(f"{strength:g}" for strength in plan.redraw["strengths"])
-    images = ", ".join(f"{name} {count}" for name, count in plan.redraw["classes"].items())
-    changed = "The class is that of the source"
-    if plan.redraw["redraw_as"] == "random":
-        changed = "The class was chosen whatever the class of the source is"
+    classes, changed = plan.redraw["classes"], "The class was chosen whatever the class of the source is"
+    if plan.redraw["redraw_as"] == "keep":
+        changed = "The class is that of the source"
+        classes = {name: count for name, count in classes.items() if plan.counts[name]}
+    images = ", ".join(f"{name} {count}" for name, count in classes.items())
     return f"""
 No sample began with noise alone: each is an image of the packed set {plan.redraw["hash"][:12]}, noised to a share of
 the noise schedule (strength {strengths}) and denoised as its class. {changed}.
