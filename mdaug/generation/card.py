@@ -182,7 +182,7 @@ def _redrawn(plan: Plan) -> str:
     classes, changed = plan.redraw["classes"], "The class was chosen whatever the class of the source is"
     if plan.redraw["redraw_as"] == "keep":
         changed = "The class is that of the source"
-        classes = {name: count for name, count in classes.items() if plan.counts[name]}
+        classes = {name: count for name, count in classes.items() if plan.counts.get(name)}
     images = ", ".join(f"{name} {count}" for name, count in classes.items())
     return f"""
 No sample began with noise alone: each is an image of the packed set {plan.redraw["hash"][:12]}, noised to a share of

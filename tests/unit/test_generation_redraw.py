@@ -322,3 +322,10 @@ def test_contradicting_settings_are_refused(options, message):
 def test_strengths_of_the_command_line(text, strengths):
     flags = ["--ldm_path=a", "--output_dir=b", "--from_dir=c", *([f"--strength={text}"] if text else [])]
     assert cli.parse("generate", flags).strengths == strengths
+
+
+def test_of_classes_that_are_kept_some_may_be_made(ldm, tmp_path):
+    packed = pack_of(tmp_path / "packed", {"ann": [61], "walk": [62, 63]})
+    folder = make(ldm, tmp_path / "out", from_dir=packed, classes=["walk"])
+    assert sorted(row["from_key"] for row in rows_of(folder)) == ["walk_62", "walk_63"]
+    assert "training images: walk 2." in (folder / "README.md").read_text()
