@@ -170,13 +170,13 @@ def kept_classes(redraw: dict, known: list[str], packed: Path) -> list[str]:
     """Return the classes of the sources, which redraw_as "keep" makes where nothing else is asked for.
 
     Raises:
-        UserError: the model does not know one of them.
+        UserError: one of them is not among the classes that are made.
     """
     unknown = [name for name in redraw["classes"] if name not in known]
     if unknown:
         raise UserError(
-            f"{packed} has images of {', '.join(unknown)}, which the model does not know, so their class cannot be "
-            "kept; name the classes to make with --classes, or change the class with --redraw_as random"
+            f"{packed} has images of {', '.join(unknown)}, which the model does not make unasked, so their class cannot "
+            "be kept; name the classes to make with --classes, or change the class with --redraw_as random"
         )
     return list(redraw["classes"])
 

@@ -266,7 +266,7 @@ def test_held_out_images_are_refused_as_sources(ldm, own, others, tmp_path):
     [
         ({"strength": 0.4}, "strength=0.4 leaves 1 of 4 steps to do, .* needs 2; take num_inference_steps=5 or more"),
         ({"strength": [0.5, 0.1]}, "strength=0.1 leaves 0 of 4 steps .* num_inference_steps=20 or more"),
-        ({"redraw_as": "keep"}, "images of ann, bob, which the model does not know"),
+        ({"redraw_as": "keep"}, "images of ann, bob, which the model does not make unasked"),
         ({"redraw_as": "keep", "classes": ["walk"]}, "no training images of walk to redraw"),
         ({"redraw_as": "keep", "per_class": {"walk": 3}}, "no training images of walk to redraw"),
         ({"redraw_as": "random", "classes": ["swim"]}, "the model knows no class swim"),
