@@ -175,8 +175,8 @@ def kept_classes(redraw: dict, known: list[str], packed: Path) -> list[str]:
     unknown = [name for name in redraw["classes"] if name not in known]
     if unknown:
         raise UserError(
-            f"{packed} has images of {', '.join(unknown)}, which the model does not make unasked, so their class cannot "
-            "be kept; name the classes to make with --classes, or change the class with --redraw_as random"
+            f"{packed} has images of {', '.join(unknown)}, which the model does not make unasked, so their class "
+            "cannot be kept; name the classes to make with --classes, or change the class with --redraw_as random"
         )
     return list(redraw["classes"])
 
