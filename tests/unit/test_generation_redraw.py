@@ -280,6 +280,8 @@ def test_images_of_another_form_are_refused(ldm, tmp_path):
     for number, form in enumerate(({"size": 8}, {"channels": 1})):
         packed = pack_of(tmp_path / str(number), {"ann": [1, 2]}, **form)
         refused(ldm, tmp_path / "out", r"has images of .* the model has \[16, 16, 3\]", from_dir=packed)
+    levels = trained_on(packed, tmp_path / "levels", channels=1, colormap="viridis")
+    refused(levels, tmp_path / "out", "has levels of the colour map None, the model has viridis", from_dir=packed)
     empty = pack_of(tmp_path / "empty", {}, {"ann": [1]})
     refused(ldm, tmp_path / "out", "has no training images to redraw", from_dir=empty)
     (tmp_path / "nothing").mkdir()
