@@ -112,7 +112,7 @@ COMMANDS = {
         "mdaug.generation.options:GenerateConfig",
         "mdaug.generation.generate",
         "write labelled synthetic tar shards",
-        inputs=("ldm_path", "vqvae_path", "balance_to", "include_real", "sift"),
+        inputs=("ldm_path", "vqvae_path", "balance_to", "include_real", "sift", "from_dir", "data_dir"),
         parallel=True,
         array=True,
     ),
