@@ -138,7 +138,7 @@ def compose(root: Path, folder: dict) -> dict[str, tuple[int, str]]:
 @settings(
     max_examples=int(os.environ.get("MDAUG_EXAMPLES", "300")),
     deadline=None,
-    derandomize=True,
+    derandomize="MDAUG_EXAMPLES" not in os.environ,
     suppress_health_check=list(HealthCheck),
 )
 @given(folder=folders)
