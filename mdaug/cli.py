@@ -184,6 +184,7 @@ def start(name: str, options: Any) -> None:
     output = getattr(options, "output_dir", Path.cwd())  # a command without one writes no folder
     if getattr(options, "verify", False):
         compare_hashes(output)
+        options.verify = False  # what is made again is recorded as it was
     try:
         with disk_full_as_user_error(output):
             command.load().run(options)
