@@ -83,11 +83,10 @@ def check(path: Path) -> Checked:
         if getattr(image, "n_frames", 1) > 1:
             return Checked(digest, f"holds {image.n_frames} pictures; save each as a file of its own")  # type: ignore[attr-defined]
         image.load()
-        tagged = image.format == "TIFF" or "exif" in image.info
-        mode, turned = image.mode, tagged and image.getexif().get(ORIENTATION, 1) in range(2, 9)
+        mode, turned = image.mode, _is_turned(image)
         if turned:
             image = ImageOps.exif_transpose(image)
-        return _look(_shown(image), image, digest, mode, turned)
+        return _look(image, digest, mode, turned)
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
         kind = "truncated" if "truncated" in str(error).lower() else "unreadable"
         return Checked(digest, f"{kind}: {_plain(error)}")
@@ -99,7 +98,8 @@ def hash_pixels(path: Path) -> str:
     It is equal for files that show the same, whatever their format.
     """
     with Image.open(path, formats=FORMATS) as image:
-        shown = _shown(ImageOps.exif_transpose(image))
+        image.load()
+        shown = _shown(ImageOps.exif_transpose(image) if _is_turned(image) else image)
     if shown.ndim == 3 and _equal_channels(shown):
         shown = shown[..., 0]
     digest = hashlib.sha256(repr(shown.shape[:2]).encode())
@@ -107,13 +107,20 @@ def hash_pixels(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _is_turned(image: Image.Image) -> bool:
+    """Return whether EXIF says that the stored pixels are turned or mirrored."""
+    tagged = image.format == "TIFF" or "exif" in image.info
+    return tagged and image.getexif().get(ORIENTATION, 1) in range(2, 9)
+
+
 def _shown(image: Image.Image) -> np.ndarray:
     """Return the pixels of a picture: grey (H, W) of any depth where its format is grey, else RGB uint8 (H, W, 3)."""
     return np.asarray(image if image.mode in GREY_MODES and image.mode not in ("LA", "La") else _on_white(image))
 
 
-def _look(shown: np.ndarray, image: Image.Image, digest: str, mode: str, turned: bool) -> Checked:
+def _look(image: Image.Image, digest: str, mode: str, turned: bool) -> Checked:
     """Return what a decoded, upright picture shows."""
+    shown = _shown(image)
     grey = shown.ndim == 2 or _equal_channels(shown)
     levels = shown if shown.ndim == 2 else shown[..., 0]
     eight_bit = image if image.mode in ("L", "RGB") else Image.fromarray(_eight_bit(shown))
@@ -179,7 +186,7 @@ def _colours(pixels: np.ndarray) -> tuple[tuple[str, ...], float, tuple[int, int
 @functools.lru_cache(maxsize=64)
 def _spread(side: int) -> np.ndarray:
     """Return at most SEEN rows or columns at equal distances."""
-    return np.unique(np.linspace(0, side - 1, SEEN).astype(int))
+    return np.linspace(0, side - 1, min(SEEN, side)).astype(int)
 
 
 def to_png(

@@ -15,7 +15,7 @@ import pytest
 from shards.errors import UserError
 
 LONGEST = 1000  # characters that a person may still read
-NOT_WORDS = ("\n", "\r", "Traceback", "<class", "<object", "typing.")  # in messages for people
+NOT_WORDS = ("\n", "\r", "Traceback", "<class '", " object at 0x", "typing.")  # in messages for people
 RUN = subprocess.run
 TESTS = str(Path(__file__).parent)
 

@@ -27,7 +27,9 @@ def inspect(path: Path, radar: Radar, folder: Path) -> str:
         recording = look(path, radar)
         block = recording.block(0, min(recording.units, 4096 // recording.pulses_per_frame or 1))
     except Unreadable as error:
-        raise UserError(f"{path} {error if path.exists() else 'does not exist'}") from None
+        raise UserError(f"{path} {error}") from None
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
     target = folder / f"{path.name}.png"
     return "\n".join([str(path), *_lines(recording), f"  levels      {_levels(block)}", _draw(recording, target)])
 

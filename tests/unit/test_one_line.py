@@ -19,7 +19,7 @@ from tests.one_line import every_failure_in_one_line, fault_of
     [
         ("data_dir x is not a folder; give another", ""),
         ("two lines:\nhere", "holds '\\n'"),
-        ("expected a <class 'int'> for seed", "holds '<class'"),
+        ("expected a <class 'int'> for seed", 'holds "<class \'"'),
         ("bad value", "says too little"),
         ("word " * 300, "is longer than 1000 characters"),
     ],
