@@ -38,7 +38,13 @@ EVALUATE = "--n_real_per_class [2] --synthetic_per_real [1] --seeds 1 --steps 2 
 
 RECORDS = ("run.json", "provenance.json", "log.txt")
 ANEW = ("ema", "reconstruct")  # they make all of their files each time
-SLOW = ("train-vqvae", "train-ldm", "generate", "evaluate")  # to mend: the files of a sub-folder are damaged together
+SLOW = (
+    "train-vqvae",
+    "train-ldm",
+    "generate",
+    "evaluate",
+    "augment",
+)  # to mend: the files of a sub-folder are damaged together
 
 # Command -> (its output folder, its flags, the commands that read the folder).
 COMMANDS = {
