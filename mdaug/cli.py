@@ -172,6 +172,7 @@ def run(argv: list[str]) -> None:
 def start(name: str, options: Any) -> None:
     """Run a command with its options; raises UserError as `run` does."""
     from shards.output_folder import disown_all
+    from shards.provenance import compare_hashes
     from shards.validation import WORKERS
     from shards.writer import disk_full_as_user_error, require_writable
 
@@ -181,6 +182,9 @@ def start(name: str, options: Any) -> None:
     if command.parallel:
         _say_where_busy()
     output = getattr(options, "output_dir", Path.cwd())  # a command without one writes no folder
+    if getattr(options, "verify", False):
+        compare_hashes(output)
+        options.verify = False  # what is made again is recorded as it was
     try:
         with disk_full_as_user_error(output):
             command.load().run(options)

@@ -52,6 +52,8 @@ class PackConfig:
     """Processes that decode and resize; 0: one per CPU core."""
     dry_run: bool = operational(False)
     """Print what was understood of the folder, and write nothing."""
+    verify: bool = operational(False)
+    """Compare the hashes of all files of a finished folder, not their sizes alone; what was changed is made again."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be used; raises ValueError naming field, value and what is accepted."""

@@ -164,8 +164,9 @@ def _begin_again(folder: OutputFolder, parts: tuple[Part, ...], options: Evaluat
 
 def _commands(folder: OutputFolder) -> dict[str, str]:
     """Return the command that measured each part: as it was kept, or as the report has it."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        return json.loads((folder.path / PARTS / COMMANDS).read_text(encoding="utf-8"))
+    if f"{PARTS}/{COMMANDS}" not in {name for name, _ in folder.lost}:
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return json.loads((folder.path / PARTS / COMMANDS).read_text(encoding="utf-8"))
     with contextlib.suppress(FileNotFoundError, ValueError):
         return json.loads((folder.path / page.METRICS).read_text(encoding="utf-8"))["commands"]
     return {}

@@ -90,6 +90,8 @@ class EvaluateConfig:
     """Number of this worker, from 0, such as $SLURM_ARRAY_TASK_ID; the launcher's ranks count within it."""
     num_workers: int | None = operational(None)
     """Number of workers that share classifiers and features, such as $SLURM_ARRAY_TASK_COUNT."""
+    verify: bool = operational(False)
+    """Compare the hashes of all files of a finished folder, not their sizes alone; what was changed is made again."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work; raises ValueError naming field, value and what is accepted."""

@@ -100,6 +100,8 @@ class GenerateConfig:
     """Also write grid.png, one row per class."""
     save_pipeline: bool = operational(False)
     """Also write the pipeline to <output_dir>/vq_diffusion_pipeline."""
+    verify: bool = operational(False)
+    """Compare the hashes of all files of a finished folder, not their sizes alone; what was changed is made again."""
     cpu_threads: int = 1
     """Threads of a worker without a GPU. Sums depend on it, so it belongs to the plan; more workers scale better."""
 

@@ -93,6 +93,8 @@ class TrainingConfig:
     """Also log to Weights & Biases (offline without a network)."""
     wandb_project: str = operational("mdaug")
     """Project name at Weights & Biases."""
+    verify: bool = operational(False)
+    """Compare the hashes of all files of a finished folder, not their sizes alone; what was changed is made again."""
 
     ALIASES: ClassVar[dict[str, str]] = {"fp16": "mixed_precision=fp16"}
 
@@ -234,6 +236,8 @@ class EncodeConfig:
     flip_doppler."""
     augment_seed: int = 0
     """What is done to copy c of an image depends on this seed, the image's key and c alone."""
+    verify: bool = operational(False)
+    """Compare the hashes of all files of a finished folder, not their sizes alone; what was changed is made again."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
