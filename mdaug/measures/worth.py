@@ -42,7 +42,7 @@ def worth(value: float, curve: Sequence[tuple[float, float]]) -> dict[str, Any]:
 def with_interval(
     baseline: float, gain: tuple[float, float, float], curve: Sequence[tuple[float, float]]
 ) -> dict[str, Any]:
-    """Return `worth` of an arm, with "low" and "high": `worth` at the ends of the interval of its gain.
+    """Return `worth` of an arm with "gain", and "low" and "high": `worth` at the ends of the interval of its gain.
 
     Args:
         baseline: mean recall of the free baseline on equally many images.
@@ -50,7 +50,7 @@ def with_interval(
         curve: as in `worth`.
     """
     value, low, high = (worth(baseline + points, curve) for points in gain)
-    return {**value, "low": low, "high": high}
+    return {**value, "low": low, "high": high, "gain": list(gain)}
 
 
 def in_words(worth: dict[str, Any]) -> str:
@@ -58,3 +58,11 @@ def in_words(worth: dict[str, Any]) -> str:
     if worth["flat"]:
         return "flat curve"
     return f"{worth['beyond']} than {worth['number']:.0f}" if worth["beyond"] else f"{worth['number']:.0f}"
+
+
+def described(worth: dict[str, Any]) -> str:
+    """Return what `with_interval` found as text: "12 (8 to more than 50)", or of a flat curve the gain in points."""
+    if worth["flat"]:
+        points, low, high = (100 * value for value in worth["gain"])
+        return f"flat curve, {points:+.1f} points ({low:+.1f} to {high:+.1f})"
+    return f"{in_words(worth)} ({in_words(worth['low'])} to {in_words(worth['high'])})"
