@@ -7,8 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mdaug import distributed
 from mdaug.config import as_dict, dump
 from mdaug.evaluation import measure
@@ -145,8 +143,7 @@ def _data(inputs: EvaluationInputs) -> dict[str, Any]:
         "held_out_groups": len(set(held_out_set.groups)),
         "synthetic": synthetic.counts(),
         "simulated": inputs.simulated and inputs.simulated.counts(),
-        "auxiliary": inputs.auxiliary
-        and dict(zip(inputs.auxiliary.classes, np.bincount(inputs.auxiliary.labels).tolist(), strict=True)),
+        "auxiliary": inputs.auxiliary and dict(zip(inputs.auxiliary.classes, inputs.auxiliary.counts(), strict=True)),
         "like_with_like": [[number, subset, len(images)] for (number, subset), images in inputs.like.items()],
         "policy": policy_of(inputs.options.policy).to_json(),
         "in_folders": [images.available for images in (train, held_out_set, synthetic)],

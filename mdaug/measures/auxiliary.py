@@ -46,6 +46,10 @@ class Auxiliary:
         """Return the number of images."""
         return len(self.labels)
 
+    def counts(self) -> list[int]:
+        """Return the number of images of each class."""
+        return np.bincount(self.labels, minlength=len(self.classes)).tolist()
+
 
 def load(
     aux_dir: Path,

@@ -23,6 +23,7 @@ from mdaug.measures.auxiliary import Auxiliary
 from shards import output_folder, provenance
 from shards.errors import UserError
 from shards.options import PackConfig
+from shards.output_folder import RUN_FILE
 from shards.pack import run as pack
 from shards.subset import take_per_class
 from tests.toy import CLASSES, toy_image, toy_packed, toy_synthetic
@@ -206,6 +207,29 @@ def test_auxiliary_images_are_arms_of_their_own_and_the_report_has_them(config, 
     for other in ({"aux_dir": None}, {"policy": "today"}, {"share": 0.5}):
         with pytest.raises(UserError, match="another run of mdaug evaluate"):
             evaluate(replace(config, **{"aux_dir": others, "policy": "richer"} | other))
+
+
+def test_images_with_the_labels_of_the_target_are_used_with_these(config, others, images, tmp_path):
+    """Two of the target classes, of other persons: their own labels, and the control."""
+    folder, rng = tmp_path / "same", np.random.default_rng(8)
+    for name in classes_of(images)[:2]:
+        (folder / "images" / name).mkdir(parents=True)
+        for i in range(6):
+            picture = toy_image(CLASSES.index(name), rng, SIZE)[:, :, 0]
+            Image.fromarray(picture).save(folder / "images" / name / f"p{i}_{i}.png")
+    pack(PackConfig(folder / "images", folder / "packed", workers=1))
+    metrics = evaluate(replace(config, aux_dir=folder / "packed", same_names="same"))
+    assert list(metrics["data"]["auxiliary"].values()) == [6, 6, 0, 0]
+    assert {arm["arm"] for arm in metrics["usefulness"]["arms"]} & set(AUXILIARY) == {"auxiliary, own labels", RANDOM}
+
+
+def test_a_folder_of_a_version_without_these_settings_is_refused(config):
+    evaluate(config)
+    run = json.loads((config.output_dir / RUN_FILE).read_text())
+    del run["identity"]["share"], run["identity"]["same_names"]
+    (config.output_dir / RUN_FILE).write_text(json.dumps(run))
+    with pytest.raises(UserError, match="another run of mdaug evaluate"):
+        evaluate(config)
 
 
 def test_auxiliary_images_that_train_or_judge_are_refused(config, images):
