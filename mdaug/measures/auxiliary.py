@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,7 @@ import numpy as np
 from mdaug.measures import image_set
 from mdaug.measures.classifier import Source
 from shards import provenance
+from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.index import FILE_NAME as INDEX
 from shards.index import SPLITS, read_index
@@ -34,6 +35,7 @@ class Auxiliary:
         classes: their classes; the target classes where `same`.
         same: whether the labels are those of the target classes.
         content: hash of the packed set.
+        places: of each image, the split that it lies in and its index there.
     """
 
     pixels: np.ndarray
@@ -41,6 +43,7 @@ class Auxiliary:
     classes: list[str]
     same: bool
     content: str
+    places: list[tuple[ShardDataset, int]] = field(default_factory=list)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -93,6 +96,7 @@ def load(
     ]
     pixels = np.concatenate([part.images for part in parts])
     labels = np.concatenate([part.labels for part in parts])
+    places = [(part.dataset, int(i)) for part in parts for i in part.indices]
     # Kept apart from the images that train and judge.
     for what, images in known.items():
         there = {digest(image) for image in images}
@@ -116,10 +120,11 @@ def load(
             say(f"auxiliary images of classes that data_dir does not have are left out: {int((~kept).sum())}")
         place = np.array([target["classes"].index(name) if name in shared else -1 for name in names])
         pixels, labels, names = pixels[kept], place[labels[kept]], target["classes"]
+        places = [places[i] for i in np.flatnonzero(kept)]
     else:  # classes without images are no outputs of the network
         present, labels = np.unique(labels, return_inverse=True)
         names = [names[int(label)] for label in present]
-    return Auxiliary(pixels, labels, names, same, provenance.read(folder, "images")["hash"])
+    return Auxiliary(pixels, labels, names, same, provenance.read(folder, "images")["hash"], places)
 
 
 def digest(image: np.ndarray) -> bytes:

@@ -8,6 +8,7 @@ from pathlib import Path
 from mdaug.measures import image_set
 from mdaug.measures.auxiliary import load as load_auxiliary
 from mdaug.recipe.options import AugmentConfig
+from mdaug.recipe.training_set import Stored
 from mdaug.recipe.trials import Images
 from shards import provenance
 from shards.errors import UserError
@@ -31,6 +32,7 @@ class Inputs:
         synthetic: generated images, or None.
         colormap: of levels, as in index.json.
         made_from: role -> content hash.
+        stored: "real", "auxiliary", "generated" -> where the bytes of their images are.
     """
 
     classes: list[str]
@@ -43,6 +45,7 @@ class Inputs:
     synthetic: Images | None
     colormap: str | None
     made_from: dict[str, str | None]
+    stored: dict[str, Stored]
 
 
 def load(options: AugmentConfig) -> Inputs:
@@ -65,7 +68,8 @@ def load(options: AugmentConfig) -> Inputs:
         )
     made_from: dict[str, str | None] = {"images": provenance.read(data_dir, "images")["hash"]}
     made_from |= {"auxiliary": None, "synthetic": None}
-    train, held_out = _images(data_dir / "train", options), _images(data_dir / split, options)
+    (train, real), (held_out, _) = (_images(data_dir / part, options) for part in ("train", split))
+    stored = {"real": real}
 
     auxiliary: Images | None = None
     names: list[str] = []
@@ -81,15 +85,16 @@ def load(options: AugmentConfig) -> Inputs:
         )
         auxiliary = Images(found.pixels, found.labels, [str(i) for i in range(len(found))])
         names, same, made_from["auxiliary"] = found.classes, found.same, found.content
+        stored["auxiliary"] = Stored(*map(list, zip(*found.places, strict=True)))
     synthetic = None
     if options.synthetic_dir is not None:
         record = provenance.read(options.synthetic_dir, "synthetic", "mixed")
         origin = record["made_from"]["images"]
         provenance.require_same("images", data_dir, str(made_from["images"]), options.synthetic_dir, origin)
         made_from["synthetic"] = record["hash"]
-        synthetic = _images(options.synthetic_dir, options)
+        synthetic, stored["generated"] = _images(options.synthetic_dir, options)
     colormap = index.get("colormap")
-    return Inputs(classes, train, held_out, split, auxiliary, names, same, synthetic, colormap, made_from)
+    return Inputs(classes, train, held_out, split, auxiliary, names, same, synthetic, colormap, made_from, stored)
 
 
 def _packed(folder: Path, options: AugmentConfig, group_by: str | None = None) -> Path:
@@ -98,6 +103,7 @@ def _packed(folder: Path, options: AugmentConfig, group_by: str | None = None) -
     return open_packed(folder, options.image_size, group_by=group_by or options.group_by)
 
 
-def _images(folder: Path, options: AugmentConfig) -> Images:
+def _images(folder: Path, options: AugmentConfig) -> tuple[Images, Stored]:
     loaded = image_set.load(folder, image_size=options.image_size, max_per_class=options.max_per_class)
-    return Images(loaded.images, loaded.labels, loaded.groups)
+    stored = Stored([loaded.dataset] * len(loaded), loaded.indices.tolist())
+    return Images(loaded.images, loaded.labels, loaded.groups), stored
