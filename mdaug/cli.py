@@ -120,7 +120,7 @@ COMMANDS = {
         "mdaug.evaluation.options:EvaluateConfig",
         "mdaug.evaluation.evaluate",
         "fidelity and usefulness, with a report",
-        inputs=("data_dir", "synthetic_dir", "vqvae_path", "simulated_dir"),
+        inputs=("data_dir", "synthetic_dir", "vqvae_path", "simulated_dir", "aux_dir", "like_with_like"),
         parallel=True,
         array=True,
     ),
