@@ -82,7 +82,9 @@ def count(config: Any, latent: list[int], batch: int) -> tuple[list[tuple[str, i
     with FakeTensorMode(), torch.device("cuda"), _autocast(True):
         layout = torch.channels_last
         tensors = {
-            name: nn.Parameter(torch.empty(value.shape, memory_format=layout if value.dim() == 4 else torch.contiguous_format))
+            name: nn.Parameter(
+                torch.empty(value.shape, memory_format=layout if value.dim() == 4 else torch.contiguous_format)
+            )
             for name, value in network.named_parameters()
         }
         images = torch.empty(batch, *latent, memory_format=layout)

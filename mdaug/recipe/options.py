@@ -50,6 +50,8 @@ class AugmentConfig:
     """Most images per class taken from each set."""
     workers: int = operational(0)
     """Processes that train classifiers, one thread each; 0: one per core."""
+    verify: bool = operational(False)
+    """Compare the hashes of all files of a finished folder, not their sizes alone; what was changed is made again."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work; raises ValueError naming field, value and what is accepted."""
@@ -58,7 +60,7 @@ class AugmentConfig:
         at_least(self, 0, "workers")
         within(self, "[1, 4096]", "batch_size")
         within(self, "(0, 1]", "learning_rate")
-        within(self, "(0, 0.5]", "share")
+        within(self, "(0, 0.3]", "share")  # real images keep a tenth beside twice the share and generated ones
         within(self, "[16, 1024]", "image_size")
         multiple_of(self, 16, "image_size")
         ascending(self, "n_per_class")

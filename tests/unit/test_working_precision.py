@@ -99,7 +99,7 @@ def test_only_the_decoder_samples_under_autocast():
     autocast: dict[str, set[bool]] = {"unet": set(), "vqvae": set()}
     for name, module in (("unet", pipeline.unet), ("vqvae", pipeline.vqvae.decoder)):
         module.register_forward_pre_hook(lambda *_, name=name: autocast[name].add(torch.is_autocast_enabled("cpu")))
-    images = sample_images(plan, pipeline, Busy("cpu"), np.arange(4))
+    images = sample_images(plan, pipeline, Busy("cpu"), None, np.arange(4))
     assert (autocast, images.dtype) == ({"unet": {False}, "vqvae": {True}}, torch.float32)
 
 
