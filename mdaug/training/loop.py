@@ -317,9 +317,9 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan, output: OutputFol
     best = output.path / "best"
     if not stopping:
         task.export(engine, output.path / task.last_folder)
-        if state.best_samples == state.samples and distributed.from_main(not provenance.is_whole(best)):
-            task.export(engine, best)
     said(background.finish())
+    if not stopping and state.best_samples == state.samples and distributed.from_main(not provenance.is_whole(best)):
+        task.export(engine, best)
     if background.written:
         metrics.log(
             f"checkpoints: {background.written} written; training waited {stalled:.2f} s of {trained:.1f} s for them "
