@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,10 @@ def _timed(function: Callable[[], Any], count: int = 20) -> float:
     return 1e3 * (time.perf_counter() - begun) / (count if ON_GPU else 1)
 
 
+def _there_and_back(function: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> None:
+    function(images).sum().backward()
+
+
 def waits() -> str:
     """Waits for the device in ten steps (expected: none), and the shares of kernels in three of them."""
     _, step = _engine()
@@ -109,9 +114,9 @@ def norms() -> str:
             last = plain.detach().to(memory_format=torch.channels_last).requires_grad_()
             times, results = [], []
             for images in (plain, last):
-                times.append(_timed(lambda images=images, norm=norm: norm(images).sum().backward()))
+                times.append(_timed(partial(_there_and_back, norm, images)))
                 results.append(norm(images))
-            equal = torch.allclose(*results, atol=1e-5 if dtype == torch.float32 else 0.05)
+            equal = torch.allclose(results[0], results[1], atol=1e-5 if dtype == torch.float32 else 0.05)
             answers.append(f"{shape} {dtype}: {'equal' if equal else 'DIFFERENT'}, {times[0]:.2f} -> {times[1]:.2f} ms")
     return "; ".join(answers)
 
@@ -201,7 +206,7 @@ def convolution() -> str:
         images = torch.randn(shape, device=device, dtype=dtype).to(memory_format=layout).requires_grad_()
         weight = torch.randn(shape[1], shape[1], 3, 3, device=device, dtype=dtype).to(memory_format=layout)
         weight.requires_grad_()
-        times.append(_timed(lambda i=images, w=weight: functional.conv2d(i, w, padding=1).sum().backward()))
+        times.append(_timed(partial(_there_and_back, partial(functional.conv2d, weight=weight, padding=1), images)))
     return f"{times[0]:.2f} -> {times[1]:.2f}"
 
 

@@ -81,7 +81,7 @@ def count(config: Any, latent: list[int], batch: int) -> tuple[list[tuple[str, i
         network = build_unet(config, latent, 10)
     with FakeTensorMode(), torch.device("cuda"), _autocast(True):
         layout = torch.channels_last
-        tensors = {
+        tensors: dict[str, torch.Tensor] = {
             name: nn.Parameter(
                 torch.empty(value.shape, memory_format=layout if value.dim() == 4 else torch.contiguous_format)
             )
@@ -136,7 +136,11 @@ def main() -> None:
     mfu = {card: 1e3 * total["flops"] / total[card] / CARDS[card][0] for card in CARDS}
     speed = {card: 1e3 * options.batch_size / total[card] for card in CARDS}
     print("MFU on paper  " + ", ".join(f"{card} {100 * mfu[card]:.0f} % ({speed[card]:.0f} img/s)" for card in CARDS))
-    record = {"benchmark": "step_cost", "version": provenance.code_version(), "torch": torch.__version__}
+    record: dict[str, Any] = {
+        "benchmark": "step_cost",
+        "version": provenance.code_version(),
+        "torch": torch.__version__,
+    }
     record |= {"config": options.config, "batch": options.batch_size, "parameters": parameters, "total": dict(total)}
     print(json.dumps({**record, "kinds": {kind: dict(row) for kind, row in table.items()}, "mfu": mfu}))
 

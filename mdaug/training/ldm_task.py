@@ -323,7 +323,7 @@ class LDMTask(Task):
             self.vqvae.to("cpu")
             return figures
 
-    def exporter(self, engine: Engine) -> Callable[[Path], None]:
+    def exporter(self, engine: Engine) -> Callable[[Path], object]:
         """Copy the pipeline of the averaged weights, and return what writes it on rank 0."""
         with self.ema.network() as network:
             copied = copy.deepcopy(self.pipeline(network)).to("cpu") if distributed.is_main() else None

@@ -127,7 +127,7 @@ class Task(ABC):
         """Write pictures into the run folder and return figures about them; every rank calls it."""
 
     @abstractmethod
-    def exporter(self, engine: Engine) -> Callable[[Path], None]:
+    def exporter(self, engine: Engine) -> Callable[[Path], object]:
         """Copy the model to CPU memory and return what writes it, on any thread of rank 0, as a diffusers folder with
         provenance; every rank calls it."""
 
@@ -403,7 +403,9 @@ def _validate(task: Task, engine: Engine, state: TrainingState, config: Training
 def _best(task: Task, engine: Engine, folder: Path, committed: Callable[[], None]) -> Bundle:
     """Copy the weights that are the best so far; every rank calls it."""
     write = task.exporter(engine)
-    files = {folder / provenance.FILE_NAME: lambda path: write(path.parent)} if distributed.is_main() else {}
+    files: dict[Path, Callable[[Path], object]] = {}
+    if distributed.is_main():
+        files[folder / provenance.FILE_NAME] = lambda path: write(path.parent)
     return Bundle(folder, files, committed, marked=False)
 
 

@@ -193,7 +193,7 @@ class VQVAEConfig(TrainingConfig):
     disc_channels: int = 64
     """Channels of the discriminator's first layer."""
     compile: bool = operational(False)
-    """Compile encoder and decoder (torch.compile; needs a C compiler and the headers of Python): slow first steps, then faster ones."""
+    """Compile encoder and decoder (torch.compile; needs a C compiler, Python.h): slow first steps, then faster ones."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
@@ -339,7 +339,7 @@ class LDMConfig(TrainingConfig):
     num_inference_steps: int = operational(50)
     """Sampling steps for those pictures, and for best_by fd."""
     compile: bool = operational(False)
-    """Compile the U-Net (torch.compile; needs a C compiler and the headers of Python): slow first steps, then faster ones on a GPU."""
+    """Compile the U-Net (torch.compile; needs a C compiler, Python.h): slow first steps, then faster ones on a GPU."""
 
     ALIASES: ClassVar[dict[str, str]] = {**TrainingConfig.ALIASES, "vqvae_model_path": "vqvae_path"}
 

@@ -252,7 +252,7 @@ class VQVAETask(Task):
             save_reconstructions(path, images, reconstruction, self.colormap)
         return {}
 
-    def exporter(self, engine: Engine) -> Callable[[Path], None]:
+    def exporter(self, engine: Engine) -> Callable[[Path], object]:
         """Copy the stock VQModel, and return what writes it with geometry and provenance on rank 0."""
         state = engine.full_state_dict()
         return partial(

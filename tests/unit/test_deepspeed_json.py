@@ -90,6 +90,7 @@ REFUSED = [
         "no",
         "has no effect here; remove it",
     ),
+    ({"timers": {"throughput": ON}}, "no", '"timers" is .*waits for the device'),
     ({"pipeline": {"stages": 2}}, "no", '"pipeline" is {"stages": 2}, but has no effect here; remove it'),
     ({"elasticity": ON}, "no", '"elasticity" is .*--global_batch_size'),
     ({"checkpoint": {"load_universal": True}}, "no", '"checkpoint" is .*--save_epochs'),
@@ -187,6 +188,7 @@ def test_auto_follows_the_flags(tmp_path, precision):
         "gradient_accumulation_steps": 4,
         "gradient_clipping": 1.0,
         "zero_force_ds_cpu_optimizer": False,
+        "timers": {"throughput": {"enabled": False}},  # whose answers wait for the device
     }
 
 

@@ -259,7 +259,7 @@ def test_a_profile_is_all_in_the_batch_script_which_is_shown_without_a_slurm(tmp
     assert "--kill-on-bad-exit=1 --cpus-per-task=6 apptainer exec img /opt/python -u -m submitit" in shown
     assert "module load cuda\n" in shown
     (tmp_path / "profile.yaml").write_text(json.dumps(fields | {"gres": "gpu:h100:4"}))
-    assert main(["train-vqvae", *where, "--dry_run", "--", *flags]) == 0
+    assert main(["train-vqvae", *where, "--after", "5", "--dry_run", "--", *flags]) == 0
     by_name = capsys.readouterr().out
     assert "#SBATCH --gres=gpu:h100:4\n" in by_name
     assert "gpus-per-node" not in by_name
