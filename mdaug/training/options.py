@@ -11,7 +11,7 @@ from mdaug import augment
 from mdaug.pipeline import schedulers
 from shards.validation import at_least, height_width, identity_of, one_of, operational, within, written
 
-GPUS = (
+GPUS = ("H200", "H100", "A100", "L40S", "L40", "A10", "V100", "T4", "H100 PCIe", "H100 NVL")  # see mdaug/training/cost.py
     "H200",
     "H100 PCIe",
     "H100 NVL",
@@ -432,7 +432,7 @@ class EstimateConfig:
     gpus_per_node: int = 8
     """GPUs, and ranks, of each."""
     gpu: str = "H100"
-    """Kind of GPU: H200, H100, H100 PCIe, H100 NVL, A100, L40S, L40, A10, V100 or T4."""
+    """Kind of GPU: H200, H100, A100, L40S, L40, A10, V100, T4, "H100 PCIe" or "H100 NVL"."""
     mfu: float = 0.3
     """Share of the GPU's peak that the networks are assumed to reach."""
     network_gbit_s: float = 400.0
