@@ -11,18 +11,8 @@ from mdaug import augment
 from mdaug.pipeline import schedulers
 from shards.validation import at_least, height_width, identity_of, one_of, operational, within, written
 
-GPUS = ("H200", "H100", "A100", "L40S", "L40", "A10", "V100", "T4", "H100 PCIe", "H100 NVL")  # see mdaug/training/cost.py
-    "H200",
-    "H100 PCIe",
-    "H100 NVL",
-    "H100",
-    "A100",
-    "L40S",
-    "L40",
-    "A10",
-    "V100",
-    "T4",
-)  # whose figures mdaug/training/cost.py has
+# Whose figures mdaug/training/cost.py has.
+GPUS = ("H200", "H100", "A100", "L40S", "L40", "A10", "V100", "T4", "H100 PCIe", "H100 NVL")
 WIDTHS = "(0, 0.28]"  # sigma_rel of an average; that of gamma = 0, the plain mean, is 12^-1/2 = 0.289
 # Files in deepspeed_configs/ of earlier versions, which had one for each precision.
 OLD_JSON = re.compile(r"(zero[0-3](?:_offload)?)_(fp32|bf16|fp16)\.json")
