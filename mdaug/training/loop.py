@@ -359,7 +359,7 @@ class _Progress:
         note = ""
         if self.record:
             note = "epoch {epoch:.2f}, loss {loss:.3f}, {img_s:.1f} img/s".format(**self.record)
-            note += f", {100 * self.record['paused']:.0f} % of the time for validation and pictures"
+            note += f", {100 * self.record['paused']:.0f} % paused"
         saved = samples_of(latest) if latest is not None else 0
         self.output.progress(state.samples, self.plan.total_samples, "sample", saved=saved, note=note)
 

@@ -70,7 +70,7 @@ def test_interrupted_run_ends_with_the_same_bytes(packed, undisturbed, tmp_path,
     assert (output / "latest").read_text() == "samples-000000000040\n"
     progress = read_progress(output)
     assert (progress.done, progress.saved, progress.total, progress.unit) == (40, 40, 192, "sample")
-    assert re.fullmatch(r"epoch 0\.62, loss \d\.\d{3}, [\d.]+ img/s", progress.note)
+    assert re.fullmatch(r"epoch 0\.62, loss \d\.\d{3}, [\d.]+ img/s, \d+ % paused", progress.note)
     run_ranks(ranks, train_stage, packed, output, stage)
     assert losses(output) == losses(undisturbed(ranks, stage))
     expected = weights(undisturbed(ranks, stage))
