@@ -83,7 +83,7 @@ def find_pipeline(path: Path) -> tuple[Path, dict]:
     else:
         raise UserError(
             f"{path} holds no pipeline (no model_index.json there, in best/ or in pipeline/); "
-            "give the output folder of 'mdaug train-ldm' as --ldm_path"
+            "name the output folder of 'mdaug train-ldm'"
         )
     missing = [part for part in PARTS if not (folder / part).is_file()]
     if missing:

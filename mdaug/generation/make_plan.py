@@ -54,13 +54,22 @@ def make_plan(options: GenerateConfig, device: str) -> Plan:
     source, made = open_pipeline(options)
     model = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
     noise = json.loads((source / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    classes, image_shape, images = model["classes"], model["image_shape"], made["made_from"]["images"]
+    known, image_shape, images = model["classes"], model["image_shape"], made["made_from"]["images"]
+    named = [*(options.per_class or ()), *(options.fill or ()), *(options.classes or ())]
+    counts.require_known(named, known)
+    auxiliary = [name for name in known if name in (model.get("auxiliary") or ())]
+    target = [name for name in known if name not in auxiliary]
+    classes = [*target, *(name for name in auxiliary if name in named)]  # these only where they are asked for
     colormap, floor = (model.get("colormap") or {}).get("name"), model.get("floor")
     if options.output_format == "npy":
         _require_levels(source, image_shape, floor)
     # What goes with it: real images beside the samples, a sifter, conditions.
-    real = real_images.describe(options.include_real, classes, image_shape, colormap) if options.include_real else None
+    real = real_images.describe(options.include_real, target, image_shape, colormap) if options.include_real else None
     sift = None
+    if options.sift and classes != target:
+        raise UserError(
+            f"sift knows the classes of {options.sift} alone, not the auxiliary class '{classes[-1]}'; leave out --sift"
+        )
     if options.sift:
         sift = sifter.describe(
             options.sift,

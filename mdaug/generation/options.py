@@ -33,7 +33,7 @@ class GenerateConfig:
     per_class: str | dict[str, int] | None = None
     """Samples of each class instead: fall=30,walk=20 or a mapping."""
     classes: str | list[str] | None = None
-    """Names of the classes to make, such as fall,walk (default: all that the model knows)."""
+    """Names of the classes to make, such as fall,walk (default: all that the model knows but auxiliary ones)."""
     balance_to: Path | None = None
     """Packed set (or JSON file of counts) whose classes are each filled up to its largest one."""
     fill: str | dict[str, int] | None = None
@@ -100,6 +100,8 @@ class GenerateConfig:
     """Also write grid.png, one row per class."""
     save_pipeline: bool = operational(False)
     """Also write the pipeline to <output_dir>/vq_diffusion_pipeline."""
+    verify: bool = operational(False)
+    """Compare the hashes of all files of a finished folder, not their sizes alone; what was changed is made again."""
     cpu_threads: int = 1
     """Threads of a worker without a GPU. Sums depend on it, so it belongs to the plan; more workers scale better."""
 

@@ -29,7 +29,7 @@ class Plan:
     """The whole description of a synthetic set.
 
     Attributes:
-        counts: class name -> number of samples, for every class of the model in its order.
+        counts: class name -> number of samples, for every class of the model in its order, and auxiliary ones if named.
         seed: base seed.
         pipeline: content hash of the pipeline.
         images: content hash of the images that the pipeline was trained on.
@@ -113,6 +113,11 @@ class Plan:
         """Return the keys and labels of the samples of a shard."""
         samples = self.samples(shard)
         return [self.key(sample) for sample in samples.tolist()], self.labels(samples).tolist()
+
+    def class_names(self, samples: np.ndarray) -> list[str]:
+        """Return the classes of sample indices by name: the model may know more classes than are made."""
+        classes = list(self.counts)
+        return [classes[label] for label in self.labels(samples).tolist()]
 
     @property
     def num_real_shards(self) -> int:

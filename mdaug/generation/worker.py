@@ -178,7 +178,7 @@ def sample_images(
     # float32 weights of the VQ-VAE keep its code vectors exact; autocast runs its convolutions in low precision.
     with busy, torch.inference_mode(), distributed.autocast(plan.mixed_precision, plan.device):
         return pipeline(
-            plan.labels(samples).tolist(),
+            plan.class_names(samples),
             generator=generators,
             guidance_scale=plan.guidance_scale,
             guidance_interval=plan.guidance_interval,

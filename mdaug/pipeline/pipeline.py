@@ -50,6 +50,7 @@ class MicroDopplerPipeline(DiffusionPipeline):
             colour map of pictures in colour.
         conditions: {"names", "mean", "std", "values"} of the continuous conditions, or None; "values" are joint values
             of training images by class, in the units of the metadata, None where an image had none.
+        auxiliary: those of the classes that only helped to train (other persons, sites, simulations), or None.
         training: {"made_from": {role: content hash}, "metrics": {name: number}} for the model card, or None.
     """
 
@@ -70,6 +71,7 @@ class MicroDopplerPipeline(DiffusionPipeline):
         conditions: dict[str, Any] | None = None,
         training: dict[str, dict] | None = None,
         floor: list[int] | None = None,
+        auxiliary: list[str] | None = None,
     ):
         super().__init__()
         if not (classes and latent_mean and latent_std and latent_shape and image_shape):
@@ -90,6 +92,7 @@ class MicroDopplerPipeline(DiffusionPipeline):
             conditions=conditions,
             training=training,
             floor=floor,
+            auxiliary=auxiliary,
         )
 
     @torch.no_grad()
@@ -399,7 +402,10 @@ class MicroDopplerPipeline(DiffusionPipeline):
             scheduler=f"{type(self.scheduler).__name__}, {path}",
             label=json.dumps(self.config.classes[0], ensure_ascii=False),
             conditions=self._conditions_card(),
-            table="\n".join(f"| {label} | {name} |" for label, name in enumerate(self.config.classes)),
+            table="\n".join(
+                f"| {label} | {name}{' (auxiliary)' if name in (self.config.auxiliary or ()) else ''} |"
+                for label, name in enumerate(self.config.classes)
+            ),
             origin=self._origin(),
         )
 
