@@ -88,13 +88,8 @@ def period(course: np.ndarray) -> float:
     The first peak of the autocorrelation after it has fallen below zero, if it is at least 0.25 of lag 0; lags up to
     two thirds of the course count, each mean taken over the overlap.
     """
-    course = course - course.mean()
     n = len(course)
-    spectrum = np.fft.rfft(course, 2 * n)
-    correlation = np.fft.irfft(np.abs(spectrum) ** 2)[:n] / np.arange(n, 0, -1)
-    if correlation[0] <= 0:
-        return float("nan")
-    correlation /= correlation[0]
+    correlation = autocorrelation(course)
     below = np.flatnonzero(correlation < 0)
     start = below[0] if len(below) else n
     for lag in range(start + 1, 2 * n // 3):
@@ -102,6 +97,18 @@ def period(course: np.ndarray) -> float:
         if here >= PEAK and before < here >= after:
             return float(lag + 0.5 * (before - after) / (before - 2 * here + after))
     return float("nan")
+
+
+def autocorrelation(course: np.ndarray, biased: bool = False) -> np.ndarray:
+    """Return the autocorrelation (N,) of a course (N,) without its mean, 1 at lag 0; zeros for a constant course.
+
+    Each mean is taken over the overlap, or biased: over N, so that long lags count less.
+    """
+    course = course - course.mean()
+    n = len(course)
+    spectrum = np.fft.rfft(course, 2 * n)
+    correlation = np.fft.irfft(np.abs(spectrum) ** 2)[:n] / (n if biased else np.arange(n, 0, -1))
+    return correlation / correlation[0] if correlation[0] > 0 else np.zeros(n)
 
 
 def compare(
