@@ -16,19 +16,20 @@ from mdaug.radar.sensor import Sensor
 
 
 def remove_clutter(samples: np.ndarray, sensor: Sensor) -> np.ndarray:
-    """Return signals (gates, settling + N) without their static part and without the settling time: (gates, N)."""
+    """Return signals (..., settling + N) without their static part and without the settling time: (..., N)."""
     cutoff_hz = 2 * sensor.mti_cutoff_m_s / sensor.wavelength_m
-    return high_pass(samples, cutoff_hz, sensor.prf_hz)[:, sensor.settling_samples :]
+    return high_pass(samples, cutoff_hz, sensor.prf_hz)[..., sensor.settling_samples :]
 
 
 def high_pass(samples: np.ndarray, cutoff_hz: float, prf_hz: float) -> np.ndarray:
-    """Return signals (K, N) without what moves slower: 4th-order Butterworth, causal, -3 dB at `cutoff_hz`.
+    """Return signals (..., N) without what moves slower: 4th-order Butterworth, causal, -3 dB at `cutoff_hz`.
 
     The filter starts in the steady state of the first sample, so a constant background leaves no transient; what is
     left of it passes in the settling time.
     """
     sections, steady_state = _high_pass(cutoff_hz, prf_hz)
-    filtered, _ = signal.sosfilt(sections, samples, zi=steady_state[:, None] * samples[:, :1])
+    each = steady_state.reshape(len(sections), *[1] * (samples.ndim - 1), 2)
+    filtered, _ = signal.sosfilt(sections, samples, zi=each * samples[..., :1])
     return filtered
 
 
