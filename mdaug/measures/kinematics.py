@@ -161,8 +161,11 @@ def truth(meta: dict) -> dict[str, float]:
     """
     if "cycle_scale" in meta:
         walker = Walker.of({name: _number(value) for name, value in meta.items()})
-        torso = walker.speed_m_s * float(np.cos(np.radians(float(meta["aspect_deg"]))))
-        return {"torso": torso, "cadence": float(2 / walker.cycle_s)}
+        # Of a window of a walk, how much of an even pace it shows.
+        start_s, lasts_s = float(meta.get("start_s") or 0), float(meta["duration_s"])
+        pace = float(np.diff(walker.paced(np.array([start_s, start_s + lasts_s])))[0]) / lasts_s
+        torso = pace * walker.speed_m_s * float(np.cos(np.radians(float(meta["aspect_deg"]))))
+        return {"torso": torso, "cadence": pace * float(2 / walker.cycle_s)}
     if "rotation_hz" in meta:
         return {"torso": float(meta["velocity_m_s"])}
     if "flap_hz" in meta:

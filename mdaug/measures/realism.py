@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from mdaug.measures import envelope, kinematics
+from mdaug.measures import classifier, image_set, kinematics
+from mdaug.measures.features import extract, random_network
+from mdaug.measures.fidelity import frechet_distance
+from mdaug.measures.levels import palette, stack
 
 SIZE = 64  # rows and columns at which textures are compared
 FLOOR = 12  # levels up to this count as floor
 FINE = 0.25  # of the Nyquist frequency; power above it is fine structure
+MOST_PER_CLASS = 200
+WINDOWS = 200  # of each set that a classifier sees at most: half to learn from, half to judge
+STEPS, BATCH, RATE = 300, 32, 2e-3  # of that classifier
 
 STATISTICS = {
     "floor_share": "share of pixels at the floor",
@@ -69,6 +75,56 @@ def statistics(levels: np.ndarray) -> dict[str, float]:
         "fine_doppler": fine[0],
         "fine_time": fine[1],
     }
+
+
+def read(folder: Path) -> tuple[np.ndarray, list[str]]:
+    """Return levels, uint8 (n, 64, 64), and groups of packed images (a folder of shards, such as packed/val)."""
+    images = image_set.load(folder, image_size=SIZE, max_per_class=MOST_PER_CLASS)
+    return stack(images, palette(images), (SIZE, SIZE)), images.groups
+
+
+def compare(first: np.ndarray, second: np.ndarray, first_groups: list[str], second_groups: list[str]) -> dict:
+    """Return how two sets of spectrograms differ in texture, and how well a small classifier tells them apart.
+
+    Args:
+        first: levels of a set, uint8 (n, 64, 64).
+        second: the same of the other set, uint8 (m, 64, 64).
+        first_groups: n names of recordings; what overlaps must not be learnt from and judged.
+        second_groups: m names.
+
+    Returns:
+        {"statistics": [of the first set, of the second], see `statistics`; "frechet": distance in the features of the
+        random network; "accuracy": of a small ResNet trained to tell the sets apart, on recordings that it has not
+        seen, 0.5 where it cannot; "windows": how many of each set it saw and judged; the last two are None where a
+        set has fewer than two recordings}.
+    """
+    features = [extract(random_network(1), levels[..., None]) for levels in (first, second)]
+    figures = {
+        "statistics": [statistics(first), statistics(second)],
+        "frechet": frechet_distance(*features),
+        "accuracy": None,
+        "windows": None,
+    }
+    halves = [_halves(groups) for groups in (first_groups, second_groups)]
+    count = min(len(half) for of_set in halves for half in of_set)
+    if count == 0:
+        return figures
+    # As many of both sets, in both halves.
+    chosen = [[half[:count] for half in of_set] for of_set in halves]
+    learn, judge = (np.concatenate([first[chosen[0][k]], second[chosen[1][k]]])[..., None] for k in range(2))
+    labels = np.repeat([0, 1], count)
+    with classifier.one_thread():
+        judge_of = classifier.train(learn, labels, 2, steps=STEPS, batch_size=BATCH, learning_rate=RATE, seed=0)
+        right = classifier.predict(judge_of, judge).argmax(axis=1) == labels
+    return figures | {"accuracy": float(right.mean()), "windows": 2 * count}
+
+
+def _halves(groups: list[str]) -> list[np.ndarray]:
+    """Return the places of at most 100 windows of one half of the recordings, and of the other half."""
+    rng = np.random.default_rng(0)
+    names = rng.permutation(np.unique(groups))
+    halves = (np.flatnonzero(np.isin(groups, part)) for part in (names[::2], names[1::2]))
+    return [rng.permutation(half)[: WINDOWS // 2] for half in halves]
 
 
 def _rhythm(course: np.ndarray) -> tuple[float, float]:

@@ -247,7 +247,7 @@ def _fluctuation(
 
 
 def _offsets(rng: np.random.Generator, body: _Body, knots: np.ndarray, surface: Surface) -> np.ndarray:
-    """Return the offsets (scatterers, knots) in m along the normals: of cloth everywhere, and of the breathing trunk."""
+    """Return offsets (scatterers, knots) in m along the normals: of cloth everywhere, and of the breathing trunk."""
     breath = 1e-3 * surface.breathing_mm * np.sin(2 * np.pi * (surface.breathing_hz * knots + rng.uniform()))
     offset = (body.segment == np.argmax(body.radius))[:, None] * breath
     if surface.clothing_mm == 0:
@@ -260,7 +260,9 @@ def _offsets(rng: np.random.Generator, body: _Body, knots: np.ndarray, surface: 
 
 
 def _gates(beyond_m: np.ndarray, amplitude: np.ndarray, sensor: Sensor) -> np.ndarray:
-    """Return amplitudes (n, N), at ranges beyond that of the middle gate, as each gate sees them: float32 (gates, n, N).
+    """Return amplitudes (n, N), at ranges beyond that of the middle gate, as each gate sees them.
+
+    Returns float32 (gates, n, N).
 
     The gate is the main lobe of a Hann-windowed sweep, near enough a raised cosine that is zero two bins away.
     """
