@@ -123,7 +123,13 @@ def test_ctrl_c_is_one_line_and_the_same_command_continues(program, after, tmp_p
     command = [sys.executable, *program, "simulate", *split, *flags, "--output_dir", str(out)]
     # As a terminal does it: to all processes of the command, while they start and while they work.
     process = subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored by what a shell runs with &
     )
     deadline = time.monotonic() + 120
     while not (out / "run.json").exists() and process.poll() is None and time.monotonic() < deadline:

@@ -144,7 +144,7 @@ def test_levels_of_a_colour_map_are_measured_in_its_colours_and_as_levels(vqvae,
     grey = measured_val(vqvae, tmp_path / "packed", tmp_path / "grey")
     assert "level_psnr" not in grey["rows"]["VQ-VAE"]
     index = tmp_path / "packed" / "val" / "index.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) | {"colormap": "jet-256"}))
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"colormap": "jet-256"}, indent=1))
     coloured = measured_val(vqvae, tmp_path / "packed", tmp_path / "coloured")
     assert coloured["rows"]["VQ-VAE"]["level_psnr"] == grey["rows"]["VQ-VAE"]["psnr"]
     assert coloured["rows"]["VQ-VAE"]["psnr"] != grey["rows"]["VQ-VAE"]["psnr"]

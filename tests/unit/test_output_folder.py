@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 from concurrent import futures
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -71,16 +72,17 @@ def test_an_input_that_was_not_compared_may_join_later(tmp_path):
         claim(tmp_path, "evaluate", OPTIONS, {"images": "i", "vqvae": None})
 
 
-def test_of_many_that_claim_at_once_only_one_run_gets_the_folder(tmp_path):
-    def attempt(number: int) -> bool:
-        try:
-            claim(tmp_path / "out", "encode", OPTIONS | {"size": number % 2})
-        except UserError:
-            return False
-        return True
+def attempt(out: Path, number: int) -> bool:
+    try:
+        claim(out, "encode", OPTIONS | {"size": number % 2}, together=True)
+    except UserError:
+        return False
+    return True
 
-    with ThreadPoolExecutor(8) as threads:
-        won = list(threads.map(attempt, range(32)))
+
+def test_of_many_that_claim_at_once_only_one_run_gets_the_folder(tmp_path):
+    with multiprocessing.get_context("fork").Pool(8) as processes:
+        won = processes.starmap(attempt, [(tmp_path / "out", number) for number in range(32)], chunksize=1)
     assert won == [number % 2 == read_run(tmp_path / "out")["identity"]["size"] for number in range(32)]
 
 
@@ -116,7 +118,7 @@ def test_one_owner_at_a_time_and_a_killed_one_holds_nobody_up(tmp_path, capsys):
         for other in ({}, {"size": 1}):  # a run that has made nothing is not taken over while it is alive
             with pytest.raises(UserError, match=text):
                 claim(tmp_path, "train", other)
-        with ThreadPoolExecutor(1) as thread:
+        with futures.ThreadPoolExecutor(1) as thread:
             waiting = thread.submit(claim, tmp_path, "train", {}, wait=True)
             with pytest.raises(futures.TimeoutError):
                 waiting.result(timeout=0.3)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 from pathlib import Path
 
 import pytest
 
+from shards import provenance
 from shards.errors import UserError
 from shards.packed import open_packed
 from shards.verify import verify
@@ -32,7 +34,8 @@ def test_open_packed_takes_packed_images_of_the_right_size_only(tmp_path, source
 def test_open_packed_caches_an_image_folder_until_a_file_changes(tmp_path, source):
     first = open_packed(source, 8, workers=1)
     assert first.parent == tmp_path / ".mdaug-cache"
-    (source / "provenance.json").write_text("{}")  # as the simulator leaves one: still an image folder
+    (source / "run.json").write_text(json.dumps({"format": 1, "command": "simulate", "made_from": {}, "identity": {}}))
+    provenance.write(source, kind="image-folder", content_hash="h", made_from={}, config={})  # still an image folder
     written = (first / "train" / "000000.tar").stat().st_mtime_ns
     assert open_packed(source, 8, workers=1) == first
     assert (first / "train" / "000000.tar").stat().st_mtime_ns == written

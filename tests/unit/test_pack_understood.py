@@ -257,7 +257,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 def test_what_mdaug_has_written_is_not_an_image_folder(tmp_path):
     packed_set(two_classes(tmp_path / "in"), tmp_path / "out")
-    with pytest.raises(UserError, match="is the output of mdaug pack, not an image folder"):
+    with pytest.raises(UserError, match="holds 'images', but 'image-folder' is needed here"):
         pack(PackConfig(tmp_path / "out", tmp_path / "again", workers=1))
 
 

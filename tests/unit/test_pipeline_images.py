@@ -314,7 +314,7 @@ def test_a_folder_without_a_part_is_refused_by_name(tmp_path):
     best = save_tiny(tmp_path / "run" / "best")
     assert find_pipeline(tmp_path / "run")[0] == best
     (best / PARTS[-1]).unlink()
-    with pytest.raises(UserError, match=f"is missing {PARTS[-1]}"):
+    with pytest.raises(UserError, match=f"{PARTS[-1]} is missing"):
         find_pipeline(best)
 
 
