@@ -235,7 +235,7 @@ def fidelity(metrics: dict) -> list[str]:
         "<p>Levels and colours:</p>",
         table(["", *NAMES.values()], checks),
         _html(plots.levels(metrics)),
-        *_realism(figures["realism"]),
+        *(_realism(figures["realism"]) if "realism" in figures else []),  # not measured by earlier versions
     ]
 
 
