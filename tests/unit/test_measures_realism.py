@@ -64,7 +64,8 @@ def noise(seed: int, brightest: int = 256) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, brightest, (60, 64, 64)).astype(np.uint8)
 
 
-def test_a_classifier_tells_apart_what_differs_and_nothing_else():
+def test_a_classifier_tells_apart_what_differs_and_nothing_else(monkeypatch):
+    monkeypatch.setattr(realism, "STEPS", 80)
     groups = [str(i // 5) for i in range(60)]
     same = realism.compare(noise(0), noise(1), groups, groups)
     other = realism.compare(noise(0), noise(1, brightest=160), groups, groups)
