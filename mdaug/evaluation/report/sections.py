@@ -259,7 +259,8 @@ def fidelity(metrics: dict) -> list[str]:
 def _realism(figures: dict) -> list[str]:
     """The texture of the three sets, and how easily two of them are told apart."""
     synthetic, floor = figures["synthetic"], figures["floor"]
-    train, made, held_out = *synthetic["statistics"], floor["statistics"][1]
+    train, made = synthetic["statistics"]
+    held_out = floor["statistics"][1]
     rows: list[list] = [
         [title, *(number(values[name]) for values in (train, held_out, made))] for name, title in STATISTICS.items()
     ]
