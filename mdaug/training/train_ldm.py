@@ -11,6 +11,7 @@ from mdaug.training.batches import plan_batches
 from mdaug.training.cost import choose_batch_size, memory, sharding
 from mdaug.training.engine import check_before_data
 from mdaug.training.ldm_task import LDMTask, check_before_latents
+from mdaug.training.length import settle
 from mdaug.training.loop import train
 from mdaug.training.options import EncodeConfig, LDMConfig
 from mdaug.training.run_folder import images_hash, open_run, packing
@@ -69,6 +70,9 @@ def run(options: LDMConfig) -> None:
     num_images = task.train_set.num_images
     if options.batch_size == "auto":
         options.batch_size = choose_batch_size(options, num_images, task.workload(1), task.rehearse)
+    if options.train_minutes is not None:
+        options = settle(options, num_images, output, lambda o: LDMTask(o, packed, vqvae, latents, made_from))
+        task = LDMTask(options, packed, vqvae, latents, made_from)
     if distributed.is_main():
         print(memory(task.workload(int(options.batch_size)), sharding(options)), flush=True)
     if options.compile:

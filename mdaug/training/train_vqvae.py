@@ -8,6 +8,7 @@ from mdaug.training import run_folder
 from mdaug.training.batches import plan_batches
 from mdaug.training.cost import choose_batch_size, memory, sharding
 from mdaug.training.engine import check_before_data
+from mdaug.training.length import settle
 from mdaug.training.loop import train
 from mdaug.training.options import VQVAEConfig
 from mdaug.training.run_folder import images_hash, open_run, packing
@@ -39,6 +40,9 @@ def run(options: VQVAEConfig) -> None:
         options.batch_size = choose_batch_size(options, num_images, task.workload(1), task.rehearse)
     plan = plan_batches(options, num_images)
     output = open_run(options, {"images": images})
+    if options.train_minutes is not None:
+        options = settle(options, num_images, output, lambda options: VQVAETask(options, packed, images))
+        task, plan = VQVAETask(options, packed, images), plan_batches(options, num_images)
     if distributed.is_main():
         print(memory(task.workload(int(options.batch_size)), sharding(options)), flush=True)
     if options.compile:

@@ -1,0 +1,153 @@
+"""How long each stage of the demo is, so that all of them together end within a budget: a pure function of speeds.
+
+What each stage takes is written as seconds = overhead + units / speed. The shares are those of `SHARES`; what a stage
+cannot use goes to the two trainings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+MARGIN = 0.96  # share of the budget that is planned: machines are not equally fast from minute to minute
+SHARES = {"simulate": 0.08, "generate": 0.08, "evaluate": 0.22}  # of the time beside overheads; the rest is training
+VQVAE_SHARE = 0.38  # of the time of both trainings
+MOST_SIMULATED, LEAST_SIMULATED = 240, 40  # images per class
+SUBJECTS = 20  # groups per class
+MOST_GENERATED, LEAST_GENERATED = 100, 8  # images per class
+SAMPLING_STEPS = 20  # of generate in the preset
+PICTURES, PICTURE_STEPS = 4, 25  # per class at a validation of train-ldm, and sampling steps of each
+FORWARD = 3.0  # times as fast as a pass forward and backward
+HELD_OUT = 0.25  # share of the images
+DRAWS = 5  # noised copies of a held-out latent at a validation of train-ldm
+PACKED_PER_S = 150.0  # images; reading and scaling them is a small part of the whole
+# Classifiers: seeds, and steps of each, from the longest down. The work of `evaluate` on the speed of the VQ-VAE in the
+# record of the demo: what does not depend on them, and that of one seed and step.
+CLASSIFIERS = ((5, 300), (3, 300), (3, 150), (2, 150), (2, 100), (1, 100))
+EVALUATION, PER_SEED_AND_STEP = 1200.0, 5.4  # in images trained by the VQ-VAE
+
+LEAST = {"train-vqvae": 2000, "train-ldm": 6000}
+"""Samples below which a training shows that it runs, and nothing of what it can do."""
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What a short run of the same stages measured on this machine."""
+
+    simulate: float
+    """Images per second; infinite for images that are there."""
+    vqvae: float
+    """Images trained per second."""
+    unet: float
+    """Latents trained per second."""
+    stage_s: float
+    """Seconds that a stage takes beside its work."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What is chosen, and the seconds that each stage is expected to take."""
+
+    simulated_per_class: int
+    vqvae_samples: int
+    unet_samples: int
+    vqvae_every: int
+    unet_every: int
+    generated: int
+    seeds: int
+    classifier_steps: int
+    seconds: dict[str, float]
+
+    def flags(self) -> dict[str, list[str]]:
+        """Return command -> the flags that give it its length."""
+        numbers: dict[str, dict[str, int]] = {
+            "simulate": {
+                "images_per_class": self.simulated_per_class,
+                "images_per_group": max(1, self.simulated_per_class // SUBJECTS),
+            },
+            "train-vqvae": {
+                "train_samples": self.vqvae_samples,
+                "val_samples": self.vqvae_every,
+                "save_samples": self.vqvae_samples,
+            },
+            "train-ldm": {
+                "train_samples": self.unet_samples,
+                "val_samples": self.unet_every,
+                "save_samples": self.unet_samples,
+            },
+            "generate": {"num_samples": self.generated, "samples_per_shard": max(1, self.generated // 4)},
+            "evaluate": {"seeds": self.seeds, "steps": self.classifier_steps},
+        }
+        return {
+            command: [word for name, number in chosen.items() for word in (f"--{name}", str(number))]
+            for command, chosen in numbers.items()
+        }
+
+    def too_short(self) -> dict[str, tuple[int, int]]:
+        """Return command -> (samples, least that mean anything) of the trainings that are too short."""
+        chosen = {"train-vqvae": self.vqvae_samples, "train-ldm": self.unet_samples}
+        return {command: (chosen[command], least) for command, least in LEAST.items() if chosen[command] < least}
+
+
+def choose(seconds: float, speeds: Speeds, classes: int, images: int | None = None) -> Lengths:
+    """Return the lengths of all stages.
+
+    Args:
+        seconds: what is left of the budget.
+        speeds: measured on this machine.
+        classes: number of classes.
+        images: number of images that are there; None where they are simulated.
+    """
+    stages = 7 if images is None else 6
+    work = max(MARGIN * seconds - stages * speeds.stage_s, 0.1 * seconds)
+
+    # Images, and what reading, encoding and validating them takes.
+    per_class = 0
+    if images is None:
+        wanted = int(SHARES["simulate"] * work * speeds.simulate / classes)
+        per_class = min(max(wanted, LEAST_SIMULATED), MOST_SIMULATED) // SUBJECTS * SUBJECTS
+    count = per_class * classes if images is None else images
+    expected = {"simulate": per_class * classes / speeds.simulate} if images is None else {}
+    expected |= {"pack": count / PACKED_PER_S, "encode": count / (FORWARD * speeds.vqvae)}
+
+    # Synthetic images: steps of the U-Net, and the decoder, which is half of the VQ-VAE.
+    one = SAMPLING_STEPS / (FORWARD * speeds.unet) + 0.5 / (FORWARD * speeds.vqvae)
+    each = min(max(int(SHARES["generate"] * work / one / classes), LEAST_GENERATED), MOST_GENERATED)
+    expected["generate"] = each * classes * one
+
+    # Classifiers.
+    takes = {both: (EVALUATION + PER_SEED_AND_STEP * math.prod(both)) / speeds.vqvae for both in CLASSIFIERS}
+    fitting = [both for both in CLASSIFIERS if takes[both] <= SHARES["evaluate"] * work]
+    seeds, steps = fitting[0] if fitting else CLASSIFIERS[-1]
+    expected["evaluate"] = takes[seeds, steps]
+
+    # The trainings share what is left; short ones are validated less often.
+    training = max(work - sum(expected.values()), 0.1 * work)
+    validations = 2 if seconds < 600 else 4
+    passes = {"train-vqvae": HELD_OUT * count, "train-ldm": DRAWS * HELD_OUT * count}
+    passes["train-ldm"] += PICTURES * PICTURE_STEPS * classes
+    samples = {}
+    for command, rate, share in (
+        ("train-vqvae", speeds.vqvae, VQVAE_SHARE),
+        ("train-ldm", speeds.unet, 1 - VQVAE_SHARE),
+    ):
+        expected[command] = share * training
+        left = share * training * rate - validations * passes[command] / FORWARD
+        samples[command] = max(64, int(left) // 16 * 16)
+    return Lengths(
+        simulated_per_class=per_class,
+        vqvae_samples=samples["train-vqvae"],
+        unet_samples=samples["train-ldm"],
+        vqvae_every=math.ceil(samples["train-vqvae"] / validations),
+        unet_every=math.ceil(samples["train-ldm"] / validations),
+        generated=each * classes,
+        seeds=seeds,
+        classifier_steps=steps,
+        seconds={command: second + speeds.stage_s for command, second in expected.items()},
+    )
+
+
+def as_dict(lengths: Lengths) -> dict:
+    """Return the lengths as JSON holds them."""
+    return dataclasses.asdict(lengths)
