@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -36,7 +37,7 @@ from shards.source import IMAGE_SUFFIXES
 from shards.validation import within
 
 POLL_S = 1.0  # asking for the shared memory of a process stops it for milliseconds
-TOLD_EVERY_S = 15.0
+TOLD_EVERY_S = 10.0
 LENGTHS_FILE, MEASURING = "lengths.json", ".measuring"
 LAUNCH = [sys.executable, "-m", "launch"]
 LIBRARIES = (
@@ -61,9 +62,9 @@ class DemoConfig(stages.ChainConfig):
 
     gpus_per_node: int | Literal["auto"] = 1
     """Ranks of the stages that can use several."""
-    minutes: float | None = 5.0
+    minutes: float | None = None
     """All stages together take about so long; their lengths follow from the speed of this machine, measured in the
-    first seconds. null: the lengths of the preset."""
+    first seconds. Default: the lengths of the preset."""
     lengths: Path | None = None
     """lengths.json of another run whose lengths are taken, whatever the speed of this machine."""
 
@@ -147,8 +148,8 @@ def _lengths(demo: DemoConfig, runner: _Runner) -> Lengths | None:
     lengths = Lengths(**record["lengths"])
     print(
         f"demo: {lengths.vqvae_samples} samples for the VQ-VAE, {lengths.unet_samples} for the diffusion model, "
-        f"{lengths.generated} synthetic images, {lengths.seeds} x {lengths.classifier_steps} steps of classifiers; kept "
-        f"in {kept}",
+        f"{lengths.generated} synthetic images, {lengths.seeds} x {lengths.classifier_steps} steps of classifiers; "
+        f"kept in {kept}",
         flush=True,
     )
     return lengths
@@ -163,6 +164,7 @@ def _measured(demo: DemoConfig, runner: _Runner) -> dict[str, Any] | None:
     out.mkdir(parents=True)
     trial = DemoConfig(out=out, preset=demo.preset, gpus_per_node=demo.gpus_per_node, minutes=None)
     took, log = {}, out / "log.txt"
+    runner.run([*LAUNCH, "--help"], log=log)  # the first process waits for the libraries
     for command, line in stage_commands(trial).items():
         if command not in SHORT:
             continue
@@ -195,9 +197,9 @@ def _measured(demo: DemoConfig, runner: _Runner) -> dict[str, Any] | None:
 
 
 def _speed(run: Path) -> float:
-    """Return the samples per second of the last report of a training."""
+    """Return the samples per second of a training, once it is warm: the median of its last three reports."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [record["img_s"] for record in map(json.loads, lines) if "img_s" in record][-1]
+    return statistics.median([record["img_s"] for record in map(json.loads, lines) if "img_s" in record][-3:])
 
 
 def _size_of(demo: DemoConfig) -> tuple[int, int | None]:
@@ -236,15 +238,16 @@ class _Runner:
                 told = time.monotonic()
                 tell()
         self.peak = max(self.peak, peak)
-        status = self.child.status() or 0
+        status, self.child = self.child.status() or 0, None
         if self.signal:  # a stage that saved and ended well when asked to stop is no reason to start the next
             return 128 + self.signal, peak
         return (status if status >= 0 else 128 - status), peak
 
     def _pass_on(self, number: int, frame: object) -> None:
         self.signal = number
-        if self.child is not None and self.child.status() is None:
-            os.kill(self.child.pid, number)
+        if self.child is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.child.pid, number)
 
 
 class _Child:
@@ -314,7 +317,11 @@ def _memory(pid: int) -> int:
 def _summary(demo: DemoConfig, table: list[str], seconds: float, peak: int, lengths: Lengths | None) -> str:
     """Return times and memory of the stages, the folders that they have written, and the verdict of the evaluation."""
     outputs = {command: stages.folders(command, demo.out, demo.data)["output_dir"] for command in demo.stages()}
-    outputs |= {"samples": outputs["generate"] / "grid.png", "report": outputs["evaluate"] / "report.html"}
+    outputs |= {
+        "page": demo.out / demo_page.FILE,
+        "samples": outputs["generate"] / "grid.png",
+        "report": outputs["evaluate"] / "report.html",
+    }
     lines = ["", "=== summary ===", *table, f"  {'all':12s} {seconds:7.1f} s   {peak / 1e9:5.2f} GB at most", ""]
     lines += [f"  {name:14s} {path}" for name, path in outputs.items() if path.exists()]
     lines.append("")

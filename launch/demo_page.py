@@ -15,6 +15,7 @@ from launch import stages
 from shards import atomic
 from shards.output_folder import is_finished, read_progress
 
+FILE = "index.html"
 REFRESH_S = 5
 WIDTH, HEIGHT = 560, 180  # of a curve
 PICTURES = (  # title, stage, files below its folder
@@ -34,7 +35,7 @@ iframe { width: 100%; height: 90vh; border: 1px solid #ccc } pre { overflow-x: a
 
 
 class Page:
-    """`index.html` of a demo.
+    """`index.html` of a demo, and the line in the terminal.
 
     Args:
         out: folder of all stages.
@@ -45,7 +46,7 @@ class Page:
 
     def __init__(self, out: Path, data: Path | None, commands: list[str], planned: dict[str, float] | None):
         self.out, self.commands, self.planned = out, commands, planned
-        self.path = out / "index.html"
+        self.path = out / FILE
         self.folders = {command: folder_of(command, out, data) for command in commands}
         self.running: str | None = None
         self.failed: str | None = None

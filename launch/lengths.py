@@ -18,8 +18,9 @@ SUBJECTS = 20  # groups per class
 MOST_GENERATED, LEAST_GENERATED = 100, 8  # images per class
 SAMPLING_STEPS = 20  # of generate in the preset
 PICTURES, PICTURE_STEPS = 4, 25  # per class at a validation of train-ldm, and sampling steps of each
-FORWARD = 3.0  # times as fast as a pass forward and backward
+FORWARD = 3.0  # how many times faster a pass forward is than one forward and backward
 HELD_OUT = 0.25  # share of the images
+MOST_VALIDATION = 0.3  # share of a training that its validations take, unless the one at the end takes more
 DRAWS = 5  # noised copies of a held-out latent at a validation of train-ldm
 PACKED_PER_S = 150.0  # images; reading and scaling them is a small part of the whole
 # Classifiers: seeds, and steps of each, from the longest down. The work of `evaluate` on the speed of the VQ-VAE in the
@@ -124,23 +125,24 @@ def choose(seconds: float, speeds: Speeds, classes: int, images: int | None = No
 
     # The trainings share what is left; short ones are validated less often.
     training = max(work - sum(expected.values()), 0.1 * work)
-    validations = 2 if seconds < 600 else 4
     passes = {"train-vqvae": HELD_OUT * count, "train-ldm": DRAWS * HELD_OUT * count}
     passes["train-ldm"] += PICTURES * PICTURE_STEPS * classes
-    samples = {}
+    samples, every = {}, {}
     for command, rate, share in (
         ("train-vqvae", speeds.vqvae, VQVAE_SHARE),
         ("train-ldm", speeds.unet, 1 - VQVAE_SHARE),
     ):
         expected[command] = share * training
-        left = share * training * rate - validations * passes[command] / FORWARD
-        samples[command] = max(64, int(left) // 16 * 16)
+        whole, pause = share * training * rate, passes[command] / FORWARD  # in trained samples
+        validations = min(2 if seconds < 600 else 4, max(1, int(MOST_VALIDATION * whole / pause)))
+        samples[command] = max(64, int(whole - validations * pause) // 16 * 16)
+        every[command] = math.ceil(samples[command] / validations)
     return Lengths(
         simulated_per_class=per_class,
         vqvae_samples=samples["train-vqvae"],
         unet_samples=samples["train-ldm"],
-        vqvae_every=math.ceil(samples["train-vqvae"] / validations),
-        unet_every=math.ceil(samples["train-ldm"] / validations),
+        vqvae_every=every["train-vqvae"],
+        unet_every=every["train-ldm"],
         generated=each * classes,
         seeds=seeds,
         classifier_steps=steps,
