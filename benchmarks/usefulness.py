@@ -1,9 +1,11 @@
-"""What training choices are worth on one set: today's transforms, the searched policy, auxiliary images used directly.
+r"""What training choices are worth on one set or several: transforms, auxiliary images used directly, generated ones.
 
-The policy is searched by cross-validation over groups within one subset of the training images. Then every arm is
-trained on the same nested subsets of n images per class and judged once on the held-out images. Gains are paired.
+Every arm is trained on the same nested subsets of n images per class and judged once on the held-out images. Gains are
+paired. With several sets (a person or a site each) the figures are means over them.
 
     python benchmarks/usefulness.py --data packed --aux packed-others --name gait --out runs/usefulness/gait
+    python benchmarks/usefulness.py --data p04 p05 --aux not-p04 not-p05 --same --policy "today, event" --name people \
+        --out runs/usefulness/people
 """
 
 from __future__ import annotations
@@ -11,107 +13,185 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from mdaug.augment import TODAY
+from mdaug.augment import COPIES, TODAY, Policy
 from mdaug.measures import image_set
 from mdaug.recipe.figures import hits_of, in_words, interval, mean_recall, worth
 from mdaug.recipe.policy_search import CANDIDATES, search
 from mdaug.recipe.trials import Images, Material, Trial, make_folds, members, run_all
 from shards.provenance import code_version
 
-TODAY_ARM, FREE, UNIFORM, CLASSES = "today's transforms", "free baseline", "aux, uniform labels", "aux, further classes"
+TODAY_ARM, FREE = "today's transforms", "free baseline"
+RANDOM = "aux, random labels (control)"
+
+
+@dataclass
+class Target:
+    """One set: its images, and what its trials found."""
+
+    name: str
+    material: Material
+    held_out: Images
+    random: Images | None  # the auxiliary images, each under a target class at random
+    results: dict[Trial, dict[str, Any]] = field(default_factory=dict)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="packed set")
-    parser.add_argument("--aux", type=Path, help="packed set of other classes")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="packed sets")
+    parser.add_argument("--aux", type=Path, nargs="*", default=[], help="packed auxiliary set of each")
+    parser.add_argument("--same", action="store_true", help="auxiliary images show the target classes")
+    parser.add_argument("--synthetic", type=Path, nargs="*", default=[], help="generated shards for each set")
     parser.add_argument("--name", required=True, help="what the table is of")
     parser.add_argument("--out", type=Path, required=True, help="folder of one JSON for each classifier")
     parser.add_argument("--n", type=int, nargs="+", default=[5, 10], help="training images of each class")
     parser.add_argument("--curve", type=int, nargs="*", default=[20], help="further numbers for the free baseline")
     parser.add_argument("--subsets", type=int, default=3)
+    parser.add_argument("--policy", choices=CANDIDATES, metavar="NAME", help="of the free baseline; default: searched")
+    parser.add_argument("--copies", type=int, default=COPIES, help="of --policy at test time; 0: images as they are")
     parser.add_argument("--search_at", type=int, default=10, help="images of each class that the search sees")
-    parser.add_argument("--candidates", nargs="+", default=list(CANDIDATES), choices=CANDIDATES, metavar="NAME")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--image_size", type=int, default=32)
-    parser.add_argument("--share", type=float, default=0.25, help="of each batch that auxiliary images take")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.25], help="of each batch, of auxiliary images")
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     begun = time.process_time()
 
-    def load(folder: Path, first: int = 0) -> tuple[Images, list[str]]:
-        loaded = image_set.load(folder, image_size=options.image_size, max_per_class=2000)
-        return Images(loaded.images, loaded.labels + first, loaded.groups), loaded.dataset.classes
-
-    train, classes = load(options.data / "train")
-    held_out, _ = load(options.data / ("test" if (options.data / "test").is_dir() else "val"))
-    auxiliary = load(options.aux / "train")[0] if options.aux else None
-    settings = {"steps": options.steps, "batch_size": 32, "learning_rate": 1e-3}
-
-    # The policy, from one subset of the training images.
-    subset = train.take(members(Trial("", TODAY, per_class=options.search_at), Material(classes, train, np.array([]))))
-    folds = make_folds(subset.labels, subset.groups, 2, classes)
-    within = Material(classes, subset, folds, **settings)
-    candidates = {name: CANDIDATES[name] for name in options.candidates}
-    chosen = search(
-        subset, folds, lambda trials: run_all(trials, within, options.out / "search", options.workers), candidates, 1
-    )
-    print(f"{options.name}: policy '{chosen.name}', {chosen.policy.copies} copies, cross-validated {chosen.recall:.3f}")
-    for row in chosen.table:
-        print(f"  {row['name']:24s} {row['copies']} copies  {100 * row['recall']:5.1f}")
-
-    # The arms, each on the same subsets.
-    material = Material(classes, train, np.array([]), held_out, auxiliary, **settings)
-    arms = {TODAY_ARM: (TODAY, ""), FREE: (chosen.policy, "")}
-    if auxiliary is not None:
-        arms |= {UNIFORM: (chosen.policy, "uniform"), CLASSES: (chosen.policy, "classes")}
-    trials = [
-        Trial(arm, policy, use, share=options.share, per_class=n, subset=number)  # type: ignore[arg-type]
-        for number in range(options.subsets)
-        for n in (*options.n, *options.curve)
-        for arm, (policy, use) in arms.items()
+    # The sets, and the transforms of the free baseline.
+    table: list[dict[str, Any]] = []
+    targets = [_target(options, number) for number in range(len(options.data))]
+    if options.policy:
+        policy = replace(CANDIDATES[options.policy], copies=options.copies)
+    else:
+        policy, table = _searched(targets[0], options)
+    # The arms.
+    arms: dict[str, tuple[Policy, str, float, float]] = {TODAY_ARM: (TODAY, "", 0.0, 0.0), FREE: (policy, "", 0.0, 0.0)}
+    for share in options.shares if options.aux else []:
+        amount = f"{share:g} of the batch"
+        if options.same:
+            arms[f"aux, own labels, {amount}"] = (policy, "labels", share, 0.0)
+        else:
+            arms[f"aux, uniform labels, {amount}"] = (policy, "uniform", share, 0.0)
+            arms[f"aux, further classes, {amount}"] = (policy, "classes", share, 0.0)
+            arms[f"{RANDOM}, {amount}"] = (policy, "labels", share, 0.0)
+    for share in options.shares if options.synthetic else []:
+        arms[f"generated, {share:g} of the batch"] = (policy, "", 0.0, share)
+    numbers = sorted([*options.n, *options.curve])
+    trials = {
+        (arm, n): [
+            Trial(arm, chosen, use, share=share or 0.25, synthetic=synthetic, per_class=n, subset=number)  # type: ignore[arg-type]
+            for number in range(options.subsets)
+        ]
+        for n in numbers
+        for arm, (chosen, use, share, synthetic) in arms.items()
         if n in options.n or arm == FREE
-    ]
-    results = run_all(trials, material, options.out / "arms", options.workers)
+    }
+    for target in targets:
+        _train(target, [trial for own in trials.values() for trial in own], options)
 
     # The table.
-    averaged = "averaged" if chosen.policy.copies else "plain"
+    labels, groups = _held_out(targets)
 
     def hits(arm: str, n: int, key: str) -> np.ndarray:
-        own = [r for t, r in zip(trials, results, strict=True) if (t.arm, t.per_class) == (arm, n)]
-        return hits_of(own, held_out.labels, key)
+        return np.concatenate(
+            [hits_of([t.results[trial] for trial in trials[arm, n]], t.held_out.labels, key) for t in targets], axis=1
+        )
 
-    numbers = sorted([*options.n, *options.curve])
-    curve = [(n, mean_recall(hits(FREE, n, averaged), held_out.labels)) for n in numbers]
+    averaged = "averaged" if policy.copies else "plain"
+    curve = [(n, mean_recall(hits(FREE, n, averaged), labels)) for n in numbers]
     rows = []
-    head = f"{'n':>3s} {'arm':34s}{'mean recall':>12s}  {'each subset':24s}{'gain over the free baseline':30s}"
-    print(f"{head}worth in images")
+    print(
+        f"{'n':>3s} {'arm':44s}{'mean recall':>12s}  {'gain over the free baseline':30s}{'worth in images':18s}subsets"
+    )
     for n in options.n:
         columns = [(TODAY_ARM, "plain", TODAY_ARM), (f"{TODAY_ARM}, averaged", "averaged", TODAY_ARM)]
-        columns += [(f"{FREE}, not averaged", "plain", FREE)] if chosen.policy.copies else []
+        columns += [(f"{FREE}, not averaged", "plain", FREE)] if policy.copies else []
         columns += [(arm, averaged, arm) for arm in arms if arm != TODAY_ARM]
         baseline = hits(FREE, n, averaged)
         for title, key, arm in columns:
             own = hits(arm, n, key)
-            each = [mean_recall(row, held_out.labels) for row in own]
-            gain = interval(own, held_out.labels, held_out.groups, baseline)
+            each = [mean_recall(row, labels) for row in own]
+            gain = interval(own, labels, groups, baseline)
             value = float(np.mean(each))
             in_images = worth(value, curve)
             rows.append({"n": n, "arm": title, "recall": value, "each": each, "gain": gain, "worth": in_images})
             points = "" if title == FREE else f"{100 * gain[0]:+.1f} ({100 * gain[1]:+.1f} to {100 * gain[2]:+.1f})"
             print(
-                f"{n:3d} {title:34s}{100 * value:12.1f}  {', '.join(f'{100 * e:.1f}' for e in each):24s}"
-                f"{points:30s}{in_words(in_images)}"
+                f"{n:3d} {title:44s}{100 * value:12.1f}  {points:30s}{in_words(in_images):18s}"
+                + ", ".join(f"{100 * e:.1f}" for e in each)
             )
     print("free baseline by n: " + ", ".join(f"{n}: {100 * recall:.1f}" for n, recall in curve))
-    record = {"benchmark": "usefulness", "set": options.name, "held_out": len(held_out), "rows": rows, "curve": curve}
-    record |= {"policy": replace(chosen.policy).to_json(), "candidate": chosen.name, "search": chosen.table}
+    record = {"benchmark": "usefulness", "set": options.name, "held_out": len(labels), "rows": rows, "curve": curve}
+    record |= {"policy": policy.to_json(), "search": table, "subsets": options.subsets}
     print(json.dumps({**record, "cpu_s": round(time.process_time() - begun), "version": code_version()}))
+
+
+def _target(options: argparse.Namespace, number: int) -> Target:
+    def load(folder: Path) -> tuple[Images, list[str]]:
+        loaded = image_set.load(folder, image_size=options.image_size, max_per_class=2000)
+        return Images(loaded.images, loaded.labels, loaded.groups), loaded.dataset.classes
+
+    folder = options.data[number]
+    train, classes = load(folder / "train")
+    held_out, _ = load(folder / ("test" if (folder / "test").is_dir() else "val"))
+    auxiliary = random = synthetic = None
+    if options.aux:
+        auxiliary, own = load(options.aux[number] / "train")
+        if options.same:
+            place = np.array([classes.index(name) if name in classes else -1 for name in own])
+            auxiliary = auxiliary.take(np.flatnonzero(place[auxiliary.labels] >= 0))
+            auxiliary = replace(auxiliary, labels=place[auxiliary.labels])
+        else:
+            at_random = np.random.default_rng(0).integers(0, len(classes), len(auxiliary))
+            random = replace(auxiliary, labels=at_random)
+    if options.synthetic:
+        synthetic, _ = load(options.synthetic[number])
+    settings = {"steps": options.steps, "batch_size": 32, "learning_rate": 1e-3}
+    material = Material(classes, train, np.array([]), held_out, auxiliary, synthetic, **settings)
+    return Target(folder.name, material, held_out, random)
+
+
+def _searched(target: Target, options: argparse.Namespace) -> tuple[Policy, list[dict[str, Any]]]:
+    """Return the policy that cross-validation within one subset of the training images finds, and its table."""
+    material = target.material
+    subset = material.train.take(members(Trial("", TODAY, per_class=options.search_at), material))
+    folds = make_folds(subset.labels, subset.groups, 2, material.classes)
+    within = replace(material, train=subset, folds=folds, held_out=None)
+    chosen = search(
+        subset, folds, lambda trials: run_all(trials, within, options.out / "search", options.workers), CANDIDATES, 1
+    )
+    print(f"{options.name}: policy '{chosen.name}', {chosen.policy.copies} copies, cross-validated {chosen.recall:.3f}")
+    for row in chosen.table:
+        print(f"  {row['name']:24s} {row['copies']} copies  {100 * row['recall']:5.1f}")
+    return chosen.policy, chosen.table
+
+
+def _train(target: Target, trials: Sequence[Trial], options: argparse.Namespace) -> None:
+    """Train what is missing; the control has its own auxiliary images, and its own folder."""
+    for material, folder, control in (
+        (target.material, options.out / target.name, False),
+        (replace(target.material, auxiliary=target.random), options.out / f"{target.name}-random", True),
+    ):
+        own = [trial for trial in trials if trial.arm.startswith(RANDOM) == control]
+        if own:
+            results = run_all(own, material, folder, options.workers)
+            target.results |= dict(zip(own, results, strict=True))
+
+
+def _held_out(targets: Sequence[Target]) -> tuple[np.ndarray, list[str]]:
+    """Return labels and groups of the held-out images of all targets, those of different targets kept apart."""
+    labels, groups, first = [], [], 0
+    for target in targets:
+        labels.append(first + target.held_out.labels)
+        groups += [f"{target.name}/{group}" for group in target.held_out.groups]
+        first += len(target.material.classes)
+    return np.concatenate(labels), groups
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from shards.colormap import colormap as colours_of
 
 FOLDER = "classifier"
 WEIGHTS, SETTINGS, PREDICT = f"{FOLDER}/classifier.safetensors", f"{FOLDER}/classifier.json", f"{FOLDER}/predict.py"
-FILES = (WEIGHTS, SETTINGS, PREDICT, f"{FOLDER}/augment.py", f"{FOLDER}/small_resnet.py")
+TRAIN = f"{FOLDER}/train.py"
+FILES = (WEIGHTS, SETTINGS, PREDICT, TRAIN, f"{FOLDER}/augment.py", f"{FOLDER}/small_resnet.py")
 
 SCRIPT = '''"""Predict the class of spectrograms: python predict.py IMAGE.png ... (torch, numpy, Pillow)"""
 
@@ -40,7 +41,15 @@ KINDS = {"F32": np.float32, "F64": np.float64, "I64": np.int64}
 
 
 def load():
-    """Return the network; the file is in the format of safetensors: length, JSON header, bytes."""
+    """Return the network, as train.py left it or as the recipe did.
+
+    The recipe's file is in the format of safetensors: length, JSON header, bytes.
+    """
+    if (HERE / "retrained.pt").is_file():
+        weights = torch.load(HERE / "retrained.pt", weights_only=True)
+        model = SmallResNet(ABOUT["channels"], len(weights["head.bias"]))
+        model.load_state_dict(weights)
+        return model.eval()
     data = (HERE / "classifier.safetensors").read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     weights = {}
@@ -93,8 +102,91 @@ if __name__ == "__main__":
 '''
 
 
+TRAINING = '''"""Train the classifier again on ../training_set: python train.py [STEPS] (torch, numpy, Pillow)
+
+A place to begin where another network or other images are to be tried. It leaves retrained.pt, which predict.py takes.
+"""
+
+import io
+import json
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import predict
+from predict import ABOUT, HERE, Policy, SmallResNet
+
+SET = HERE.parent / "training_set"
+
+
+def samples(folder):
+    """Return images, uint8 (n, size, size, channels), labels (n,) and weights (n,) of a folder of tar shards."""
+    images, labels, weights = [], [], []
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                data = tar.extractfile(member).read()
+                if member.name.endswith(".cls"):
+                    labels.append(int(data))
+                elif member.name.endswith(".json"):
+                    weights.append(json.loads(data)["weight"])
+                else:
+                    images.append(predict.read(io.BytesIO(data)))
+    return np.stack(images), np.array(labels), np.array(weights)
+
+
+def main(steps):
+    about = json.loads((SET / "sources.json").read_text(encoding="utf-8"))
+    outputs, parts = len(ABOUT["classes"]), []
+    for source in about["sources"]:
+        images, labels, weights = samples(SET / source["folder"])
+        if source["target"] == "its class":
+            targets = np.eye(outputs)[labels]
+        elif source["target"] == "all target classes, equally":
+            targets = np.full((len(labels), outputs), 1 / outputs)
+        else:  # its own class, as a further output
+            targets = np.eye(labels.max() + 1)[labels]
+            targets = np.concatenate([np.zeros((len(labels), outputs)), targets], axis=1)
+        parts.append((images, targets, weights))
+    width = max(targets.shape[1] for _, targets, _ in parts)
+    images = np.concatenate([images for images, _, _ in parts])
+    targets = np.concatenate([np.pad(t, ((0, 0), (0, width - t.shape[1]))) for _, t, _ in parts]).astype(np.float32)
+    weights = np.concatenate([weights for _, _, weights in parts])
+
+    rng, policy = np.random.default_rng(0), Policy.from_json(ABOUT["policy"])
+    torch.manual_seed(0)
+    model = SmallResNet(ABOUT["channels"], width)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=about["learning_rate"], weight_decay=0.01)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, about["learning_rate"], total_steps=steps)
+    for step in range(steps):
+        chosen = rng.choice(len(images), about["batch_size"], p=weights / weights.sum())
+        pixels = np.moveaxis(policy(images[chosen], rng, ABOUT["floor"]), -1, 1)
+        batch = torch.from_numpy(np.ascontiguousarray(pixels)).float() / 127.5 - 1
+        target = torch.from_numpy(targets[chosen])
+        if policy.mix:
+            share = rng.beta(policy.mix, policy.mix)
+            batch, target = (share * part + (1 - share) * part.roll(1, 0) for part in (batch, target))
+        loss = F.cross_entropy(model.head(model.features(batch)), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        cycle.step()
+        if step % 100 == 0 or step == steps - 1:
+            print(f"step {step + 1} of {steps}: loss {loss.item():.3f}", flush=True)
+    torch.save(model.state_dict(), HERE / "retrained.pt")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1200)
+'''
+
+
 def write(folder: Path, trial: Trial, material: Material, colormap: str | None) -> None:
-    """Train the classifier of a trial on all training images and write it with the script that predicts.
+    """Train the classifier of a trial on all training images and write it with the scripts that predict and train.
 
     Args:
         folder: the output folder of the recipe.
@@ -103,7 +195,7 @@ def write(folder: Path, trial: Trial, material: Material, colormap: str | None) 
         colormap: name of the map of levels, to read pictures in its colours.
     """
     place = folder / FOLDER
-    place.mkdir(exist_ok=True)
+    place.mkdir(parents=True, exist_ok=True)
     used = material.train.take(members(trial, material))
     with classifier.one_thread():
         model = fit(trial, material)
@@ -121,6 +213,7 @@ def write(folder: Path, trial: Trial, material: Material, colormap: str | None) 
     }
     atomic.write_text(folder / SETTINGS, json.dumps(about) + "\n")
     atomic.write_text(folder / PREDICT, SCRIPT)
+    atomic.write_text(folder / TRAIN, TRAINING)
     for module in (augment, small_resnet):
         assert module.__file__ is not None
         shutil.copyfile(module.__file__, place / Path(module.__file__).name)

@@ -10,6 +10,7 @@ import numpy as np
 
 from mdaug.measures import image_set
 from mdaug.recipe.options import AugmentConfig
+from mdaug.recipe.training_set import Stored
 from mdaug.recipe.trials import Images
 from shards import provenance
 from shards.errors import UserError
@@ -36,6 +37,7 @@ class Inputs:
         synthetic: generated images, or None.
         colormap: of levels, as in index.json.
         made_from: role -> content hash.
+        stored: "real", "auxiliary", "generated" -> where the bytes of their images are.
     """
 
     classes: list[str]
@@ -48,6 +50,7 @@ class Inputs:
     synthetic: Images | None
     colormap: str | None
     made_from: dict[str, str | None]
+    stored: dict[str, Stored]
 
 
 def load(options: AugmentConfig) -> Inputs:
@@ -70,22 +73,25 @@ def load(options: AugmentConfig) -> Inputs:
         )
     made_from: dict[str, str | None] = {"images": provenance.read(data_dir, "images")["hash"]}
     made_from |= {"auxiliary": None, "synthetic": None}
-    train, held_out = _images(data_dir / "train", options), _images(data_dir / split, options)
+    (train, real), (held_out, _) = (_images(data_dir / part, options) for part in ("train", split))
+    stored = {"real": real}
 
     auxiliary: Images | None = None
     names: list[str] = []
     same = False
     if options.aux_dir is not None:
-        auxiliary, names, same, made_from["auxiliary"] = _auxiliary(options, index, train, held_out)
+        auxiliary, names, same, made_from["auxiliary"], stored["auxiliary"] = _auxiliary(
+            options, index, train, held_out
+        )
     synthetic = None
     if options.synthetic_dir is not None:
         record = provenance.read(options.synthetic_dir, "synthetic", "mixed")
         origin = record["made_from"]["images"]
         provenance.require_same("images", data_dir, str(made_from["images"]), options.synthetic_dir, origin)
         made_from["synthetic"] = record["hash"]
-        synthetic = _images(options.synthetic_dir, options)
+        synthetic, stored["generated"] = _images(options.synthetic_dir, options)
     colormap = index.get("colormap")
-    return Inputs(classes, train, held_out, split, auxiliary, names, same, synthetic, colormap, made_from)
+    return Inputs(classes, train, held_out, split, auxiliary, names, same, synthetic, colormap, made_from, stored)
 
 
 def _packed(folder: Path, options: AugmentConfig, group_by: str | None = None) -> Path:
@@ -94,15 +100,16 @@ def _packed(folder: Path, options: AugmentConfig, group_by: str | None = None) -
     return open_packed(folder, options.image_size, group_by=group_by or options.group_by)
 
 
-def _images(folder: Path, options: AugmentConfig) -> Images:
+def _images(folder: Path, options: AugmentConfig) -> tuple[Images, Stored]:
     loaded = image_set.load(folder, image_size=options.image_size, max_per_class=options.max_per_class)
-    return Images(loaded.images, loaded.labels, loaded.groups)
+    stored = Stored([loaded.dataset] * len(loaded), loaded.indices.tolist())
+    return Images(loaded.images, loaded.labels, loaded.groups), stored
 
 
 def _auxiliary(
     options: AugmentConfig, index: dict, train: Images, held_out: Images
-) -> tuple[Images, list[str], bool, str]:
-    """Return the images, their classes, whether these are the target classes, and the content hash."""
+) -> tuple[Images, list[str], bool, str, Stored]:
+    """Return the images, their classes, whether these are the target classes, the content hash, and where they lie."""
     assert options.aux_dir is not None
     # Of an auxiliary folder every image is used, whatever its group.
     folder = options.aux_dir
@@ -119,8 +126,9 @@ def _auxiliary(
     if (own_height, own_width) != (height, width):
         say(f"auxiliary images are {own_height}x{own_width}, the others {height}x{width}: all are resized alike")
     parts = [_images(folder / split, options) for split in SPLITS if _holds_images(folder / split)]
-    pixels = np.concatenate([part.pixels for part in parts])
-    labels = np.concatenate([part.labels for part in parts])
+    pixels = np.concatenate([part.pixels for part, _ in parts])
+    labels = np.concatenate([part.labels for part, _ in parts])
+    places = [place for _, stored in parts for place in zip(stored.datasets, stored.indices, strict=True)]
     # Kept apart from the images that train and judge.
     for what, images in (("training", train), ("held-out", held_out)):
         known = {_digest(image) for image in images.pixels}
@@ -145,11 +153,13 @@ def _auxiliary(
             say(f"auxiliary images of classes that data_dir does not have are left out: {int((~kept).sum())}")
         place = np.array([index["classes"].index(name) if name in shared else -1 for name in names])
         pixels, labels, names = pixels[kept], place[labels[kept]], index["classes"]
+        places = [places[i] for i in np.flatnonzero(kept)]
     else:  # classes without images are no outputs of the network
         present, labels = np.unique(labels, return_inverse=True)
         names = [names[int(label)] for label in present]
     groups = [str(i) for i in range(len(labels))]
-    return Images(pixels, labels, groups), names, same, provenance.read(folder, "images")["hash"]
+    stored = Stored(*map(list, zip(*places, strict=True)))
+    return Images(pixels, labels, groups), names, same, provenance.read(folder, "images")["hash"], stored
 
 
 def _holds_images(folder: Path) -> bool:

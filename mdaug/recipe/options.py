@@ -58,7 +58,7 @@ class AugmentConfig:
         at_least(self, 0, "workers")
         within(self, "[1, 4096]", "batch_size")
         within(self, "(0, 1]", "learning_rate")
-        within(self, "(0, 0.5]", "share")
+        within(self, "(0, 0.3]", "share")  # real images keep a tenth beside twice the share and generated ones
         within(self, "[16, 1024]", "image_size")
         multiple_of(self, 16, "image_size")
         ascending(self, "n_per_class")

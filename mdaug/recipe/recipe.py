@@ -11,7 +11,7 @@ import numpy as np
 
 from mdaug.augment import COPIES, TODAY, Policy
 from mdaug.config import as_dict
-from mdaug.recipe import deliver, page
+from mdaug.recipe import deliver, page, training_set
 from mdaug.recipe.figures import hits_of, interval, mean_recall, worth
 from mdaug.recipe.inputs import Inputs, load
 from mdaug.recipe.options import AugmentConfig
@@ -98,6 +98,7 @@ def _find(options: AugmentConfig, inputs: Inputs, folds: np.ndarray, folder: Out
         "made_from": {role: content for role, content in inputs.made_from.items() if content is not None},
     }
     deliver.write(folder.path, final, material, inputs.colormap)
+    training_set.write(folder.path, final, material, inputs.stored)
     atomic.write_text(folder.path / RECIPE, json.dumps(recipe, indent=1, ensure_ascii=False) + "\n")
     page.write(folder.path, recipe)
     files = [folder.path / RECIPE, folder.path / deliver.WEIGHTS]
@@ -136,8 +137,10 @@ class Comparison:
         free = best = self._keep(rows, TODAY_ARM)
         policy = self.trials[free].policy
         if self.inputs.auxiliary is not None:
-            uses: dict[str, Use] = {LABELS: "labels"} if self.inputs.same else {UNIFORM: "uniform", CLASSES: "classes"}
-            rows = [self._add(Trial(arm, policy, use, share=share), against=free) for arm, use in uses.items()]
+            uses: dict[str, tuple[Use, float]] = {UNIFORM: ("uniform", share), CLASSES: ("classes", share)}
+            if self.inputs.same:  # of a quarter and a half of each batch, either was better on some person's gestures
+                uses = {LABELS: ("labels", share), f"{LABELS}, twice the share": ("labels", 2 * share)}
+            rows = [self._add(Trial(arm, policy, use, share=part), against=free) for arm, (use, part) in uses.items()]
             best = self._keep(rows, free)
         if self.inputs.synthetic is not None:
             name = GENERATED if best == free else f"{best} {GENERATED}"
@@ -235,6 +238,6 @@ def _look(options: AugmentConfig, inputs: Inputs, trials: dict[str, Trial], run:
 
 def _expected(options: AugmentConfig, inputs: Inputs, folds: int, numbers: int) -> int:
     """Return about how many classifiers a recipe trains."""
-    arms = 3 + (inputs.auxiliary is not None) * (2 - inputs.same) + (inputs.synthetic is not None)
+    arms = 3 + 2 * (inputs.auxiliary is not None) + (inputs.synthetic is not None)
     of_search = folds * (len(CANDIDATES) + FINALISTS * (options.seeds - 1))
     return of_search + options.seeds * (folds * (arms + numbers + 3) + 3)

@@ -238,7 +238,7 @@ def test_latents_of_another_vqvae_are_refused(folders, one_rank, tmp_path):
 
     record = json.loads((tmp_path / "other" / "best" / provenance.FILE_NAME).read_text())
     record["hash"] = "0" * 64  # the same training gives the same weights, so name them differently
-    (tmp_path / "other" / "best" / provenance.FILE_NAME).write_text(json.dumps(record))
+    (tmp_path / "other" / "best" / provenance.FILE_NAME).write_text(json.dumps(record, indent=2) + "\n")
     (message,) = run_ranks(
         1, refused, (packed, tmp_path / "other"), tmp_path / "run", {"latents_dir": one_rank / "latents"}
     )

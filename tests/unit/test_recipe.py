@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 
 from mdaug.augment import RICHER, TODAY, Policy
-from mdaug.measures import classifier
-from mdaug.recipe import deliver, policy_search, recipe
+from mdaug.measures import classifier, image_set
+from mdaug.recipe import deliver, policy_search, recipe, training_set
 from mdaug.recipe.figures import in_words, interval, worth
 from mdaug.recipe.inputs import load
 from mdaug.recipe.options import AugmentConfig
 from mdaug.recipe.trials import Images, Material, Trial, make_folds, members, run_trial
 from shards import provenance
+from shards.dataset import ShardDataset
 from shards.errors import UserError
 from tests.toy import CLASSES, toy_image, toy_packed, toy_synthetic
 
@@ -180,6 +181,52 @@ print([name for name in sys.modules if name.split(".")[0] in ("mdaug", "shards",
         [sys.executable, copy / "predict.py", *pictures], capture_output=True, text=True, env=environment, check=True
     ).stdout.splitlines()
     assert [line.split(": ")[1].split(" ")[0] for line in lines] == [CLASSES[k] for k in here.argmax(1)]
+
+
+@pytest.mark.parametrize("use", ["uniform", "classes", "labels"])
+def test_the_training_set_trains_the_classifier_without_mdaug(options, packed, tmp_path, use):
+    names = CLASSES[:2] if use == "labels" else ("zig", "zag")
+    same = "same" if use == "labels" else "ask"
+    options = replace(options, aux_dir=others(tmp_path / "others", names), same_names=same)
+    inputs = load(replace(options, synthetic_dir=toy_synthetic(tmp_path / "synthetic", packed, per_class=4)))
+    settings = {"steps": 2, "batch_size": 8}
+    material = Material(
+        inputs.classes, inputs.train, np.array([]), None, inputs.auxiliary, inputs.synthetic, **settings
+    )
+    trial = Trial("", replace(RICHER, mix=0.3, copies=2), use, share=0.25, synthetic=0.25)
+    deliver.write(tmp_path / "out", trial, material, inputs.colormap)
+    training_set.write(tmp_path / "out", trial, material, inputs.stored)
+
+    # Every image that the recipe uses is there, as it was stored, and drawn as often as in the recipe.
+    total = 0.0
+    for name, share, images in (
+        ("real", 0.5, inputs.train), ("auxiliary", 0.25, inputs.auxiliary), ("generated", 0.25, inputs.synthetic)
+    ):  # fmt: skip
+        there = ShardDataset(tmp_path / "out" / training_set.FOLDER / name, fields=("image", "meta"))
+        samples = [there[i] for i in range(len(there))]
+        weights = np.array([sample["meta"]["weight"] for sample in samples])
+        assert len(there) == len(images)
+        assert weights.sum() == pytest.approx(share)
+        if use != "uniform" or name != "auxiliary":
+            of_class = np.bincount(there.labels, weights)
+            assert np.allclose(of_class[of_class > 0], share / (of_class > 0).sum())
+        sized = np.stack([image_set.preprocess(sample["image"], 32) for sample in samples])
+        assert (sized == images.pixels).all()
+        total += weights.sum()
+    assert total == pytest.approx(1)
+
+    # Elsewhere, with torch alone.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    elsewhere = shutil.copytree(tmp_path / "out", tmp_path / "elsewhere")
+    code = f"import sys, runpy; sys.argv = ['', '2']; sys.path.insert(0, {str(elsewhere / deliver.FOLDER)!r}); " + (
+        f"runpy.run_path({str(elsewhere / deliver.TRAIN)!r}, run_name='__main__'); import predict; "
+        f"print(predict.predict([{str(next((tmp_path / 'others').rglob('*.png')))!r}]).shape, "
+        "[name for name in sys.modules if name.split('.')[0] in ('mdaug', 'shards', 'safetensors')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, check=True
+    )
+    assert done.stdout.splitlines()[-1] == f"(1, {len(CLASSES)}) []"
 
 
 def test_the_held_out_images_decide_nothing(options, tmp_path):

@@ -1,0 +1,99 @@
+"""The training set of a recipe: the images that it uses as tar shards, and how often each of them is drawn.
+
+    training_set/real/       training images, as they were packed
+    training_set/auxiliary/  where the recipe uses them; likewise generated/
+    training_set/sources.json
+
+Every sample's metadata has the "weight" with which it is drawn: the weights of all folders add up to 1, a folder has
+its share of them, and within it all classes weigh the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mdaug.recipe.trials import Material, Trial
+from shards import atomic
+from shards.dataset import ShardDataset
+from shards.index import write_index
+from shards.writer import write_shard
+
+FOLDER = "training_set"
+SOURCES = f"{FOLDER}/sources.json"
+PER_SHARD = 1000  # samples
+TARGETS = {
+    "uniform": "all target classes, equally",
+    "classes": "its own class, as a further output",
+    "labels": "its class",
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where the images of a source lie: image i of the recipe's `Images` is sample `indices[i]` of `datasets[i]`."""
+
+    datasets: list[ShardDataset]
+    indices: list[int]
+
+
+def write(folder: Path, trial: Trial, material: Material, stored: dict[str, Stored]) -> None:
+    """Write the images that a trial is trained on.
+
+    Args:
+        folder: the output folder of the recipe.
+        trial: one without a fold, on all training images.
+        material: labels of all images.
+        stored: "real", and "auxiliary" and "generated" where there are any -> where their bytes are.
+    """
+    classes = list(material.classes)
+    others: list[tuple[str, Any, float, str]] = []
+    if trial.use:
+        others.append(("auxiliary", material.auxiliary, trial.share, TARGETS[trial.use]))
+    if trial.synthetic:
+        others.append(("generated", material.synthetic, trial.synthetic, TARGETS["labels"]))
+    rest = 1 - sum(other[2] for other in others)
+    sources = []
+    for name, images, share, target in [("real", material.train, rest, TARGETS["labels"]), *others]:
+        weights = share * _weights(images.labels, by_class=target != TARGETS["uniform"])
+        own = classes if target == TARGETS["labels"] else stored[name].datasets[0].classes
+        place = folder / FOLDER / name
+        place.mkdir(parents=True, exist_ok=True)
+        for shard, first in enumerate(range(0, len(images), PER_SHARD)):
+            chosen = range(first, min(first + PER_SHARD, len(images)))
+            write_shard(place / f"{shard:06d}.tar", _samples(chosen, stored[name], images.labels, weights, target))
+        index = stored[name].datasets[0].index
+        write_index(place, own, **{key: index[key] for key in ("image_shape", "colormap") if key in index})
+        sources.append({"folder": name, "images": len(images), "share": share, "target": target})
+    settings = {name: getattr(material, name) for name in ("steps", "batch_size", "learning_rate")}
+    record = {"classes": classes, "sources": sources, **settings}
+    atomic.write_text(folder / SOURCES, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def _weights(labels: np.ndarray, by_class: bool) -> np.ndarray:
+    """Return the weights of a source, float64 (n,) with sum 1, as `classifier.train` draws its images."""
+    if not by_class:
+        return np.full(len(labels), 1 / len(labels))
+    _, label_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return 1 / (len(counts) * counts[label_of])
+
+
+def _samples(
+    chosen: range, stored: Stored, labels: np.ndarray, weights: np.ndarray, target: str
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    for i in chosen:
+        dataset, index = stored.datasets[i], stored.indices[i]
+        meta = dataset[index]["meta"]
+        label = int(labels[i]) if target == TARGETS["labels"] else int(dataset.labels[index])
+        data = dataset.raw(index, "image")
+        extension = "png" if data[:4] == b"\x89PNG" else "jpg"
+        about = {**meta, "key": dataset.keys[index], "weight": float(weights[i])}
+        yield (
+            f"{i:08d}",
+            {extension: data, "cls": str(label).encode(), "json": json.dumps(about, ensure_ascii=False).encode()},
+        )
