@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import multiprocessing
 import os
 import shutil
@@ -44,14 +43,15 @@ LIBRARIES = (
     "torch", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer", "diffusers", "jsonargparse",
     "mdaug.training.train_vqvae", "mdaug.training.train_ldm", "mdaug.generation.generate", "mdaug.evaluation.evaluate",
 )  # fmt: skip
+SHORT_VQVAE, SHORT_UNET = 160, 320  # samples
 # The run that measures: large enough for a speed, small enough for seconds.
 SHORT = {
     "simulate": "--images_per_class 16 --images_per_group 2",
     "pack": "",
-    "train-vqvae": "--train_samples 160 --val_samples 1000000 --save_samples 1000000 --logging_steps 5 "
+    "train-vqvae": f"--train_samples {SHORT_VQVAE} --val_samples 1000000 --save_samples 1000000 --logging_steps 5 "
     "--save_images false",
     "encode": "",
-    "train-ldm": "--train_samples 320 --val_samples 1000000 --save_samples 1000000 --logging_steps 5 "
+    "train-ldm": f"--train_samples {SHORT_UNET} --val_samples 1000000 --save_samples 1000000 --logging_steps 5 "
     "--save_images false",
 }
 
@@ -177,13 +177,15 @@ def _measured(demo: DemoConfig, runner: _Runner) -> dict[str, Any] | None:
         if status != 0:
             said = log.read_text(encoding="utf-8", errors="replace").strip()
             raise UserError(f"{command} failed while the machine was measured; its output is in {log}: {said[-500:]}")
-    simulated = sum(1 for _ in (out / "images").glob("*/*.png"))
-    stage_s = took["encode"]
+    made = [path.stat().st_mtime for path in (out / "images").glob("*/*.png")]
+    simulate, vqvae, unet = len(made) / max(max(made) - min(made), 0.1), _speed(out / "vqvae"), _speed(out / "ldm")
     speeds = Speeds(
-        simulate=math.inf if demo.data is not None else simulated / max(took["simulate"] - 0.5 * stage_s, 0.5),
-        vqvae=_speed(out / "vqvae"),
-        unet=_speed(out / "ldm"),
-        stage_s=stage_s,
+        simulate=simulate,
+        vqvae=vqvae,
+        unet=unet,
+        stage_s=took["encode"],
+        simulate_s=max(took["simulate"] - len(made) / simulate, 0.0),
+        training_s=max(took["train-vqvae"] - SHORT_VQVAE / vqvae, took["train-ldm"] - SHORT_UNET / unet, 0.0),
     )
     classes, images = _size_of(demo)
     left = 60 * demo.minutes - (time.monotonic() - runner.begun)
@@ -191,7 +193,7 @@ def _measured(demo: DemoConfig, runner: _Runner) -> dict[str, Any] | None:
     shutil.rmtree(out, ignore_errors=True)
     return {
         "minutes": demo.minutes,
-        "speeds": {name: value for name, value in vars(speeds).items() if math.isfinite(value)},
+        "speeds": vars(speeds),
         "lengths": as_dict(lengths),
     }
 
@@ -258,6 +260,7 @@ class _Child:
         self._forked: BaseProcess | None = None
         self._started: subprocess.Popen | None = None
         if line[:3] == LAUNCH and not Path("/dev/nvidiactl").exists():
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it finds no GPU
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(list(LIBRARIES))
             self._forked = context.Process(target=_forked, args=(line[3:], None if log is None else str(log)))
@@ -317,11 +320,8 @@ def _memory(pid: int) -> int:
 def _summary(demo: DemoConfig, table: list[str], seconds: float, peak: int, lengths: Lengths | None) -> str:
     """Return times and memory of the stages, the folders that they have written, and the verdict of the evaluation."""
     outputs = {command: stages.folders(command, demo.out, demo.data)["output_dir"] for command in demo.stages()}
-    outputs |= {
-        "page": demo.out / demo_page.FILE,
-        "samples": outputs["generate"] / "grid.png",
-        "report": outputs["evaluate"] / "report.html",
-    }
+    outputs |= {"samples": outputs["generate"] / "grid.png", "report": outputs["evaluate"] / "report.html"}
+    outputs["page"] = demo.out / demo_page.FILE
     lines = ["", "=== summary ===", *table, f"  {'all':12s} {seconds:7.1f} s   {peak / 1e9:5.2f} GB at most", ""]
     lines += [f"  {name:14s} {path}" for name, path in outputs.items() if path.exists()]
     lines.append("")

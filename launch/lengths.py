@@ -23,10 +23,14 @@ HELD_OUT = 0.25  # share of the images
 MOST_VALIDATION = 0.3  # share of a training that its validations take, unless the one at the end takes more
 DRAWS = 5  # noised copies of a held-out latent at a validation of train-ldm
 PACKED_PER_S = 150.0  # images; reading and scaling them is a small part of the whole
-# Classifiers: seeds, and steps of each, from the longest down. The work of `evaluate` on the speed of the VQ-VAE in the
-# record of the demo: what does not depend on them, and that of one seed and step.
-CLASSIFIERS = ((5, 300), (3, 300), (3, 150), (2, 150), (2, 100), (1, 100))
-EVALUATION, PER_SEED_AND_STEP = 1200.0, 5.4  # in images trained by the VQ-VAE
+# Classifiers: seeds, steps of each, and numbers of real images, from the longest down. What `evaluate` takes, in images
+# trained by the VQ-VAE: for itself, for each image, and for a step of a classifier (fitted to two runs of the demo).
+CLASSIFIERS = (
+    (5, 300, "[10,all]"), (3, 300, "[10,all]"), (3, 150, "[10,all]"), (2, 150, "[10,all]"), (2, 100, "[10,all]"),
+    (1, 100, "[10,all]"), (1, 100, "[all]"), (1, 60, "[all]"),
+)  # fmt: skip
+ARMS = {"[10,all]": 16, "[all]": 9}  # classifiers per seed
+EVALUATION, PER_IMAGE, PER_STEP = 320.0, 0.5, 0.75
 
 LEAST = {"train-vqvae": 2000, "train-ldm": 6000}
 """Samples below which a training shows that it runs, and nothing of what it can do."""
@@ -37,13 +41,17 @@ class Speeds:
     """What a short run of the same stages measured on this machine."""
 
     simulate: float
-    """Images per second; infinite for images that are there."""
+    """Images per second."""
     vqvae: float
     """Images trained per second."""
     unet: float
     """Latents trained per second."""
     stage_s: float
     """Seconds that a stage takes beside its work."""
+    simulate_s: float
+    """The same of simulate, which starts processes."""
+    training_s: float
+    """The same of a training, which builds, validates and writes its model."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +66,12 @@ class Lengths:
     generated: int
     seeds: int
     classifier_steps: int
+    real_per_class: str
     seconds: dict[str, float]
 
     def flags(self) -> dict[str, list[str]]:
         """Return command -> the flags that give it its length."""
-        numbers: dict[str, dict[str, int]] = {
+        numbers: dict[str, dict[str, int | str]] = {
             "simulate": {
                 "images_per_class": self.simulated_per_class,
                 "images_per_group": max(1, self.simulated_per_class // SUBJECTS),
@@ -78,7 +87,11 @@ class Lengths:
                 "save_samples": self.unet_samples,
             },
             "generate": {"num_samples": self.generated, "samples_per_shard": max(1, self.generated // 4)},
-            "evaluate": {"seeds": self.seeds, "steps": self.classifier_steps},
+            "evaluate": {
+                "seeds": self.seeds,
+                "steps": self.classifier_steps,
+                "n_real_per_class": self.real_per_class,
+            },
         }
         return {
             command: [word for name, number in chosen.items() for word in (f"--{name}", str(number))]
@@ -100,8 +113,10 @@ def choose(seconds: float, speeds: Speeds, classes: int, images: int | None = No
         classes: number of classes.
         images: number of images that are there; None where they are simulated.
     """
-    stages = 7 if images is None else 6
-    work = max(MARGIN * seconds - stages * speeds.stage_s, 0.1 * seconds)
+    overhead = dict.fromkeys(("pack", "encode", "generate", "evaluate"), speeds.stage_s)
+    overhead |= {"simulate": speeds.simulate_s} if images is None else {}
+    overhead |= dict.fromkeys(LEAST, speeds.training_s)
+    work = max(MARGIN * seconds - sum(overhead.values()), 0.1 * seconds)
 
     # Images, and what reading, encoding and validating them takes.
     per_class = 0
@@ -118,10 +133,13 @@ def choose(seconds: float, speeds: Speeds, classes: int, images: int | None = No
     expected["generate"] = each * classes * one
 
     # Classifiers.
-    takes = {both: (EVALUATION + PER_SEED_AND_STEP * math.prod(both)) / speeds.vqvae for both in CLASSIFIERS}
-    fitting = [both for both in CLASSIFIERS if takes[both] <= SHARES["evaluate"] * work]
-    seeds, steps = fitting[0] if fitting else CLASSIFIERS[-1]
-    expected["evaluate"] = takes[seeds, steps]
+    takes = {
+        each: (EVALUATION + PER_IMAGE * count + PER_STEP * each[0] * each[1] * ARMS[each[2]]) / speeds.vqvae
+        for each in CLASSIFIERS
+    }
+    fitting = [each for each in CLASSIFIERS if takes[each] <= SHARES["evaluate"] * work]
+    chosen = fitting[0] if fitting else CLASSIFIERS[-1]
+    expected["evaluate"] = takes[chosen]
 
     # The trainings share what is left; short ones are validated less often.
     training = max(work - sum(expected.values()), 0.1 * work)
@@ -144,9 +162,10 @@ def choose(seconds: float, speeds: Speeds, classes: int, images: int | None = No
         vqvae_every=every["train-vqvae"],
         unet_every=every["train-ldm"],
         generated=each * classes,
-        seeds=seeds,
-        classifier_steps=steps,
-        seconds={command: second + speeds.stage_s for command, second in expected.items()},
+        seeds=chosen[0],
+        classifier_steps=chosen[1],
+        real_per_class=chosen[2],
+        seconds={command: second + overhead[command] for command, second in expected.items()},
     )
 
 

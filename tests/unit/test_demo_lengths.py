@@ -11,11 +11,12 @@ from launch import demo, stages
 from launch.lengths import LEAST, Lengths, Speeds, as_dict, choose
 from mdaug import cli
 
-QUIET = Speeds(simulate=40, vqvae=35, unet=70, stage_s=3)
+QUIET = Speeds(simulate=40, vqvae=35, unet=70, stage_s=0.6, simulate_s=3, training_s=6)
 
 
 def slower(factor: float) -> Speeds:
-    return Speeds(QUIET.simulate / factor, QUIET.vqvae / factor, QUIET.unet / factor, QUIET.stage_s * factor**0.5)
+    overheads = [seconds * factor**0.5 for seconds in (QUIET.stage_s, QUIET.simulate_s, QUIET.training_s)]
+    return Speeds(QUIET.simulate / factor, QUIET.vqvae / factor, QUIET.unet / factor, *overheads)
 
 
 @pytest.mark.parametrize("minutes", [5, 10, 30])
@@ -26,7 +27,7 @@ def test_what_is_expected_adds_up_to_the_budget(minutes, factor):
     assert sorted(found.seconds) == sorted(stages.CHAIN)
 
 
-@pytest.mark.parametrize(("classes", "images"), [(1, 30), (5, 60), (31, 3000), (2, 20_000)])
+@pytest.mark.parametrize(("classes", "images"), [(1, 30), (5, 60), (31, 3000), (2, 5000)])
 def test_a_set_of_ones_own_is_no_longer_than_its_budget(classes, images):
     found = choose(600, QUIET, classes, images)
     assert found.simulated_per_class == 0
