@@ -30,7 +30,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 table { border-collapse: collapse; width: 100% } td { padding: .2rem .6rem .2rem 0; white-space: nowrap }
 td.bar { width: 60% } .bar div { background: #eee; height: .8rem } .bar div div { background: #3a6ea5 }
 img { max-width: 100%; image-rendering: pixelated } svg { max-width: 100%; height: auto } figure { margin: 1rem 0 }
-iframe { width: 100%; height: 90vh; border: 1px solid #ccc } pre { overflow-x: auto } .failed { color: #a00 }
+iframe { width: 100%; height: 90vh; border: 1px solid #ccc } pre { white-space: pre-wrap } .failed { color: #a00 }
 """
 
 

@@ -31,6 +31,7 @@ CLASSIFIERS = (
 )  # fmt: skip
 ARMS = {"[10,all]": 16, "[all]": 9}  # classifiers per seed
 EVALUATION, PER_IMAGE, PER_STEP = 320.0, 0.5, 0.75
+REPORTS, SAMPLES_PER_STEP = 30, 16  # points of a loss curve, and samples of a step of either training, or fewer
 
 LEAST = {"train-vqvae": 2000, "train-ldm": 6000}
 """Samples below which a training shows that it runs, and nothing of what it can do."""
@@ -80,11 +81,13 @@ class Lengths:
                 "train_samples": self.vqvae_samples,
                 "val_samples": self.vqvae_every,
                 "save_samples": self.vqvae_samples,
+                "logging_steps": max(1, self.vqvae_samples // SAMPLES_PER_STEP // REPORTS),
             },
             "train-ldm": {
                 "train_samples": self.unet_samples,
                 "val_samples": self.unet_every,
                 "save_samples": self.unet_samples,
+                "logging_steps": max(1, self.unet_samples // SAMPLES_PER_STEP // REPORTS),
             },
             "generate": {"num_samples": self.generated, "samples_per_shard": max(1, self.generated // 4)},
             "evaluate": {
