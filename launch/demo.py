@@ -209,7 +209,7 @@ def _size_of(demo: DemoConfig) -> tuple[int, int | None]:
     if demo.data is None:
         options = cli.parse("simulate", stages.flags("simulate", demo.out, preset=demo.preset))
         return len(options.classes or ()) or options.num_persons, None
-    files = [path for path in demo.data.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
+    files = [path for path in demo.data.glob("*/**/*") if path.suffix.lower() in IMAGE_SUFFIXES]
     return max(1, len({path.relative_to(demo.data).parts[0] for path in files})), len(files)
 
 
