@@ -97,7 +97,8 @@ def main(argv: list[str]) -> int:
     if runner.signal:
         return 128 + runner.signal
     commands = stage_commands(demo, lengths) if lengths is not None else stage_commands(demo)
-    page = demo_page.Page(demo.out, demo.data, list(commands), lengths.seconds if lengths is not None else None)
+    planned = lengths.seconds if lengths is not None else None
+    page = demo_page.Page(demo.out, _folders(demo), list(commands), planned)
     print(f"demo: {' -> '.join(commands)}\ndemo: everything goes to {demo.out}; the same command again continues there")
     print(f"demo: watch it at {page.path.resolve().as_uri()}", flush=True)
     table = []
@@ -317,9 +318,14 @@ def _memory(pid: int) -> int:
     return total
 
 
+def _folders(demo: DemoConfig) -> dict[str, Path]:
+    """Return stage -> its output folder."""
+    return {command: stages.folders(command, demo.out, demo.data)["output_dir"] for command in demo.stages()}
+
+
 def _summary(demo: DemoConfig, table: list[str], seconds: float, peak: int, lengths: Lengths | None) -> str:
     """Return times and memory of the stages, the folders that they have written, and the verdict of the evaluation."""
-    outputs = {command: stages.folders(command, demo.out, demo.data)["output_dir"] for command in demo.stages()}
+    outputs = _folders(demo)
     outputs |= {"samples": outputs["generate"] / "grid.png", "report": outputs["evaluate"] / "report.html"}
     outputs["page"] = demo.out / demo_page.FILE
     lines = ["", "=== summary ===", *table, f"  {'all':12s} {seconds:7.1f} s   {peak / 1e9:5.2f} GB at most", ""]

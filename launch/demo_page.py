@@ -11,7 +11,6 @@ import json
 import time
 from pathlib import Path
 
-from launch import stages
 from shards import atomic
 from shards.output_folder import is_finished, read_progress
 
@@ -39,15 +38,14 @@ class Page:
 
     Args:
         out: folder of all stages.
-        data: image folder of the user, or None.
-        commands: the stages, in their order.
+        folders: stage -> its output folder.
+        commands: the stages that run, in their order.
         planned: command -> seconds that it is expected to take; None where that is not known.
     """
 
-    def __init__(self, out: Path, data: Path | None, commands: list[str], planned: dict[str, float] | None):
-        self.out, self.commands, self.planned = out, commands, planned
+    def __init__(self, out: Path, folders: dict[str, Path], commands: list[str], planned: dict[str, float] | None):
+        self.out, self.folders, self.commands, self.planned = out, folders, commands, planned
         self.path = out / FILE
-        self.folders = {command: folder_of(command, out, data) for command in commands}
         self.running: str | None = None
         self.failed: str | None = None
         self._begun = time.monotonic()
@@ -81,7 +79,7 @@ class Page:
         """Return how much of a stage is done, in [0, 1]; of the running one 0 where it does not say."""
         if command in self._ended and command != self.failed:
             return 1.0
-        if command != self.running:
+        if command != self.running or command not in self.folders:
             return 0.0
         progress = read_progress(self.folders[command])
         if progress is not None and not is_finished(self.folders[command]):
@@ -179,11 +177,6 @@ class Page:
             f'<text x="-6" y="{HEIGHT}" text-anchor="end" font-size="12">{low:.3g}</text>'
             f'<text x="{WIDTH}" y="{HEIGHT + 18}" text-anchor="end" font-size="12">{last:,} samples</text></svg>'
         )
-
-
-def folder_of(command: str, out: Path, data: Path | None) -> Path:
-    """Return the output folder of a stage."""
-    return stages.folders(command, out, data)["output_dir"]
 
 
 def losses(path: Path) -> list[tuple[int, float]]:

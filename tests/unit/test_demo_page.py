@@ -25,7 +25,9 @@ def write_picture(path) -> None:
 @pytest.fixture
 def running(tmp_path):
     """A page while its second stage is half done."""
-    page = Page(tmp_path / "out", None, COMMANDS, PLANNED)
+    out = tmp_path / "out"
+    folders = {"simulate": out / "images", "train-vqvae": out / "vqvae", "evaluate": out / "evaluation"}
+    page = Page(out, folders, COMMANDS, PLANNED)
     page.begin("simulate")
     page.end("simulate")
     page.begin("train-vqvae")
