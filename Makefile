@@ -71,7 +71,7 @@ help:
 	@echo 'WORKERS    generate and evaluate: an array of so many SLURM jobs   ($(WORKERS))'
 	@echo 'WAIT       1: stay until the SLURM job has ended        ($(WAIT))'
 	@echo 'GROUP_BY   what pack must not split between train and val (pack, demo, pipeline; see mdaug pack --help)'
-	@echo 'AUX        images of other classes for make augment, packed or an image folder  ($(AUX))'
+	@echo 'AUX        images of other classes for augment, demo and pipeline, packed or an image folder  ($(AUX))'
 	@echo 'ARGS       further flags of the stage, such as ARGS="--epochs 3"'
 	@echo 'PYTHON     interpreter 3.10-3.13 that makes .venv       ($(PYTHON))'
 
@@ -91,11 +91,11 @@ $(READY): $(REQUIREMENTS)
 demo: CONFIG = demo
 demo: $(READY)
 	@$(BIN)/python -m launch.demo $(CHAIN) --gpus_per_node $(GPUS:auto=1) $(if $(MINUTES),--minutes $(MINUTES)) \
-	  $(if $(GROUP_BY),--group_by '$(GROUP_BY)') $(ARGS)
+	  $(if $(GROUP_BY),--group_by '$(GROUP_BY)') $(if $(AUX),--aux '$(AUX)') $(ARGS)
 
 pipeline: $(READY)
 	@$(BIN)/python -m launch.pipeline $(CHAIN) --nodes $(NODES) --gpus_per_node $(GPUS) $(SLURM) \
-	  $(if $(GROUP_BY),--group_by '$(GROUP_BY)') $(ARGS)
+	  $(if $(GROUP_BY),--group_by '$(GROUP_BY)') $(if $(AUX),--aux '$(AUX)') $(ARGS)
 
 slurm-up:
 	@tests/slurm/cluster.sh up

@@ -23,6 +23,7 @@ from mdaug.measures.fidelity import frechet_distance
 from mdaug.pipeline.pipeline import MicroDopplerPipeline
 from mdaug.pipeline.schedulers import SCHEDULERS, scheduler_like, validate_steps
 from shards.provenance import code_version
+from shards.subset import take_per_class
 
 
 def calls(scheduler_type: str, steps: int) -> int:
@@ -104,7 +105,7 @@ def main() -> None:
     )
     real = classifier.outputs(judge, train.images)[1]
     predicted, features = classifier.outputs(judge, held_out.images)
-    draws = [image_set.take_per_class(held_out.labels, options.per_class, seed=seed) for seed in range(options.seeds)]
+    draws = [take_per_class(held_out.labels, options.per_class, seed=seed) for seed in range(options.seeds)]
     floor = [frechet_distance(real, features[draw]) for draw in draws]
     accuracy = float((predicted == held_out.labels).mean())
     print(f"{len(labels)} images a setting and seed, {options.seeds} seeds, guidance {options.guidance_scale:g}")

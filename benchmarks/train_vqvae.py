@@ -48,7 +48,7 @@ from shards.dataset import ShardDataset
 
 
 def ours(config: VQVAEConfig, plan: BatchPlan, precision: str, packed: Path) -> Callable[[], float]:
-    task = vqvae_task.VQVAETask(config, packed, "")
+    task = vqvae_task.VQVAETask(config, packed, {})
     if config.compile:
         task.compile()
     engine = Engine(task.module, config, deepspeed_config(config, plan, precision))

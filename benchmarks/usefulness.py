@@ -22,7 +22,8 @@ import numpy as np
 
 from mdaug.augment import COPIES, TODAY, Policy
 from mdaug.measures import image_set
-from mdaug.recipe.figures import hits_of, in_words, interval, mean_recall, worth
+from mdaug.measures.worth import in_words, worth
+from mdaug.recipe.figures import hits_of, interval, mean_recall
 from mdaug.recipe.policy_search import CANDIDATES, search
 from mdaug.recipe.trials import Images, Material, Trial, make_folds, members, run_all
 from shards.provenance import code_version

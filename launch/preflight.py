@@ -25,17 +25,31 @@ MEMORY = ("tmpfs", "ramfs")
 
 
 def local_paths(options: Any) -> dict[str, Path]:
-    """Return field -> absolute path of every path among the options that is not a URL."""
-    return {
-        field.name: value.absolute()
-        for field in dataclasses.fields(options)
-        if isinstance(value := getattr(options, field.name), Path) and url_of(value) is None
-    }
+    """Return field -> absolute path of every path among the options that is not a URL; of a list "field[0]", ..."""
+    found: dict[str, Path] = {}
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        named = {field.name: value}
+        if isinstance(value, list):
+            named = {f"{field.name}[{place}]": item for place, item in enumerate(value)}
+        found |= {name: item.absolute() for name, item in named.items() if _is_local(item)}
+    return found
 
 
 def absolute(options: Options) -> Options:
     """Return the options with every local path made absolute: a job starts in another folder."""
-    return dataclasses.replace(options, **local_paths(options))  # type: ignore[type-var]
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(options):  # type: ignore[arg-type]
+        value = getattr(options, field.name)
+        if _is_local(value):
+            changed[field.name] = value.absolute()
+        elif isinstance(value, list) and any(map(_is_local, value)):
+            changed[field.name] = [item.absolute() if _is_local(item) else item for item in value]
+    return dataclasses.replace(options, **changed)  # type: ignore[type-var]
+
+
+def _is_local(value: Any) -> bool:
+    return isinstance(value, Path) and url_of(value) is None
 
 
 def check(command: str, options: Any, ranks: int, *, gpus: bool | None = None, inputs_later: bool = False) -> None:
@@ -50,13 +64,14 @@ def check(command: str, options: Any, ranks: int, *, gpus: bool | None = None, i
     """
     entry = cli.find(command)
     for name in entry.inputs:
-        path = getattr(options, name)
-        if (inputs_later and name not in entry.given) or path is None or url_of(path) is not None:
+        value = getattr(options, name)
+        if (inputs_later and name not in entry.given) or value is None:
             continue
-        if not path.exists():
-            raise UserError(f"{name}={path} does not exist; make it first, or correct --{name}")
-        if name == "data_dir" and entry.images:
-            require_images(path)
+        for path in filter(_is_local, value if isinstance(value, list) else [value]):
+            if not path.exists():
+                raise UserError(f"{name}={path} does not exist; make it first, or correct --{name}")
+            if name == "data_dir" and entry.images:
+                require_images(path)
     module = entry.load()
     if hasattr(module, "check"):
         module.check(options, Preflight(ranks, "cuda" if gpus else None, not inputs_later))

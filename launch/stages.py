@@ -65,6 +65,8 @@ class ChainConfig:
     """Image folder `<class>/*.png` to use instead of the built-in simulator."""
     group_by: str | None = None
     """Passed to `mdaug pack`: what must not be torn between training and validation."""
+    aux: Path | None = None
+    """Passed to both trainings as `--aux_dir`: images of other persons or sites, packed or an image folder."""
     preset: str = "demo"
     """Preset: its name, or a YAML file like those in configs/."""
 
@@ -72,11 +74,15 @@ class ChainConfig:
         """Refuse what does not exist; raises ValueError naming field, value and what is accepted."""
         if self.data is not None and not self.data.is_dir():
             raise ValueError(f"data={self.data} is not a folder; give an image folder <class>/*.png")
+        if self.aux is not None and not self.aux.is_dir():
+            raise ValueError(f"aux={self.aux} is not a folder; give packed images or an image folder <class>/*.png")
 
     def stages(self) -> dict[str, tuple[list[str], list[str]]]:
         """Return command -> (flags of the launcher, flags of the command) of the stages to run, in their order."""
         data = ["--data", str(self.data)] if self.data is not None else []
+        aux = ["--aux_dir", str(self.aux)] if self.aux is not None else []
         group_by = ["--group_by", self.group_by] if self.group_by is not None else []
+        flags = {"pack": group_by, "train-vqvae": aux, "train-ldm": aux}
         chain = [command for command in CHAIN if command != "simulate" or self.data is None]
         launcher_flags = ["--out", str(self.out), "--preset", self.preset, *data]
-        return {command: (launcher_flags, group_by if command == "pack" else []) for command in chain}
+        return {command: (launcher_flags, flags.get(command, [])) for command in chain}

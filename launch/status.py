@@ -124,7 +124,9 @@ def status(run_dir: Path) -> int:
 def _status_without_record(run_dir: Path) -> int:
     """Print how a folder stands in which a command worked alone, in a terminal, without ranks and without a job."""
     if not run_dir.is_dir():
-        raise UserError(f"{run_dir} does not exist; name the output folder of a command")
+        raise UserError(
+            f"{run_dir} {'is a file' if run_dir.exists() else 'does not exist'}; name the output folder of a command"
+        )
     run = read_run(run_dir)
     command = "" if run is None else f"mdaug {run['command']}, "
     state = "finished" if is_finished(run_dir) else "not finished"

@@ -43,9 +43,19 @@ def load_geometry(path: Path) -> dict[str, Any]:
 def packing_options_of(vqvae: Path) -> tuple[int | str, dict[str, Any]]:
     """Return image size and packing options of the images that trained a VQ-VAE."""
     folder = find_vqvae(vqvae)
-    height, width, channels = load_geometry(folder)["image_shape"]
-    config = provenance.read(folder, "vqvae")["config"]
-    options = {name: config[name] for name in ("group_by", "image_mode", "colormap") if name in config}
+    return _packing_options(load_geometry(folder)["image_shape"], provenance.read(folder, "vqvae")["config"])
+
+
+def packing_options_of_pipeline(pipeline: Path) -> tuple[int | str, dict[str, Any]]:
+    """Return image size and packing options of the images that trained a pipeline."""
+    folder, made = find_pipeline(pipeline)
+    model = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    return _packing_options(model["image_shape"], made["config"])
+
+
+def _packing_options(image_shape: list[int], config: dict[str, Any]) -> tuple[int | str, dict[str, Any]]:
+    height, width, channels = image_shape
+    options: dict[str, Any] = {name: config[name] for name in ("group_by", "image_mode", "colormap") if name in config}
     if channels == 1 and options.get("image_mode") == "auto":  # its packed folder may have been coloured pictures
         options["image_mode"] = "gray"
     return written(height, width), options
@@ -73,7 +83,7 @@ def find_pipeline(path: Path) -> tuple[Path, dict]:
     else:
         raise UserError(
             f"{path} holds no pipeline (no model_index.json there, in best/ or in pipeline/); "
-            "give the output folder of 'mdaug train-ldm' as --ldm_path"
+            "name the output folder of 'mdaug train-ldm'"
         )
     missing = [part for part in PARTS if not (folder / part).is_file()]
     if missing:

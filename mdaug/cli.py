@@ -76,7 +76,7 @@ COMMANDS = {
         "mdaug.training.options:VQVAEConfig",
         "mdaug.training.train_vqvae",
         "train the VQ-VAE on packed images",
-        inputs=("data_dir", "deepspeed_config", "perceptual_weights"),
+        inputs=("data_dir", "aux_dir", "init_from", "deepspeed_config", "perceptual_weights"),
         given=("deepspeed_config", "perceptual_weights"),
         parallel=True,
     ),
@@ -98,7 +98,7 @@ COMMANDS = {
         "mdaug.training.options:LDMConfig",
         "mdaug.training.train_ldm",
         "train the latent diffusion model",
-        inputs=("data_dir", "vqvae_path", "deepspeed_config"),
+        inputs=("data_dir", "aux_dir", "init_from", "vqvae_path", "deepspeed_config"),
         given=("deepspeed_config",),
         parallel=True,
     ),
@@ -112,7 +112,7 @@ COMMANDS = {
         "mdaug.generation.options:GenerateConfig",
         "mdaug.generation.generate",
         "write labelled synthetic tar shards",
-        inputs=("ldm_path", "vqvae_path", "balance_to", "include_real", "sift"),
+        inputs=("ldm_path", "vqvae_path", "balance_to", "include_real", "sift", "from_dir", "data_dir"),
         parallel=True,
         array=True,
     ),
@@ -120,7 +120,7 @@ COMMANDS = {
         "mdaug.evaluation.options:EvaluateConfig",
         "mdaug.evaluation.evaluate",
         "fidelity and usefulness, with a report",
-        inputs=("data_dir", "synthetic_dir", "vqvae_path", "simulated_dir"),
+        inputs=("data_dir", "synthetic_dir", "vqvae_path", "simulated_dir", "aux_dir", "like_with_like"),
         parallel=True,
         array=True,
     ),
@@ -172,6 +172,7 @@ def run(argv: list[str]) -> None:
 def start(name: str, options: Any) -> None:
     """Run a command with its options; raises UserError as `run` does."""
     from shards.output_folder import disown_all
+    from shards.provenance import compare_hashes
     from shards.validation import WORKERS
     from shards.writer import disk_full_as_user_error, require_writable
 
@@ -181,6 +182,9 @@ def start(name: str, options: Any) -> None:
     if command.parallel:
         _say_where_busy()
     output = getattr(options, "output_dir", Path.cwd())  # a command without one writes no folder
+    if getattr(options, "verify", False):
+        compare_hashes(output)
+        options.verify = False  # what is made again is recorded as it was
     try:
         with disk_full_as_user_error(output):
             command.load().run(options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import os
 import re
@@ -20,6 +21,8 @@ from shards.validation import plain
 
 COMMON = "common"  # section of a preset whose values go to every command that has such a field
 TEXT, NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
+NAMES_OF_TYPES = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path", str: "text"}
+EXAMPLES_OF_LISTS = {int: "[1, 2]", float: "[0.1, 0.5]", str: "[fall, walk]"}
 PRESETS = Path(__file__).resolve().parents[1] / "configs"  # beside the packages, in a checkout and where pip puts them
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -67,7 +70,7 @@ def parse(
         flags = _plain_flags(config_class, argv)
         namespace = parser.parse_args(_take_sections(config_class, flags, prog, section, sections or {}))
     except (ArgumentError, UnicodeDecodeError) as error:
-        raise UserError(f"{prog}: {_first_sentence(error)} ('{prog} --help' lists every flag)") from None
+        raise UserError(f"{prog}: {_in_words(error, config_class)} ('{prog} --help' lists every flag)") from None
     values = vars(namespace)
     values.pop("config", None)
     hints = get_type_hints(config_class)
@@ -151,13 +154,17 @@ def _take_sections(
         if name != "--config":
             taken.append(flag)
             continue
-        path = Path(os.path.expanduser(value if equals else next(files, "")))
+        value = value if equals else next(files, "")
+        if not value:
+            raise UserError(f"{prog}: --config needs a value: a YAML file, or the name of a preset")
+        path = Path(os.path.expanduser(value))
         if not path.is_file():
             presets = {preset.stem: preset for preset in sorted(PRESETS.glob("*.yaml"))}
             if str(path) not in presets:
                 old = path.parent.name  # presets were folders once, with a file for each command
                 hint = f"; a preset is one file now: --config {old}" if old in presets else ""
-                raise UserError(f"{prog}: --config {path} does not exist{hint}; presets are {', '.join(presets)}")
+                what = "is a folder" if path.is_dir() else "does not exist"
+                raise UserError(f"{prog}: --config {path} {what}{hint}; presets are {', '.join(presets)}")
             path = presets[str(path)]
         taken.append(f"--config={_section_of(config_class, path, prog, section, sections)}")
     return taken
@@ -230,13 +237,13 @@ def _load(text: str, hints: Mapping[str, Any]) -> Any:
 
 def _fields_as_text(node: yaml.Node | None, hints: Mapping[str, Any]) -> None:
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-        if key.value in hints and value.tag != NULL:
+        if isinstance(key, yaml.ScalarNode) and key.value in hints and value.tag != NULL:
             _as_text(value, hints[key.value])
 
 
 def _as_text(node: yaml.Node, hint: Any) -> None:
     """Mark as text what YAML would read as a number, a date, or yes and no, where a type has text and none of these."""
-    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    kinds = get_args(hint) if _is_union(hint) else (hint,)
     if isinstance(node, yaml.ScalarNode):
         words = [each for kind in kinds if get_origin(kind) is Literal for each in get_args(kind)]
         plain = {kind for kind in kinds if isinstance(kind, type)} | {type(word) for word in words}
@@ -256,8 +263,53 @@ def _names_of(config_class: type) -> set[str]:
     return {field.name for field in dataclasses.fields(config_class)}
 
 
-def _first_sentence(error: Exception) -> str:
+def _in_words(error: Exception, config_class: type) -> str:
+    """Return what is wrong with flags or a file of flags, in words for people rather than for programmers."""
     if isinstance(error, UnicodeDecodeError):
         return "the file of --config is not text in UTF-8"
-    text = " ".join(str(error).split())
-    return text.replace("Unexpected config:", "the file of --config does not hold 'flag: value' lines:").rstrip(" :")
+    text, names = " ".join(str(error).split()), sorted(_names_of(config_class))
+    if wrong := re.match(r'Parser key "(\w+)".*?(?:Got value: |Given value: )(.*)', text):
+        name, value = wrong.groups()
+        return f"{name} takes {_kind(get_type_hints(config_class)[name])}, not '{value:.200}'"
+    if unknown := re.match(r"unrecognized arguments: (\S+)", text):
+        flag = unknown[1].partition("=")[0]
+        if flag[:2] != "--":
+            return f"'{unknown[1]}' belongs to no flag; a value with spaces goes in quotes"
+        return f"there is no flag {flag}{_did_you_mean(flag[2:], names, '--')}"
+    if unknown := re.match(r"Option '(.*)' is not accepted", text):
+        return f"the file of --config has '{unknown[1]}', which is not a field{_did_you_mean(unknown[1], names)}"
+    if lacking := re.match(r"argument (--\w+)\S*: expected one argument", text):
+        return f"{lacking[1]} needs a value"
+    if lacking := re.match(r"the following arguments are required: (.*)", text):
+        return f"{', '.join('--' + name for name in lacking[1].split(', '))} must be given"
+    text = text.replace("Unexpected config:", "the file of --config does not hold 'flag: value' lines:")
+    text = text.replace("Problems parsing config:", "the file of --config is not YAML:")
+    text = text.replace(' in "<unicode string>"', "").replace('Parser key "config"', "the file of --config")
+    return text.replace("Key must be a string, got:", "the file of --config has a name that is not text:").rstrip(" :")
+
+
+def _did_you_mean(name: str, names: list[str], dashes: str = "") -> str:
+    """Return the rest of a sentence with the name that was probably meant, "" where none is near."""
+    near = difflib.get_close_matches(name.replace("-", "_"), names, 1)
+    return f"; did you mean {dashes}{near[0]}?" if near else ""
+
+
+def _kind(hint: Any) -> str:
+    """Return what a field of a type takes, such as "a list of whole numbers or 'all'"."""
+    kinds = [kind for kind in (get_args(hint) if _is_union(hint) else (hint,)) if kind is not type(None)]
+    return " or ".join(_one_kind(kind) for kind in kinds)
+
+
+def _one_kind(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        words = [str(word) for word in get_args(kind)]
+        return f"'{words[0]}'" if len(words) == 1 else f"one of {', '.join(words)}"
+    if get_origin(kind) in (list, tuple):
+        return f"a list such as {EXAMPLES_OF_LISTS.get(get_args(kind)[0], '[5, all]')}"
+    if get_origin(kind) is dict:
+        return "names with a value each, such as {fall: 3}"
+    return NAMES_OF_TYPES.get(kind, "text")
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, types.UnionType)

@@ -94,9 +94,23 @@ class Colormap:
 
     def distance(self, pixels: np.ndarray) -> np.ndarray:
         """Return how far colours uint8 (..., 3) lie from the nearest of the map's, float32 (...), in RGB units."""
-        rgb, entries = pixels.reshape(-1, 3).astype(np.float32), self.colours.astype(np.float32)
-        away = np.square(rgb).sum(1)[:, None] + np.square(entries).sum(1) - 2 * rgb @ entries.T
-        return np.sqrt(away.min(1).clip(0)).reshape(pixels.shape[:-1])
+        return np.sqrt(_squares(self._weights, pixels.reshape(-1, 3))[0]).reshape(pixels.shape[:-1])
+
+    @functools.cached_property
+    def _weights(self) -> np.ndarray:
+        """(-2 e, |e|^2) of the colours e, float32 (n, 4); see `_squares`."""
+        entries = self.colours.astype(np.float32)
+        return np.hstack([-2 * entries, np.square(entries).sum(1, keepdims=True)])
+
+    def is_farther(self, pixels: np.ndarray, distance: float) -> np.ndarray:
+        """Return whether colours uint8 (..., 3) lie farther than a distance from the map, bool (...).
+
+        Most pixels are near: each is compared with every fourth entry, and few with all.
+        """
+        some = _squares(self._weights[::4], pixels.reshape(-1, 3))[0]
+        farther = (some > distance**2).reshape(pixels.shape[:-1])
+        farther[farther] = self.distance(pixels[farther]) > distance
+        return farther
 
     def picture(self, levels: np.ndarray) -> Image.Image:
         """Return levels uint8 (H, W) as a picture of one channel with the colours as its palette."""
@@ -170,15 +184,35 @@ def nearest_maps(pixels: np.ndarray) -> tuple[str, ...]:
     of the picture is first.
     """
     some = pixels[:: max(1, len(pixels) // MOST_COMPARED)]
-    away = {name: float(np.median(colormap(name).distance(some))) for name in COLORMAPS}
+    medians = np.partition(_squares(_weights_of_all(), some, len(COLORMAPS)), len(some) // 2, axis=1)[:, len(some) // 2]
+    away = dict(zip(COLORMAPS, np.sqrt(medians).tolist(), strict=True))
     least = min(away.values())
     if least > ON_MAP:
         return ()
-    floor = most_frequent(pixels)
     alike = [name for name in COLORMAPS if away[name] <= least + ALIKE]
+    if len(alike) == 1:
+        return tuple(alike)
+    floor = most_frequent(pixels)
     return tuple(
         sorted(alike, key=lambda name: (np.abs(colormap(name).colours[0].astype(int) - floor).max(), away[name]))
     )
+
+
+@functools.cache
+def _weights_of_all() -> np.ndarray:
+    """Return those of 256 colours of each map, float32 (maps * 256, 4); a shorter map repeats its own."""
+    return np.concatenate([np.resize(colormap(name)._weights, (256, 4)) for name in COLORMAPS])
+
+
+def _squares(weights: np.ndarray, pixels: np.ndarray, maps: int = 1) -> np.ndarray:
+    """Return the squared distance of each pixel uint8 (n, 3) from the nearest colour of each map, float32 (maps, n).
+
+    |c - e|^2 = |c|^2 + |e|^2 - 2 c.e; all values are integers below 2^24, so float32 is exact.
+    """
+    colours = np.ones((4, len(pixels)), np.float32)
+    colours[:3] = pixels.T
+    products = (weights @ colours).reshape(maps, len(weights) // maps, len(pixels))
+    return products.min(axis=1) + np.square(colours[:3]).sum(0)
 
 
 def floor_of(dataset: ShardDataset, name: str | None = None) -> list[int]:

@@ -17,6 +17,15 @@ PROJECTIONS = 12  # directions in which neighbours are looked for before thumbna
 ORDER = {"test": 0, "val": 1, "train": 2, None: 3}  # of copies the one in the most held-out split stays
 
 
+def suspects(checked: Mapping[str, Checked]) -> list[str]:
+    """Return the paths of the pictures whose size and thumbnail others have, too: their pixels are to be compared."""
+    alike: dict[tuple, list[str]] = defaultdict(list)
+    for path, picture in checked.items():
+        if picture.error is None:
+            alike[picture.size, picture.thumbnail].append(path)
+    return [path for paths in alike.values() if len(paths) > 1 for path in paths]
+
+
 def equal(images: Sequence[SourceImage], checked: Mapping[str, Checked]) -> dict[str, str]:
     """Return path -> reason of the images that others repeat pixel by pixel.
 
@@ -24,7 +33,7 @@ def equal(images: Sequence[SourceImage], checked: Mapping[str, Checked]) -> dict
     """
     copies: dict[str, list[SourceImage]] = defaultdict(list)
     for image in images:
-        copies[checked[image.path].pixels].append(image)
+        copies[checked[image.path].pixels or image.path].append(image)
     rejected = {}
     for group in copies.values():
         if len(group) == 1:

@@ -42,6 +42,11 @@ class PackConfig:
     does not have, such as the white margin of a saved figure."""
     val_fraction: float = 0.2
     """Share of the images of each class that goes to val, in (0, 0.5]."""
+    train_per_class: int | None = None
+    """Training images of each class to pack, a random subset; by default all. The subset of a number lies in that of
+    every larger one, and is the one that `mdaug evaluate` takes of the whole set with the seed `subset`."""
+    subset: int | None = None
+    """Which of the random subsets, from 0 (the default)."""
     gap: int = 4
     """With running numbers: images left out between train and val, so that overlapping windows do not leak."""
     shard_size: int = 256
@@ -52,6 +57,8 @@ class PackConfig:
     """Processes that decode and resize; 0: one per CPU core."""
     dry_run: bool = operational(False)
     """Print what was understood of the folder, and write nothing."""
+    verify: bool = operational(False)
+    """Compare the hashes of all files of a finished folder, not their sizes alone; what was changed is made again."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be used; raises ValueError naming field, value and what is accepted."""
@@ -63,8 +70,10 @@ class PackConfig:
         one_of(self, ("ask", "crop", "keep"), "frame")
         at_least(self, 1, "class_depth")
         within(self, "(0, 0.5]", "val_fraction")
-        at_least(self, 1, "shard_size")
-        at_least(self, 0, "gap", "seed")
+        at_least(self, 1, "shard_size", "train_per_class")
+        at_least(self, 0, "gap", "seed", "subset")
+        if self.subset is not None and self.train_per_class is None:
+            raise ValueError(f"subset={self.subset} needs train_per_class, the number of images of each class")
         within(self, f"[0, {MOST_WORKERS}]", "workers")
         if self.group_by is not None and not self.group_by.startswith("column:"):
             one_capture_group(self, "group_by")

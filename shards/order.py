@@ -7,15 +7,17 @@ sees does not depend on ranks, workers, micro batch, or where a run was interrup
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from typing import Any, Protocol
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 # One Philox stream per purpose, named `STREAM_...` in the module that draws from it. The numbers are part of what a
 # seed means: never reuse or renumber them (tests/unit/test_shards_order.py lists them all).
-STREAM_ORDER = 0
+STREAM_ORDER, STREAM_AUXILIARY = 0, 8
 
 
 def random_at(seed: int, stream: int, position: int) -> np.random.Generator:
@@ -26,12 +28,22 @@ def random_at(seed: int, stream: int, position: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, 0, position]))
 
 
+class Order(Protocol):
+    """Position -> sample index."""
+
+    num_samples: int
+    """Positions of an epoch."""
+
+    def index(self, position: int) -> int:
+        """Return the sample index shown at a position >= 0."""
+
+
 class EpochOrder:
     """Position -> sample index; every epoch is a permutation of all samples, so no sample is ever dropped."""
 
-    def __init__(self, num_samples: int, seed: int):
+    def __init__(self, num_samples: int, seed: int, stream: int = STREAM_ORDER):
         self.num_samples = num_samples
-        self.seed = seed
+        self.seed, self.stream = seed, stream
         self._epoch = -1
         self._permutation = np.empty(0, dtype=np.int64)
 
@@ -39,15 +51,78 @@ class EpochOrder:
         """Return the sample index in [0, num_samples) shown at a position >= 0."""
         epoch, offset = divmod(position, self.num_samples)
         if epoch != self._epoch:
-            self._permutation = random_at(self.seed, STREAM_ORDER, epoch).permutation(self.num_samples)
+            self._permutation = random_at(self.seed, self.stream, epoch).permutation(self.num_samples)
             self._epoch = epoch
         return int(self._permutation[offset])
+
+
+class BalancedOrder:
+    """Position -> sample index, such that classes of any size are shown equally often.
+
+    Every C positions are a permutation of the C classes, and of each class its samples come in permutations. So up to
+    any position two classes differ by at most one, and so do two samples of one class.
+
+    Args:
+        labels: the class of each sample.
+        seed, stream: decide the permutations.
+    """
+
+    def __init__(self, labels: Sequence[int] | np.ndarray, seed: int, stream: int = STREAM_ORDER):
+        self.num_samples = len(labels)
+        self.seed, self.stream = seed, stream
+        self.members = [np.flatnonzero(np.asarray(labels) == label) for label in np.unique(labels)]
+        self._drawn: dict[int, tuple[int, np.ndarray]] = {}
+
+    def index(self, position: int) -> int:
+        """Return the sample index in [0, num_samples) shown at a position >= 0."""
+        turn, place = divmod(position, len(self.members))
+        chosen = int(self._permutation(0, turn, len(self.members))[place])
+        epoch, offset = divmod(turn, len(self.members[chosen]))
+        return int(self.members[chosen][self._permutation(1 + chosen, epoch, len(self.members[chosen]))[offset]])
+
+    def _permutation(self, of: int, number: int, size: int) -> np.ndarray:
+        """Return permutation `number` of the classes (of = 0), or of the samples of class `of` - 1."""
+        if of not in self._drawn or self._drawn[of][0] != number:
+            place = number * (1 + len(self.members)) + of
+            self._drawn[of] = number, random_at(self.seed, self.stream, place).permutation(size)
+        return self._drawn[of][1]
+
+
+class SharedOrder:
+    """Position -> sample index over two sets one behind the other; the second has an exact share of the positions.
+
+    Among the first p positions are floor(p x share) of the second set, so every batch whose size times the share is
+    a whole number holds that many, and any other batch one more or less.
+
+    Args:
+        own: the order of the first set; an epoch ends when it has shown each of its samples once.
+        others: that of the second one.
+        first_other: samples of the first set, at which the indices of the second one begin.
+        share: in (0, 1); taken as the decimal fraction that it is written as.
+    """
+
+    def __init__(self, own: Order, others: Order, first_other: int, share: float):
+        self.own, self.others, self.first_other = own, others, first_other
+        self.share = Fraction(str(share))
+        self.num_samples = epoch_length(own.num_samples, share)
+
+    def index(self, position: int) -> int:
+        """Return the sample index shown at a position >= 0."""
+        before = int(position * self.share)
+        if int((position + 1) * self.share) > before:
+            return self.first_other + self.others.index(before)
+        return self.own.index(position - before)
+
+
+def epoch_length(num_samples: int, share: float) -> int:
+    """Return the positions in which `num_samples` are shown that have all but a share of the positions."""
+    return math.ceil(num_samples / (1 - Fraction(str(share))))
 
 
 class PositionDataset(Dataset):
     """A map-style dataset addressed by position: `transform(dataset[index(p)], p)`."""
 
-    def __init__(self, dataset: Dataset, order: EpochOrder, transform: Callable[[dict, int], Any]):
+    def __init__(self, dataset: Dataset, order: Order, transform: Callable[[dict, int], Any]):
         self.dataset = dataset
         self.order = order
         self.transform = transform

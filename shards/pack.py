@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from shards import atomic, image_to_png, provenance
+from shards import atomic, duplicates, image_to_png, provenance
 from shards.errors import UserError
 from shards.image_to_png import NO_FRAME, Checked, to_png
 from shards.index import content_hash, write_index
@@ -176,6 +176,11 @@ def _check(folder: SourceFolder, pool: Pool) -> dict[str, Checked]:
         for image, result in zip(folder.images, results, strict=True):
             checked[image.path] = result
             progress.update()
+    suspects = duplicates.suspects(checked)
+    for path, pixels in zip(
+        suspects, pool.map(image_to_png.hash_pixels, [folder.root / p for p in suspects]), strict=True
+    ):
+        checked[path] = replace(checked[path], pixels=pixels)
     return checked
 
 

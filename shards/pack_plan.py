@@ -17,6 +17,7 @@ from shards.options import PackConfig
 from shards.pack_report import make_report, some
 from shards.source import SourceFolder, SourceImage
 from shards.split import Split, split_images
+from shards.subset import take_per_class
 from shards.validation import height_width
 
 
@@ -88,7 +89,8 @@ def make_plan(options: PackConfig, folder: SourceFolder, checked: dict[str, Chec
     if not good:
         raise UserError(f"{folder.root} has no training images; put images into its folder train")
 
-    # Size, channels, and the order of the samples: mixed, for readers that shuffle only within a shard.
+    # Size, channels, and the order of the samples: mixed, for readers that shuffle only within a shard. A subset of the
+    # training images is taken last, so that they are packed as in the whole set.
     sizes = Counter(_cropped(checked[image.path].size, crops.get(image.path)) for image in good)
     common = max(sizes, key=lambda size: (sizes[size], size))
     size = height_width(options.image_size)[::-1] if options.image_size else common
@@ -103,6 +105,13 @@ def make_plan(options: PackConfig, folder: SourceFolder, checked: dict[str, Chec
             samples[side] = [own[i] for i in order]
 
     classes = [name for name in folder.classes if name in trained]
+    if options.train_per_class is not None:
+        own = samples["train"]
+        labels = np.array([classes.index(image.class_name) for image in own])
+        kept = take_per_class(labels, options.train_per_class, options.subset or 0)
+        samples["train"] = [own[i] for i in kept]
+        reason = f"not in subset {options.subset or 0} of {options.train_per_class} training images per class"
+        rejected |= dict.fromkeys({image.path for image in own} - {image.path for image in samples["train"]}, reason)
     report = make_report(folder, classes, checked, rejected, split, samples, size, channels, colormap, own_maps, crops)
     if options.image_mode == "level" and channels == 3:
         report["notes"].append(

@@ -50,7 +50,7 @@ def open_packed(data_dir: Path, image_size: int | str, cache_dir: Path | None = 
 
 def require_images(data_dir: Path) -> None:
     """Raise UserError for a local folder that is neither packed nor an image folder; opens no image."""
-    if not _is_packed(data_dir):
+    if not is_packed(data_dir):
         read_folder(data_dir)
 
 
@@ -60,7 +60,7 @@ def packed_hash(data_dir: Path, image_size: int | str, cache_dir: Path | None = 
     Raises UserError as `open_packed` does for a packed folder that does not fit, and for an image folder beside which
     nothing can be written.
     """
-    if not _is_packed(data_dir):
+    if not is_packed(data_dir):
         reason = why_not_writable(_beside(data_dir)) if cache_dir is None and data_dir.is_dir() else None
         if reason:
             raise UserError(
@@ -85,7 +85,7 @@ def packed_hash(data_dir: Path, image_size: int | str, cache_dir: Path | None = 
     return content
 
 
-def _is_packed(data_dir: Path) -> bool:
+def is_packed(data_dir: Path) -> bool:
     """Return whether a folder is packed, or was to be: what simulate and spectrogram write are image folders."""
     if (provenance.load(data_dir) or {}).get("kind") == "image-folder":
         return False

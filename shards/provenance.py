@@ -25,6 +25,7 @@ from shards.writer import finished
 FILE_NAME = "provenance.json"
 RUN_FILE, PROGRESS_FILE, LOGS = "run.json", "progress.json", "logs"
 VERSION_FILE = "CODE_VERSION"  # beside the packages, in a copy of them outside of a checkout
+NO_SHARD = "is missing, cut or without sidecar"
 READ_WHOLE = ("images", "latents", "vqvae", "pipeline")  # kinds; others hold files for people beside their shards
 
 
@@ -119,21 +120,36 @@ def _promises(folder: Path, unhashed: Collection[str]) -> Iterator[tuple[str, li
 def lost(folder: Path, *, shards: bool = True) -> list[Lost]:
     """Return which files of a finished folder are missing or cut, by what provenance.json and index.json promise.
 
-    Sizes alone are looked at; a file that has grown since was changed by a person, such as a card. A folder that is not
-    finished promises nothing. Without `shards` the shards are left to `ShardDataset`.
+    Sizes alone are looked at, after `compare_hashes` hashes as well; a file that has grown since was changed by a
+    person, such as a card. A folder that is not finished promises nothing. Without `shards` the shards are left to
+    `ShardDataset`.
     """
     found = []
-    for name, (size, _) in ((load(folder) or {}).get("files") or {}).items():
+    hashed = not _hashed.isdisjoint((folder.resolve(), *folder.resolve().parents))
+    for name, (size, sha256) in ((load(folder) or {}).get("files") or {}).items():
         path = folder / name
-        if why := _fault(path, size):
+        if why := _fault(path, size, sha256 if hashed else None):
             found.append(Lost(name, why))
         elif shards and path.name == INDEX:
-            found += [
-                Lost((path.parent / entry["url"]).relative_to(folder).as_posix(), "is missing, cut or without sidecar")
-                for entry in read_index(path.parent)["shardlist"]
-                if (finished(path.parent / entry["url"]) or {}).get("sha256") != entry["sha256"]
-            ]
+            for entry in read_index(path.parent)["shardlist"]:
+                tar = path.parent / entry["url"]
+                why = "" if (finished(tar) or {}).get("sha256") == entry["sha256"] else NO_SHARD
+                if why := why or _fault(tar, entry["filesize"], entry["sha256"] if hashed else None):
+                    found.append(Lost(tar.relative_to(folder).as_posix(), why))
     return found
+
+
+_hashed: set[Path] = set()  # folders whose files are compared by hash in this process
+
+
+def compare_hashes(folder: Path) -> None:
+    """Let `lost` find files of a folder, and of folders in it, that have their size and other bytes."""
+    _hashed.add(folder.resolve())
+
+
+@functools.cache
+def _sha256_at(path: Path, _changed_at: int) -> str:
+    return sha256_of(path)
 
 
 def is_whole(folder: Path) -> bool:
@@ -141,12 +157,14 @@ def is_whole(folder: Path) -> bool:
     return load(folder) is not None and not lost(folder)
 
 
-def _fault(path: Path, size: int) -> str:
-    """Return what is wrong with a file that had a number of bytes, or ""."""
+def _fault(path: Path, size: int, sha256: str | None = None) -> str:
+    """Return what is wrong with a file that had a number of bytes, and a hash where it is to be compared, or ""."""
     if not path.is_file():
         return "is missing"
-    there = path.stat().st_size
-    return f"is cut ({there} of {size} bytes)" if there < size else ""
+    status = path.stat()
+    if status.st_size == size and sha256 not in (None, _sha256_at(path.resolve(), status.st_mtime_ns)):
+        return "was changed since it was written (sha256)"
+    return f"is cut ({status.st_size} of {size} bytes)" if status.st_size < size else ""
 
 
 def load(folder: Path) -> dict | None:

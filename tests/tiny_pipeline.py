@@ -52,6 +52,7 @@ def tiny_pipeline(
     conditions: dict | None = None,
     floor: list[int] | None = None,
     classes: list[str] = CLASSES,
+    auxiliary: list[str] | None = None,
     **unet_options,
 ) -> MicroDopplerPipeline:
     """Images of 16 x 16 pixels, latents of 4 x 8 x 8."""
@@ -80,6 +81,7 @@ def tiny_pipeline(
         image_shape=[16, 16, channels],
         conditions=conditions,
         floor=floor,
+        auxiliary=auxiliary,
         colormap=colormap and {"name": colormap, "palette": palettes(colormap).palette.tobytes().hex()},
     )
 

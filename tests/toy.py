@@ -65,12 +65,12 @@ def toy_synthetic(
 
 
 def unequal_packed(
-    folder: Path, counts: dict[str, tuple[int, int]], *, size: int = 32, meta: dict | None = None
+    folder: Path, counts: dict[str, tuple[int, int]], *, size: int = 32, meta: dict | None = None, seed: int = 0
 ) -> Path:
     """Write a packed set with (train, val) images of each class, each a group of its own, with further metadata."""
     for place, split in enumerate(("train", "val")):
         labels = [label for label, both in enumerate(counts.values()) for _ in range(both[place])]
-        _write(folder / split, list(counts), labels, size, meta or {}, seed=place)
+        _write(folder / split, list(counts), labels, size, meta or {}, seed=seed + place)
         write_index(folder / split, list(counts), image_shape=[size, size, 1])
     atomic.write_text(folder / "classes.json", json.dumps(list(counts)))
     provenance.write(folder, kind="images", content_hash=content_hash(folder), made_from={}, config={})

@@ -10,12 +10,12 @@ from typing import Any
 from mdaug import distributed
 from mdaug.config import as_dict, dump
 from mdaug.evaluation import measure
-from mdaug.evaluation.inputs import check_inputs, held_out, measurable_parts
+from mdaug.evaluation.inputs import check_inputs, held_out, load_like, measurable_parts, policy_of
 from mdaug.evaluation.measure import EvaluationInputs
 from mdaug.evaluation.options import ALL, EvaluateConfig, Part
 from mdaug.evaluation.report import page, pictures
 from mdaug.evaluation.report.verdict import targets, verdict
-from mdaug.measures import image_set
+from mdaug.measures import auxiliary, image_set
 from shards import atomic, provenance
 from shards.errors import UserError
 from shards.output_folder import OutputFolder, claim, exclusive, is_finished, list_lost, refuse_other
@@ -73,13 +73,26 @@ def _load(options: EvaluateConfig, folder: OutputFolder) -> EvaluationInputs:
     def load(path: Path) -> image_set.ImageSet:
         return image_set.load(path, image_size=options.image_size, max_per_class=options.max_per_class)
 
+    train, judge = load(options.data_dir / "train"), load(held_out(options.data_dir))
+    others = None
+    if options.aux_dir is not None:
+        others = auxiliary.load(
+            options.aux_dir,
+            options.data_dir,
+            {"training": train.images, "held-out": judge.images},
+            same_names=options.same_names,
+            image_size=options.image_size,
+            max_per_class=options.max_per_class,
+        )
     return EvaluationInputs(
         options=options,
         folder=folder,
-        train=load(options.data_dir / "train"),
-        held_out=load(held_out(options.data_dir)),
+        train=train,
+        held_out=judge,
         synthetic=load(options.synthetic_dir),
         simulated=load(options.simulated_dir / "train") if options.simulated_dir is not None else None,
+        auxiliary=others,
+        like=load_like(options, train),
     )
 
 
@@ -130,6 +143,9 @@ def _data(inputs: EvaluationInputs) -> dict[str, Any]:
         "held_out_groups": len(set(held_out_set.groups)),
         "synthetic": synthetic.counts(),
         "simulated": inputs.simulated and inputs.simulated.counts(),
+        "auxiliary": inputs.auxiliary and dict(zip(inputs.auxiliary.classes, inputs.auxiliary.counts(), strict=True)),
+        "like_with_like": [[number, subset, len(images)] for (number, subset), images in inputs.like.items()],
+        "policy": policy_of(inputs.options.policy).to_json(),
         "in_folders": [images.available for images in (train, held_out_set, synthetic)],
         "made_from": {role: content for role, content in inputs.folder.made_from.items() if content is not None},
     }
@@ -164,8 +180,9 @@ def _begin_again(folder: OutputFolder, parts: tuple[Part, ...], options: Evaluat
 
 def _commands(folder: OutputFolder) -> dict[str, str]:
     """Return the command that measured each part: as it was kept, or as the report has it."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        return json.loads((folder.path / PARTS / COMMANDS).read_text(encoding="utf-8"))
+    if f"{PARTS}/{COMMANDS}" not in {name for name, _ in folder.lost}:
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return json.loads((folder.path / PARTS / COMMANDS).read_text(encoding="utf-8"))
     with contextlib.suppress(FileNotFoundError, ValueError):
         return json.loads((folder.path / page.METRICS).read_text(encoding="utf-8"))["commands"]
     return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from mdaug.evaluation import usefulness
 from mdaug.evaluation.usefulness import Job
+from mdaug.measures.auxiliary import Auxiliary
 from mdaug.measures.classifier import one_thread
 from mdaug.measures.image_set import ImageSet
 from shards.atomic import write_text
@@ -31,6 +32,8 @@ def run_all(
     synthetic: ImageSet,
     sifted: ImageSet | None = None,
     simulated: ImageSet | None = None,
+    auxiliary: Auxiliary | None = None,
+    like: Mapping[tuple[int | str, int], ImageSet] | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
     **settings: Any,
 ) -> list[dict] | None:
@@ -49,17 +52,20 @@ def run_all(
         synthetic: synthetic images.
         sifted: those of them that the sifter keeps, if there are any.
         simulated: images of a simulator, if there are any.
+        auxiliary: images of other classes, if there are any.
+        like: (real images per class, seed) -> images of a generator that saw these images only, if there are any.
         progress: called after each job with the number of results of all ranks, and of all jobs.
         settings: further arguments of `usefulness.run_job`.
     """
     sets = {"train": train, "held_out": held_out, "synthetic": synthetic, "sifted": sifted, "simulated": simulated}
+    further = {"auxiliary": auxiliary, "like": like}
     paths = {job: folder / f"{job.name}.json" for job in jobs}
     # This rank's share of what is missing.
     missing = [job for job in jobs[share[0] :: share[1]] if not paths[job].is_file()]
     workers = 1 if torch.cuda.is_available() else min(workers or cores(), MOST_WORKERS)
     with (
         Progress("classifiers", len(missing), "classifier") as bar,
-        Pool(workers, len(missing), shared=(folder, {**sets, **settings})) as pool,
+        Pool(workers, len(missing), shared=(folder, {**sets, **further, **settings})) as pool,
     ):
         for _ in pool.map(_run, missing, chunk=1):
             bar.update()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -13,9 +13,11 @@ import numpy as np
 
 from mdaug import distributed
 from mdaug.evaluation import jobs, reconstruct, usefulness
+from mdaug.evaluation.inputs import policy_of
 from mdaug.evaluation.options import EvaluateConfig, Part
 from mdaug.evaluation.report import pictures
 from mdaug.measures import features, fidelity, image_quality, kinematics, levels, memorization, sifter
+from mdaug.measures.auxiliary import Auxiliary
 from mdaug.measures.classifier import one_thread
 from mdaug.measures.image_set import ImageSet, class_weights, weighted_quantile
 from mdaug.models.vqvae import load_vqvae
@@ -38,7 +40,8 @@ class EvaluationInputs:
     Attributes:
         options: the settings.
         folder: the output folder.
-        train, held_out, synthetic, simulated: the images.
+        train, held_out, synthetic, simulated, auxiliary: the images.
+        like: (real images per class, seed) -> images of a generator that saw these only.
     """
 
     options: EvaluateConfig
@@ -47,6 +50,8 @@ class EvaluationInputs:
     held_out: ImageSet
     synthetic: ImageSet
     simulated: ImageSet | None
+    auxiliary: Auxiliary | None = None
+    like: dict[tuple[int | str, int], ImageSet] = field(default_factory=dict)
 
     @cached_property
     def palette(self) -> str:
@@ -68,8 +73,10 @@ class EvaluationInputs:
         """Return the results of the experiment, training missing classifiers; None while other ranks are at work."""
         options = self.options
         sifted = None if references_only else sifted_images(self.sifting, self.synthetic)
-        sources = (self.train, self.synthetic, sifted, self.simulated)
+        sources = (self.train, self.synthetic, sifted, self.simulated, self.auxiliary, self.like)
         plan = usefulness.plan_jobs(options.n_real_per_class, options.synthetic_per_real, options.seeds, *sources)
+        first, *further = options.classifiers
+        plan += [replace(job, network=network, reference=False) for network in further for job in plan]
         results = self.folder.path / RESULTS
         results.mkdir(exist_ok=True)
         return jobs.run_all(
@@ -80,11 +87,15 @@ class EvaluationInputs:
             **self.compared,
             sifted=sifted,
             simulated=self.simulated,
+            auxiliary=self.auxiliary,
+            like=self.like,
             progress=lambda done, total: self.folder.progress(done, total, "classifier"),
             steps=options.steps,
             batch_size=options.batch_size,
             learning_rate=options.learning_rate,
-            network=options.classifier,
+            network=first,
+            policy=policy_of(options.policy),
+            aux_share=options.share,
         )
 
     def network_features(self) -> dict[str, dict[str, np.ndarray]] | None:

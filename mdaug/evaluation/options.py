@@ -64,16 +64,31 @@ class EvaluateConfig:
     """VQ-VAE (run folder or diffusers folder) whose reconstructions of held-out images are measured; optional."""
     simulated_dir: Path | None = operational(None)
     """Packed images of a simulator with the same classes: the arm "real + simulated"; optional."""
+    aux_dir: Path | None = operational(None)
+    """Packed images of other classes (other persons, sites, sensors): arms that add them to every batch; optional."""
+    like_with_like: Path | None = operational(None)
+    """Folder of generators that saw a subset only, each a folder with packed (`mdaug pack --train_per_class N --subset
+    S`) and synthetic: arms in which generator and classifier saw the same real images; optional."""
     part: Literal["all", Part] = operational("all")
     """What to measure; 'mdaug evaluate fidelity' is short for --part=fidelity."""
     n_real_per_class: list[int | Literal["all"]] = field(default_factory=lambda: [5, 10, 20, 50, "all"])
     """Real training images per class that a classifier sees, ascending, such as [10, 50, all]."""
     synthetic_per_real: list[int | Literal["all"]] = field(default_factory=lambda: [1, 2, 5, 10])
     """Synthetic images per real one, ascending, as far as there are so many; all: every one, whatever the number."""
+    policy: str = operational("today")
+    """Transforms of all arms with transforms, the free baseline among them: today (predictions as they are), richer
+    (averaged over 8 transformed copies), or the recipe.json that `mdaug augment` wrote."""
+    share: float = 0.25
+    """Share of each batch that auxiliary images take."""
+    same_names: Literal["ask", "same", "other"] = "ask"
+    """Classes of one name in data_dir and aux_dir: same: the same class, so that the images keep their labels; other:
+    another class."""
     classifier: str = "small"
-    """small: a ResNet of 0.1 million weights from scratch; or the name of a timm model, also from scratch."""
+    """small: a ResNet of 0.1 million weights from scratch; or the name of a timm model, also from scratch. Several with
+    commas, such as small,resnet18: all are shown, the verdict goes by the first."""
     seeds: int = 3
-    """Classifiers per arm; each seed has its own real subset, initial weights and order."""
+    """Classifiers per arm; each seed has its own real subset, initial weights and order. Subsets are nested: the images
+    of a number lie in those of every larger one."""
     steps: int | Literal["settled"] = "settled"
     """Optimizer steps of every classifier; settled: until its training loss has settled, 800 to 3,200 steps."""
     batch_size: int = 32
@@ -90,6 +105,8 @@ class EvaluateConfig:
     """Number of this worker, from 0, such as $SLURM_ARRAY_TASK_ID; the launcher's ranks count within it."""
     num_workers: int | None = operational(None)
     """Number of workers that share classifiers and features, such as $SLURM_ARRAY_TASK_COUNT."""
+    verify: bool = operational(False)
+    """Compare the hashes of all files of a finished folder, not their sizes alone; what was changed is made again."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work; raises ValueError naming field, value and what is accepted."""
@@ -99,6 +116,7 @@ class EvaluateConfig:
         at_least(self, 0, "workers")
         within(self, "[1, 4096]", "batch_size")
         within(self, "(0, 1]", "learning_rate")
+        within(self, "(0, 0.5]", "share")
         within(self, "[16, 1024]", "image_size")
         if self.image_size % 16:
             raise ValueError(f"image_size={self.image_size} must be a multiple of 16")
@@ -111,8 +129,15 @@ class EvaluateConfig:
                 )
         if self.synthetic_per_real == [0]:
             raise ValueError("synthetic_per_real=[0] must hold at least one number greater than 0")
+        if "" in self.classifiers or len(set(self.classifiers)) < len(self.classifiers):
+            raise ValueError(f"classifier={self.classifier} must name each kind once, such as small,resnet18")
         if self.part == "reconstruction" and self.vqvae_path is None:
             raise ValueError("part=reconstruction measures a VQ-VAE; name it with --vqvae_path")
+
+    @property
+    def classifiers(self) -> list[str]:
+        """The kinds of classifier, that of the verdict first."""
+        return self.classifier.split(",")
 
     @property
     def parts(self) -> tuple[Part, ...]:

@@ -26,6 +26,10 @@ COLUMNS = {
     "source": ("string", "synthetic or real"),
     "guidance_scale": ("float64", "classifier-free guidance"),
     "pipeline": ("string", "content hash of the pipeline"),
+    "strength": ("float64", "with --from_dir: share of the noise schedule to which its source was noised"),
+    "from_key": ("string", "with --from_dir: key of the image that it was redrawn from"),
+    "from_class": ("string", "its class"),
+    "from_set": ("string", "content hash of the packed set that holds it"),
     "score": ("float64", "with --sift: how likely a classifier trained on real images finds the class"),
     "candidate": ("int32", "with --sift: how many images before it were rejected"),
     "within_limits": ("bool", "with --sift: false where every candidate was rejected and the best was kept"),
@@ -107,7 +111,7 @@ configs:
 {height} x {width} {"RGB" if channels == 3 else "grey"} PNG in WebDataset tars.
 Made by mdaug from the pipeline {plan.pipeline[:12]} with {plan.scheduler_type}, {plan.num_inference_steps} steps,
 {guidance}, seed {plan.seed}. `run.json` holds every setting.
-
+{_redrawn(plan)}
 ```python
 import webdataset
 
@@ -169,6 +173,22 @@ def sift_lines(report: dict) -> list[str]:
                 "within the limits; the best of each was kept, within_limits is false in the manifest"
             )
     return lines
+
+
+def _redrawn(plan: Plan) -> str:
+    if plan.redraw is None:
+        return ""
+    strengths = ", ".join(f"{strength:g}" for strength in plan.redraw["strengths"])
+    classes, changed = plan.redraw["classes"], "The class was chosen whatever the class of the source is"
+    if plan.redraw["redraw_as"] == "keep":
+        changed = "The class is that of the source"
+        classes = {name: count for name, count in classes.items() if plan.counts.get(name)}
+    images = ", ".join(f"{name} {count}" for name, count in classes.items())
+    return f"""
+No sample began with noise alone: each is an image of the packed set {plan.redraw["hash"][:12]}, noised to a share of
+the noise schedule (strength {strengths}) and denoised as its class. {changed}.
+Sources, all of them training images: {images}.
+"""
 
 
 def _sifting(report: dict | None) -> str:

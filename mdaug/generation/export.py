@@ -28,19 +28,20 @@ def write_files(plan: Plan, folder: Path) -> Path:
     final = folder / FOLDERS[plan.output_format]
     suffix = ".png" if plan.output_format == "folder" else ".npy"
     samples = ShardDataset(folder, fields=("image", "meta"))
-    conditions = [f"condition_{name}" for name in plan.condition_names]
+    columns = [f"condition_{name}" for name in plan.condition_names]
+    columns += ["strength", "from_key", "from_class"] if plan.redraw else []
     with (
         atomic.replacing_folder(final) as temporary,
         open(temporary / "metadata.csv", "w", encoding="utf-8", newline="") as file,
     ):
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(["file", "class", "source", "seed", *conditions])
+        table.writerow(["file", "class", "source", "seed", *columns])
         for i, key in enumerate(samples.keys):
             image, meta = samples.raw(i, "image"), json.loads(samples.raw(i, "meta"))
             path = f"{meta['class']}/{key}{suffix}"
             (temporary / meta["class"]).mkdir(exist_ok=True)
             (temporary / path).write_bytes(image if suffix == ".png" else _decibels(image, plan))
-            table.writerow([path, meta["class"], meta["source"], meta["seed"], *(meta[name] for name in conditions)])
+            table.writerow([path, meta["class"], meta["source"], meta["seed"], *(meta[name] for name in columns)])
     return final
 
 

@@ -68,7 +68,7 @@ def write_data_set(plan: Plan, output: OutputFolder, options: GenerateConfig) ->
                     row.update(guidance_scale=plan.guidance_scale, pipeline=plan.pipeline)
             manifest.add(shard.rows)
             sifted.append(shard.statistics)
-        _refuse(faults, folder, options)
+        _refuse(faults, plan, folder, options)
     # The files beside the shards.
     content = index.write_index(folder, classes, image_shape=plan.image_shape, colormap=plan.colormap)
     write_text(folder / "classes.json", json.dumps(classes, ensure_ascii=False) + "\n")
@@ -129,17 +129,17 @@ def _inspections(plan: Plan, folder: Path) -> Iterator[Inspection]:
         yield from threads.map(real, range(plan.num_real_shards))
 
 
-def _refuse(faults: dict[str, list[str]], folder: Path, options: GenerateConfig) -> None:
+def _refuse(faults: dict[str, list[str]], plan: Plan, folder: Path, options: GenerateConfig) -> None:
     """Raise UserError for the gravest kind of fault, with the command that repairs it."""
     if missing := faults.get(MISSING):
         raise UserError(
             f"{folder} is not complete: {_some(missing, 'shard')} missing; "
-            f"make the rest with: {_commands(missing, options)}"
+            f"make the rest with: {_commands(missing, plan, options)}"
         )
     if damaged := faults.get(DAMAGED):
         raise UserError(
             f"{folder}: {_some(damaged, 'shard')} damaged or of another plan (sha256, samples or pictures differ); "
-            f"make them again with: {_commands(damaged, options, ' --repair')}"
+            f"make them again with: {_commands(damaged, plan, options, ' --repair')}"
         )
     if constant := faults.get(CONSTANT):
         raise UserError(
@@ -148,12 +148,13 @@ def _refuse(faults: dict[str, list[str]], folder: Path, options: GenerateConfig)
         )
 
 
-def _commands(shards: list[str], options: GenerateConfig, repair: str = "") -> str:
+def _commands(shards: list[str], plan: Plan, options: GenerateConfig, repair: str = "") -> str:
     """Return the commands that make shards again: `work` for synthetic ones, `plan` for real ones."""
     ldm, output, images = map(quote, map(str, (options.ldm_path, options.output_dir, options.include_real or "PACKED")))
     folders = f"--ldm_path {ldm} --output_dir {output}"
     real = [name for name in shards if name.startswith(REAL)]
-    commands = [f"mdaug generate --step work {folders}{repair}"] if len(real) < len(shards) else []
+    sources = f" --from_dir {quote(str(options.from_dir or 'PACKED'))}" if plan.redraw else ""
+    commands = [f"mdaug generate --step work {folders}{sources}{repair}"] if len(real) < len(shards) else []
     if real:
         commands.append(f"mdaug generate --step plan {folders} --include_real {images}")
     return " && ".join(commands)

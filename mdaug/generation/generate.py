@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from mdaug import config, distributed
 from mdaug.generation import make_plan, real_images
+from mdaug.generation import sources as redrawn
 from mdaug.generation.finalize import GRID, write_data_set, write_grid
 from mdaug.generation.options import GenerateConfig
 from mdaug.generation.plan import Plan, claim_folder, read_plan, refuse_other_folder
@@ -38,7 +39,7 @@ def check(options: GenerateConfig, where: Preflight) -> None:
     if where.device == "cpu":
         make_plan.require_cpu_compatible(options)
     wanted = read_plan(options.output_dir)
-    if where.inputs_there:
+    if where.inputs_there and redrawn.is_ready(options):
         wanted = make_plan.wanted_plan(options, wanted.device if wanted else "cuda")
     refuse_other_folder(options.output_dir, wanted)
 
@@ -58,7 +59,7 @@ class _Job:
 def pieces(options: GenerateConfig) -> int | None:
     """Return how many workers can have work, one shard each; None where that is not known yet, for lack of inputs."""
     try:
-        return make_plan.wanted_plan(options, "cuda").num_shards
+        return make_plan.wanted_plan(options, "cuda").num_shards if redrawn.is_ready(options) else None
     except UserError:
         return None
 
@@ -133,10 +134,12 @@ def work(job: _Job) -> None:
     pipeline = MicroDopplerPipeline.from_pretrained(source)
     pipeline.scheduler = scheduler_like(pipeline.scheduler, job.plan.scheduler_type)
     judge = sifter.prepare(options.output_dir, job.plan.sift, options.sift) if job.plan.sift else None
+    sources = redrawn.Sources(job.plan, redrawn.require(job.plan, options, source)) if job.plan.redraw else None
     if options.save_pipeline and job.worker == 0:
         folder = options.output_dir / PIPELINE_FOLDER
         save_pipeline(pipeline, folder, made_from=made["made_from"], config=config.as_dict(options))
-    make_shards(job.plan, pipeline.to(device), job.output, job.worker, job.workers, sifter=judge, repair=options.repair)
+    placed, output = pipeline.to(device), job.output
+    make_shards(job.plan, placed, output, job.worker, job.workers, sifter=judge, sources=sources, repair=options.repair)
 
 
 def finalize(job: _Job) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mdaug import distributed
 from mdaug.artifacts import find_pipeline, find_vqvae
-from mdaug.generation import counts, real_images
+from mdaug.generation import counts, real_images, sources
 from mdaug.generation.options import GenerateConfig
 from mdaug.generation.plan import Plan, read_plan
 from mdaug.measures import sifter
@@ -37,6 +37,8 @@ def wanted_plan(options: GenerateConfig, device: str) -> Plan:
         return make_plan(options, device)
     if options.include_real:
         real_images.require(saved, options.include_real, folder)
+    if options.from_dir and options.step != "finalize":
+        sources.require(saved, options, options.ldm_path)
     return saved
 
 
@@ -52,13 +54,22 @@ def make_plan(options: GenerateConfig, device: str) -> Plan:
     source, made = open_pipeline(options)
     model = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
     noise = json.loads((source / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    classes, image_shape, images = model["classes"], model["image_shape"], made["made_from"]["images"]
+    known, image_shape, images = model["classes"], model["image_shape"], made["made_from"]["images"]
+    named = [*(options.per_class or ()), *(options.fill or ()), *(options.classes or ())]
+    counts.require_known(named, known)
+    auxiliary = [name for name in known if name in (model.get("auxiliary") or ())]
+    target = [name for name in known if name not in auxiliary]
+    classes = [*target, *(name for name in auxiliary if name in named)]  # these only where they are asked for
     colormap, floor = (model.get("colormap") or {}).get("name"), model.get("floor")
     if options.output_format == "npy":
         _require_levels(source, image_shape, floor)
     # What goes with it: real images beside the samples, a sifter, conditions.
-    real = real_images.describe(options.include_real, classes, image_shape, colormap) if options.include_real else None
+    real = real_images.describe(options.include_real, target, image_shape, colormap) if options.include_real else None
     sift = None
+    if options.sift and classes != target:
+        raise UserError(
+            f"sift knows the classes of {options.sift} alone, not the auxiliary class '{classes[-1]}'; leave out --sift"
+        )
     if options.sift:
         sift = sifter.describe(
             options.sift,
@@ -68,15 +79,27 @@ def make_plan(options: GenerateConfig, device: str) -> Plan:
             max_candidates=options.max_candidates,
         )
     assert not isinstance(options.conditions, str)
+    sampler = _sampler(options, model["scheduler"][1], noise)
+    # What the samples begin with, if not with noise; a plan that is claimed has been looked through.
+    redraw, packed = None, options.from_dir or Path()
+    if options.from_dir:
+        _require_steps(sampler, options)
+        packed = sources.open_sources(options, source)
+        redraw = sources.describe(options, packed, image_shape, colormap)
+        if read_plan(options.output_dir) is None:
+            sources.refuse_held_out(options, packed, source, images)
+    made_of = _counts(options, classes, redraw, packed)
+    if redraw:
+        sources.require_of_each_class([name for name, count in made_of.items() if count], redraw, packed)
     plan = Plan(
-        counts=_counts(options, classes),
+        counts=made_of,
         seed=options.seed,
         pipeline=made["hash"],
         images=images,
         image_shape=image_shape,
         colormap=colormap,
         floor=floor,
-        scheduler_type=_sampler(options, model["scheduler"][1], noise),
+        scheduler_type=sampler,
         num_inference_steps=options.steps,
         guidance_scale=options.guidance_scale,
         guidance_interval=list(options.guidance_interval),
@@ -91,6 +114,7 @@ def make_plan(options: GenerateConfig, device: str) -> Plan:
         include_real=real,
         sift=sift,
         conditions=_conditions(model.get("conditions"), options.conditions or {}),
+        redraw=redraw,
     )
     # Every candidate of every sample has a seed of its own.
     if plan.total * (options.max_candidates if options.sift else 1) > SEEDS:
@@ -126,6 +150,11 @@ def print_plan(plan: Plan, folder: Path) -> None:
     made = {name: count for name, count in plan.counts.items() if count}
     listed = ", ".join(f"{name} {count}" for name, count in made.items())
     print(f"{plan.total} samples in {plan.num_shards} shards to {folder}: {listed}", flush=True)
+    if plan.redraw:
+        steps = plan.num_inference_steps
+        done = ", ".join(f"{s:g} ({schedulers.steps_of(s, steps)} of {steps} steps)" for s in plan.redraw["strengths"])
+        changed = "class kept" if plan.redraw["redraw_as"] == "keep" else "as any class"
+        print(f"redrawn from {sum(plan.redraw['classes'].values())} images, {changed}, strength {done}", flush=True)
     for warning in (
         *schedulers.warnings(plan.scheduler_type, plan.num_inference_steps, plan.guidance_scale),
         *_condition_warnings(plan.conditions, list(made)),
@@ -144,8 +173,17 @@ def _require_levels(source: Path, image_shape: list[int], floor: list[int] | Non
         )
 
 
-def _counts(options: GenerateConfig, known: list[str]) -> dict[str, int]:
-    """Return the number of samples of each class that the model knows."""
+def _require_steps(sampler: str, options: GenerateConfig) -> None:
+    """Refuse a strength that leaves fewer steps than the sampler needs."""
+    try:
+        for strength in options.strengths:
+            schedulers.validate_strength(sampler, options.steps, strength)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _counts(options: GenerateConfig, known: list[str], redraw: dict | None, packed: Path) -> dict[str, int]:
+    """Return the number of samples of each class that the model knows; `redraw` describes the sources in `packed`."""
     assert not isinstance(options.fill, str)
     counts.require_known(options.per_class or options.fill or options.classes or known, known)
     source = options.balance_to or options.include_real
@@ -159,7 +197,15 @@ def _counts(options: GenerateConfig, known: list[str]) -> dict[str, int]:
             listed = ", ".join(f"{name} {count}" for name, count in real.items())
             raise UserError(f"nothing to make: {source} has {listed}; ask for more with --fill or --num_samples")
         return missing
-    return counts.even(options.num_samples or counts.DEFAULT_SAMPLES, list(options.classes or known), known, real)
+    chosen, samples = list(options.classes or known), options.num_samples
+    if redraw:
+        if redraw["redraw_as"] == "keep":
+            chosen = list(options.classes or sources.kept_classes(redraw, known, packed))
+            sources.require_of_each_class(chosen, redraw, packed)
+            if samples is None:
+                return {name: redraw["classes"][name] if name in chosen else 0 for name in known}
+        samples = samples or sum(redraw["classes"].values())
+    return counts.even(samples or counts.DEFAULT_SAMPLES, chosen, known, real)
 
 
 def _sampler(options: GenerateConfig, scheduler_class: str, noise: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from mdaug.pipeline import schedulers
 from shards.validation import at_least, one_of_workers, operational, within
 
 DEFAULT_STEPS = 50  # of the sampler
+DEFAULT_STRENGTH = 0.6
 
 
 @dataclass
@@ -32,7 +33,7 @@ class GenerateConfig:
     per_class: str | dict[str, int] | None = None
     """Samples of each class instead: fall=30,walk=20 or a mapping."""
     classes: str | list[str] | None = None
-    """Names of the classes to make, such as fall,walk (default: all that the model knows)."""
+    """Names of the classes to make, such as fall,walk (default: all that the model knows but auxiliary ones)."""
     balance_to: Path | None = None
     """Packed set (or JSON file of counts) whose classes are each filled up to its largest one."""
     fill: str | dict[str, int] | None = None
@@ -40,6 +41,18 @@ class GenerateConfig:
     balance_to or include_real."""
     include_real: Path | None = operational(None)
     """Packed set whose training images are put beside the synthetic ones; num_samples then evens the classes out."""
+    from_dir: Path | None = operational(None)
+    """Packed set, or image folder that is packed once, whose training images are redrawn instead of sampling from
+    noise: noised to strength and denoised as a class. By default one sample of each image."""
+    strength: float | list[float] | None = None
+    """Share of the noise schedule, in (0, 1], to which the images of from_dir are noised, and of the steps that are
+    done; several take turns, [0.4,0.6,0.8] (default: 0.6)."""
+    redraw_as: Literal["keep", "random"] | None = None
+    """With from_dir, the class of a sample. keep: that of its source (default); random: any of the classes that are
+    made, whatever the source is."""
+    data_dir: Path | None = operational(None)
+    """With from_dir: packed set the model was trained on, whose held-out images are not redrawn (default: where it was
+    at the training)."""
     output_format: Literal["shards", "folder", "npy"] = "shards"
     """folder: also images/<class>/*.png; npy: also arrays/<class>/*.npy, float32 in dB."""
     dynamic_range_db: float = 40.0
@@ -87,6 +100,8 @@ class GenerateConfig:
     """Also write grid.png, one row per class."""
     save_pipeline: bool = operational(False)
     """Also write the pipeline to <output_dir>/vq_diffusion_pipeline."""
+    verify: bool = operational(False)
+    """Compare the hashes of all files of a finished folder, not their sizes alone; what was changed is made again."""
     cpu_threads: int = 1
     """Threads of a worker without a GPU. Sums depend on it, so it belongs to the plan; more workers scale better."""
 
@@ -113,6 +128,7 @@ class GenerateConfig:
         within(self, "(0, 0.5)", "sift_quantile")
         within(self, "(0, inf)", "dynamic_range_db")
         within(self, "[0, 1]", "guidance_interval")
+        within(self, "(0, 1]", "strength")
         schedulers.validate(self.scheduler_type or "ddim", self.beta_schedule or "linear")
         if self.scheduler_type:
             schedulers.validate_steps(self.scheduler_type, self.steps)
@@ -127,8 +143,18 @@ class GenerateConfig:
             raise ValueError(
                 "balance_to and fill say how many of each class; leave out per_class, classes and num_samples"
             )
+        if self.from_dir is None and not (self.strength is self.redraw_as is self.data_dir is None):
+            raise ValueError("strength, redraw_as and data_dir say how images are redrawn; say which with from_dir")
+        if self.strength == []:
+            raise ValueError("strength=[] must hold at least one number, such as [0.4, 0.6]")
         if self.repair and self.step in ("plan", "finalize"):
             raise ValueError(f"repair makes shards again, which step {self.step} does not; use step work or all")
+
+    @property
+    def strengths(self) -> list[float]:
+        """The strengths that take turns."""
+        given = DEFAULT_STRENGTH if self.strength is None else self.strength
+        return list(given) if isinstance(given, list) else [given]
 
     @property
     def steps(self) -> int:

@@ -29,7 +29,7 @@ class Plan:
     """The whole description of a synthetic set.
 
     Attributes:
-        counts: class name -> number of samples, for every class of the model in its order.
+        counts: class name -> number of samples, for every class of the model in its order, and auxiliary ones if named.
         seed: base seed.
         pipeline: content hash of the pipeline.
         images: content hash of the images that the pipeline was trained on.
@@ -50,6 +50,8 @@ class Plan:
         dynamic_range_db: dB between the floor and the top of the colour scale, for "npy".
         include_real: {"hash", "samples"} of the packed set whose training images are mixed in, or None.
         sift: settings of the sifter, or None.
+        redraw: {"hash", "classes": name -> images, "redraw_as", "strengths"} of the packed set whose training images
+            are redrawn, or None where samples begin with noise.
         conditions: {"fixed": name -> value, "values": class -> joint values of real training images}, or None.
     """
 
@@ -75,6 +77,7 @@ class Plan:
     include_real: dict | None = None
     sift: dict | None = None
     conditions: dict | None = None
+    redraw: dict | None = None
 
     @property
     def total(self) -> int:
@@ -88,9 +91,10 @@ class Plan:
 
     @property
     def made_from(self) -> dict[str, str | None]:
-        """Role -> content hash of what the set is made from; None for real images that are not included."""
+        """Role -> content hash of what the set is made from; None for what has no part in it."""
         real = self.include_real["hash"] if self.include_real else None
-        return {"pipeline": self.pipeline, "images": self.images, "real": real}
+        sources = self.redraw["hash"] if self.redraw else None
+        return {"pipeline": self.pipeline, "images": self.images, "real": real, "sources": sources}
 
     def shard_name(self, shard: int) -> str:
         """Return the file name of a shard."""
@@ -109,6 +113,11 @@ class Plan:
         """Return the keys and labels of the samples of a shard."""
         samples = self.samples(shard)
         return [self.key(sample) for sample in samples.tolist()], self.labels(samples).tolist()
+
+    def class_names(self, samples: np.ndarray) -> list[str]:
+        """Return the classes of sample indices by name: the model may know more classes than are made."""
+        classes = list(self.counts)
+        return [classes[label] for label in self.labels(samples).tolist()]
 
     @property
     def num_real_shards(self) -> int:
@@ -138,6 +147,12 @@ class Plan:
         """
         places = samples.astype(np.int64) * self._stride % self.total
         return np.searchsorted(np.cumsum(list(self.counts.values())), places, side="right")
+
+    def places_in_class(self, samples: np.ndarray) -> np.ndarray:
+        """Return a number for each sample index that no other of its class has, from 0 to the class's count - 1."""
+        places = samples.astype(np.int64) * self._stride % self.total
+        counts = np.array(list(self.counts.values()))
+        return places - (np.cumsum(counts) - counts)[self.labels(samples)]
 
     def seeds(self, samples: np.ndarray, candidate: int = 0) -> np.ndarray:
         """Return the seeds of the samples' `torch.Generator`s, uint32 as int64.

@@ -65,6 +65,8 @@ def _samples(plan: Plan, shard: int, dataset: ShardDataset) -> Iterator[Members]
         for name in plan.condition_names:
             value = sample["meta"].get(name)
             meta[f"condition_{name}"] = None if value in ("", None) else float(value)
+        if plan.redraw:
+            meta |= dict.fromkeys(("strength", "from_key", "from_class", "from_set"))
         if plan.sift:
             meta |= {"candidate": None, "score": None, "within_limits": None}
         meta |= {

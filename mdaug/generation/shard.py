@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from mdaug.generation.plan import Plan
+from mdaug.generation.sources import Source
 from mdaug.measures.sifter import Sifter
 from shards.colormap import colormap
 from shards.errors import UserError
@@ -32,6 +33,7 @@ class Candidate:
         label: its class.
         seed: of its `torch.Generator`.
         pixels: uint8 (H, W, C).
+        source: what it was redrawn from, or None.
         reason: why it is not kept, or "".
         score: probability of its class, in [0, 1]; None without a sifter.
         excess: largest ratio of a measure of the sifter to its limit; at most 1 within the limits.
@@ -42,6 +44,7 @@ class Candidate:
     label: int
     seed: int
     pixels: np.ndarray
+    source: Source | None = None
     reason: str = ""
     score: float | None = None
     excess: float = 0.0
@@ -54,6 +57,7 @@ def make_shard(
     sifter: Sifter | None,
     threads: ThreadPoolExecutor,
     update: Callable[[int], None],
+    sources: Mapping[int, Source] | None = None,
 ) -> tuple[Iterator[Members], Callable[[], dict]]:
     """Make the samples of a shard; batches are formed within it, so they depend on the plan alone.
 
@@ -67,6 +71,7 @@ def make_shard(
         sifter: judges the images, or None.
         threads: where judging and encoding run.
         update: called with the number of samples accepted in each step.
+        sources: sample index -> what it is redrawn from; samples of one strength are denoised together.
 
     Returns:
         (key, members) in the order of the samples, to be read once; and a function that gives the statistics of the
@@ -79,9 +84,8 @@ def make_shard(
     while len(waiting):
         # Denoise the samples of this round; threads judge and encode each batch meanwhile.
         judged = []
-        for at in range(0, len(waiting), plan.batch_size):
-            batch = waiting[at : at + plan.batch_size]
-            judged.append(threads.submit(_finish, plan, sifter, batch, number, sample(batch, number)))
+        for batch in _batches(waiting, plan.batch_size, sources):
+            judged.append(threads.submit(_finish, plan, sifter, batch, number, sample(batch, number), sources))
             if sifter is None:
                 update(len(batch))
         parts += judged
@@ -105,8 +109,21 @@ def make_shard(
     return _in_order(parts), lambda: {**tally.record, "sifter": sifter.hash} if sifter else {}
 
 
+def _batches(samples: np.ndarray, size: int, sources: Mapping[int, Source] | None) -> Iterator[np.ndarray]:
+    """Yield sample indices in batches of at most `size`, all of one strength."""
+    strengths = np.array([sources[sample].strength if sources else 0 for sample in samples.tolist()])
+    for strength in np.unique(strengths):
+        alike = samples[strengths == strength]
+        yield from (alike[at : at + size] for at in range(0, len(alike), size))
+
+
 def _finish(
-    plan: Plan, sifter: Sifter | None, batch: np.ndarray, number: int, images: torch.Tensor
+    plan: Plan,
+    sifter: Sifter | None,
+    batch: np.ndarray,
+    number: int,
+    images: torch.Tensor,
+    sources: Mapping[int, Source] | None,
 ) -> tuple[list[Members], list[Candidate]]:
     """Return the members of the accepted images of a batch, and the rejected candidates."""
     # To 8 bits, and what each image is.
@@ -114,7 +131,8 @@ def _finish(
     pixels = images.nan_to_num().mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     labels = plan.labels(batch)
     rows = zip(batch.tolist(), labels.tolist(), plan.seeds(batch, number).tolist(), pixels, strict=True)
-    candidates = [Candidate(i, number, label, seed, image) for i, label, seed, image in rows]
+    source_of = (sources or {}).get
+    candidates = [Candidate(i, number, label, seed, image, source_of(i)) for i, label, seed, image in rows]
     # The verdicts; an image that is not a number is the worst there is.
     if sifter:
         for candidate, verdict in zip(candidates, sifter.judge(pixels, labels), strict=True):
@@ -145,7 +163,12 @@ def _members(plan: Plan, classes: list[str], candidate: Candidate) -> dict[str, 
             "--mixed_precision or a smaller --guidance_scale, and a new --output_dir"
         )
     meta = {"class": classes[candidate.label], "seed": candidate.seed, "source": "synthetic"}
-    meta |= {f"condition_{name}": value for name, value in plan.conditions_of(candidate.sample).items()}
+    source = candidate.source
+    conditions = plan.conditions_of(candidate.sample) if source is None else source.conditions
+    meta |= {f"condition_{name}": value for name, value in conditions.items()}
+    if source and plan.redraw:
+        meta |= {"strength": source.strength, "from_key": source.key, "from_class": source.class_name}
+        meta |= {"from_set": plan.redraw["hash"]}
     if candidate.score is not None:
         within = not candidate.reason
         meta |= {"candidate": candidate.number, "score": round(candidate.score, 4), "within_limits": within}

@@ -16,6 +16,7 @@ import torch
 from mdaug import distributed
 from mdaug.generation.plan import Plan, finished_samples
 from mdaug.generation.shard import Members, make_shard
+from mdaug.generation.sources import Sources
 from mdaug.measures.sifter import Sifter
 from shards.output_folder import OutputFolder, is_finished
 from shards.progress import Progress
@@ -87,6 +88,7 @@ def make_shards(
     workers: int = 1,
     *,
     sifter: Sifter | None = None,
+    sources: Sources | None = None,
     repair: bool = False,
 ) -> Done:
     """Make the shards of a worker and return how that went.
@@ -101,6 +103,7 @@ def make_shards(
         worker: number of this worker in [0, workers).
         workers: number of workers.
         sifter: the `Sifter` of a plan that sifts.
+        sources: the `Sources` of a plan that redraws.
         repair: make damaged shards again, too.
 
     Raises:
@@ -124,9 +127,9 @@ def make_shards(
             if repair:
                 output.begin_again()
             # The device computes here; the threads take the images from it.
-            samples, statistics = make_shard(
-                plan, shard, partial(sample_images, plan, pipeline, busy), sifter, encoders, progress.update
-            )
+            begin_with = sources.of(plan.samples(shard)) if sources else None
+            sample = partial(sample_images, plan, pipeline, busy, sources)
+            samples, statistics = make_shard(plan, shard, sample, sifter, encoders, progress.update, begin_with)
             made += size
             # One shard is written while the next is made.
             _wait(written)
@@ -154,23 +157,35 @@ def prepare(plan: Plan, pipeline: Any) -> None:
         pipeline.unet.compile(dynamic=False)
 
 
-def sample_images(plan: Plan, pipeline: Any, busy: Busy, samples: np.ndarray, candidate: int = 0) -> torch.Tensor:
-    """Return the images of sample indices, float32 (B, C, H, W) in [0, 1], on the device of the pipeline."""
+def sample_images(
+    plan: Plan, pipeline: Any, busy: Busy, sources: Sources | None, samples: np.ndarray, candidate: int = 0
+) -> torch.Tensor:
+    """Return the images of sample indices, float32 (B, C, H, W) in [0, 1], on the device of the pipeline.
+
+    All samples that are redrawn together have one strength.
+    """
     wanted = len(samples)
     if plan.compile:  # one size for all batches: the network is compiled anew for each
         samples = np.resize(samples, plan.batch_size)
     generators = [torch.Generator().manual_seed(seed) for seed in plan.seeds(samples, candidate).tolist()]
-    rows = [plan.conditions_of(sample) for sample in samples.tolist()]
+    redraw: dict[str, Any] = {}
+    if sources:
+        begin_with = sources.of(samples)
+        rows = [begin_with[sample].conditions for sample in samples.tolist()]
+        redraw = {"image": sources.images(samples), "strength": begin_with[int(samples[0])].strength}
+    else:
+        rows = [plan.conditions_of(sample) for sample in samples.tolist()]
     # float32 weights of the VQ-VAE keep its code vectors exact; autocast runs its convolutions in low precision.
     with busy, torch.inference_mode(), distributed.autocast(plan.mixed_precision, plan.device):
         return pipeline(
-            plan.labels(samples).tolist(),
+            plan.class_names(samples),
             generator=generators,
             guidance_scale=plan.guidance_scale,
             guidance_interval=plan.guidance_interval,
             num_inference_steps=plan.num_inference_steps,
             output_type="pt",
             conditions={name: [row[name] for row in rows] for name in plan.condition_names},
+            **redraw,
         ).images[:wanted]
 
 

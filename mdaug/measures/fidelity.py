@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mdaug.measures.image_set import class_weights, take_per_class
+from mdaug.measures.image_set import class_weights
+from shards.subset import take_per_class
 
 NEIGHBOURS = 5  # k of precision, recall, density and coverage, as in Naeem et al.
 CHUNK = 1024

@@ -12,6 +12,7 @@ from PIL import Image
 from shards.colormap import paint
 from shards.dataset import ShardDataset
 from shards.errors import UserError
+from shards.subset import take_per_class
 
 # Real images may come from JPEG files, synthetic ones never do. One more pass through the same codec hides the traces
 # of the first, so that no classifier can use them.
@@ -124,13 +125,3 @@ def weighted_quantile(values: np.ndarray, weights: np.ndarray, q: float) -> floa
     values, weights, n = values[order], weights[order], len(values)
     places = np.arange(n) * weights + (n - 1) * (np.cumsum(weights) - weights)
     return float(np.interp(q, places / max(places[-1], 1e-300), values))
-
-
-def take_per_class(labels: np.ndarray, count: int | list[int], seed: int) -> np.ndarray:
-    """Return sorted indices of at most `count` samples of each class (or `count[c]` of class c), drawn by `seed`."""
-    chosen = []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        number = count if isinstance(count, int) else count[label]
-        chosen.append(np.random.default_rng([seed, int(label)]).permutation(members)[:number])
-    return np.sort(np.concatenate(chosen))

@@ -111,6 +111,10 @@ class Codebook(nn.Module):
         self._place(torch.arange(len(self.codes)), torch.from_numpy(codes).to(self.codes))
         self._seen.clear()
 
+    def start_at(self, codes: torch.Tensor) -> None:
+        """Take the codes (K, d) of a trained model."""
+        self._place(torch.arange(len(self.codes)), codes.to(self.codes))
+
     @torch.no_grad()
     def update(self, seed: int, step: int) -> None:
         """Follow the vectors seen since the last update, then restart dead codes; every rank calls it.

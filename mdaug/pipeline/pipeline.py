@@ -1,4 +1,4 @@
-"""The pipeline: class labels in, micro-Doppler spectrograms out.
+"""The pipeline: class labels in, micro-Doppler spectrograms out; or spectrograms, to be redrawn as a class.
 
 This file imports torch, diffusers and what diffusers itself needs: it is shipped inside every pipeline folder.
 """
@@ -16,11 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import HfApi
+from PIL import Image
 
 # Read now: diffusers keeps remote code under its file name, where the code of another pipeline may replace it later.
 _SOURCE = Path(__file__).read_text(encoding="utf-8")
@@ -48,6 +50,7 @@ class MicroDopplerPipeline(DiffusionPipeline):
             colour map of pictures in colour.
         conditions: {"names", "mean", "std", "values"} of the continuous conditions, or None; "values" are joint values
             of training images by class, in the units of the metadata, None where an image had none.
+        auxiliary: those of the classes that only helped to train (other persons, sites, simulations), or None.
         training: {"made_from": {role: content hash}, "metrics": {name: number}} for the model card, or None.
     """
 
@@ -68,6 +71,7 @@ class MicroDopplerPipeline(DiffusionPipeline):
         conditions: dict[str, Any] | None = None,
         training: dict[str, dict] | None = None,
         floor: list[int] | None = None,
+        auxiliary: list[str] | None = None,
     ):
         super().__init__()
         if not (classes and latent_mean and latent_std and latent_shape and image_shape):
@@ -88,6 +92,7 @@ class MicroDopplerPipeline(DiffusionPipeline):
             conditions=conditions,
             training=training,
             floor=floor,
+            auxiliary=auxiliary,
         )
 
     @torch.no_grad()
@@ -102,8 +107,10 @@ class MicroDopplerPipeline(DiffusionPipeline):
         return_dict: bool = True,
         guidance_interval: Sequence[float] = (0.0, 1.0),
         conditions: dict[str, float | Sequence[float | None] | None] | None = None,
+        image: Any = None,
+        strength: float | None = None,
     ) -> ImagePipelineOutput | tuple:
-        """Sample images.
+        """Sample images, from noise or from images given.
 
         Args:
             class_labels: class names or indices, one or several.
@@ -120,9 +127,15 @@ class MicroDopplerPipeline(DiffusionPipeline):
                 noise. Steps outside are not guided and cost half (Kynkäänniemi et al. 2024).
             conditions: name -> value in the units of the metadata, one for all labels or one for each; the model
                 chooses those that are None or left out.
+            image: what to redraw, one image for all labels or one for each: pictures, or arrays (H, W, C), (B, H, W, C)
+                or tensors (C, H, W), (B, C, H, W), uint8 or in [0, 1], as `output_type` "pil", "np" and "pt" give them.
+                They are encoded, noised, and denoised as the labels say (Meng et al., SDEdit, ICLR 2022; diffusers'
+                img2img).
+            strength: share of the noise schedule in (0, 1] to which images are noised, and of the steps that are done.
 
         Raises:
-            ValueError: an unknown class or condition, or another number of generators than images.
+            ValueError: an unknown class or condition, another number of generators than images, an image of another
+                size or other channels, or a strength that leaves no step to do.
         """
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type={output_type} must be one of pil, np, pt, latent")
@@ -142,18 +155,28 @@ class MicroDopplerPipeline(DiffusionPipeline):
             given = {"conditions": values}
             both_given = {"conditions": torch.cat([torch.full_like(values, torch.nan), values])}
 
-        # The path from noise to latents.
-        self.scheduler.set_timesteps(num_inference_steps)
+        # The path from noise to latents, or its last part.
+        if (image is None) != (strength is None):
+            raise ValueError("image and strength belong together; give both, or neither to sample from noise")
+        timesteps = self._timesteps(num_inference_steps, strength)
         low, high = (share * self.scheduler.config.num_train_timesteps for share in guidance_interval)
         shape = (len(labels), *self.config.latent_shape)
-        # Noise. Schedulers of flow matching have neither of these two: they start at N(0, 1) and scale nothing.
+        # Where it begins. Schedulers of flow matching start at N(0, 1) and scale nothing.
         latents = randn_tensor(shape, generator=generator, device=device)
-        latents = latents * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        if image is None:
+            latents = latents * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        else:
+            encoded = self.encode(self._pixels(image, len(labels) // num_images_per_prompt).to(device))
+            encoded = encoded.repeat_interleave(len(labels) // len(encoded), dim=0)
+            begin = timesteps[:1].repeat(len(labels))
+            if hasattr(self.scheduler, "add_noise"):
+                latents = self.scheduler.add_noise(encoded, latents, begin)
+            else:
+                latents = self.scheduler.scale_noise(encoded, begin, latents)
         scale = getattr(self.scheduler, "scale_model_input", lambda sample, timestep: sample)
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         step_options = {"generator": generator} if takes_generator else {}
         # The scheduler reads its timesteps on the CPU, so that no step waits for the device.
-        timesteps = self.scheduler.timesteps
         for timestep, on_device in zip(self.progress_bar(timesteps), timesteps.to(device), strict=True):
             noisy = scale(latents, timestep).to(self.unet.dtype)
             if guidance_scale != 1.0 and low <= timestep <= high:
@@ -180,6 +203,85 @@ class MicroDopplerPipeline(DiffusionPipeline):
                 images = [image.convert("RGB") for image in images]
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _timesteps(self, num_inference_steps: int, strength: float | None) -> torch.Tensor:
+        """Set the scheduler, and return the timesteps to go through; with a strength, the last of them."""
+        self.scheduler.set_timesteps(num_inference_steps)
+        timesteps = self.scheduler.timesteps
+        if strength is None:
+            return timesteps
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength={strength} must be greater than 0 and at most 1")
+        if not self.scheduler.config.get("skip_prk_steps", True):
+            raise ValueError(
+                "the Runge-Kutta start of PNDMScheduler cannot begin on the way; set skip_prk_steps=True, or take "
+                "another scheduler"
+            )
+        done = int(num_inference_steps * strength + 1e-9)  # 0.29 * 100 is 28.999999999999996
+        if done == 0:
+            raise ValueError(
+                f"strength={strength} of {num_inference_steps} steps leaves none to do; "
+                f"give num_inference_steps={math.ceil(1 / strength)} or more"
+            )
+        left_out = num_inference_steps - done
+        # PNDM does its first step twice, wherever it begins.
+        if self.scheduler.order == 1 and len(timesteps) > num_inference_steps:
+            kept = torch.cat([timesteps[:1], timesteps[2:]])[left_out:]
+            return torch.cat([kept[:1], kept[1:2], kept[1:]])
+        begin = left_out * self.scheduler.order
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(begin)
+        return timesteps[begin:]
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Return normalised latents, float32 (B, c, h, w), of images (B, C, H, W) in [-1, 1]; `decode` goes back."""
+        mean, std = (
+            torch.tensor(values, device=images.device)[:, None, None]
+            for values in (self.config.latent_mean, self.config.latent_std)
+        )
+        return (self.vqvae.encode(images.to(self.vqvae.dtype)).latents.float() - mean) / std
+
+    def _pixels(self, image: Any, count: int) -> torch.Tensor:
+        """Return images of any form, one or `count`, as float32 (B, C, H, W) in [-1, 1]."""
+        parts = image if isinstance(image, list | tuple) else [image]
+        pixels = []
+        for part in parts:
+            if isinstance(part, Image.Image):
+                part = self._levels(part)
+            if isinstance(part, np.ndarray):
+                part = torch.from_numpy(part).movedim(-1, -3)
+            part = part / 255 if part.dtype == torch.uint8 else part.float()
+            pixels.append(part if part.ndim == 4 else part[None])
+        height, width, channels = self.config.image_shape
+        for part in pixels:
+            if list(part.shape[1:]) != [channels, height, width]:
+                found = " x ".join(map(str, (*part.shape[2:], part.shape[1])))
+                raise ValueError(
+                    f"an image is {found} (height x width x channels), the model makes {height} x {width} x {channels}"
+                )
+        together = torch.cat(pixels)
+        if len(together) not in (1, count):
+            raise ValueError(f"{len(together)} images for {count} labels; give one for each, or one for all")
+        return together * 2 - 1
+
+    def _levels(self, picture: Image.Image) -> np.ndarray:
+        """Return a picture as float32 (H, W, C) in [0, 1]; of one in the colours of the colour map, its levels."""
+        colormap = self.config.colormap
+        if self.config.image_shape[2] == 3:
+            return np.asarray(picture.convert("RGB"), np.float32) / 255
+        if not colormap or picture.mode == "L":
+            return np.asarray(picture.convert("L"), np.float32)[:, :, None] / 255
+        palette = np.frombuffer(bytes.fromhex(colormap["palette"]), np.uint8).reshape(-1, 3)
+        if picture.mode == "P" and picture.getpalette() == palette.flatten().tolist():
+            return np.asarray(picture, np.float32)[:, :, None] / 255
+        # The nearest colour; where several levels share it, their mean.
+        colours, of_level = np.unique(palette, axis=0, return_inverse=True)
+        levels = np.bincount(of_level.ravel(), np.arange(len(palette))) / np.bincount(of_level.ravel())
+        wanted, of_pixel = np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0, return_inverse=True)
+        entries = colours.astype(np.float32)  # argmin |w - e|^2 = argmin |e|^2 - 2 w.e
+        nearest = (np.square(entries).sum(1) - 2 * wanted.astype(np.float32) @ entries.T).argmin(1)
+        found = levels[nearest][of_pixel.ravel()]
+        return found.reshape(picture.height, picture.width, 1).astype(np.float32) / 255
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Return images float32 (B, C, H, W) around [-1, 1] of normalised latents (B, c, h, w).
@@ -300,7 +402,10 @@ class MicroDopplerPipeline(DiffusionPipeline):
             scheduler=f"{type(self.scheduler).__name__}, {path}",
             label=json.dumps(self.config.classes[0], ensure_ascii=False),
             conditions=self._conditions_card(),
-            table="\n".join(f"| {label} | {name} |" for label, name in enumerate(self.config.classes)),
+            table="\n".join(
+                f"| {label} | {name}{' (auxiliary)' if name in (self.config.auxiliary or ()) else ''} |"
+                for label, name in enumerate(self.config.classes)
+            ),
             origin=self._origin(),
         )
 
@@ -340,6 +445,7 @@ Scheduler: {scheduler}.
 With torch, diffusers, accelerate and safetensors installed, run in this folder:
 
 ```python
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 

@@ -17,6 +17,7 @@ class of its scheduler, or by prediction_type "flow_prediction" (as diffusers ca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -124,6 +125,25 @@ def validate_steps(scheduler_type: str, num_inference_steps: int, num_train_time
         raise ValueError(
             f"num_inference_steps={num_inference_steps} must be {fewest} to {most} for scheduler_type "
             f"'{scheduler_type}' ({num_train_timesteps} training timesteps)"
+        )
+
+
+def steps_of(strength: float, num_inference_steps: int) -> int:
+    """Return how many of the sampler's steps are done where an image is noised to a share of the schedule only."""
+    return int(num_inference_steps * strength + 1e-9)  # as in pipeline.py, which is shipped without this module
+
+
+def validate_strength(scheduler_type: str, num_inference_steps: int, strength: float) -> None:
+    """Check that a strength leaves the steps that a scheduler needs.
+
+    Raises:
+        ValueError: it leaves none, or too few, with the number of steps that would do.
+    """
+    fewest, left = _CLASSES[scheduler_type][2], steps_of(strength, num_inference_steps)
+    if left < fewest:
+        raise ValueError(
+            f"strength={strength:g} leaves {left} of {num_inference_steps} steps to do, and '{scheduler_type}' needs "
+            f"{fewest}; take num_inference_steps={math.ceil(fewest / strength - 1e-9)} or more"
         )
 
 

@@ -96,6 +96,8 @@ class SimulateConfig:
     """Same seed, same pictures, whatever the number of workers."""
     workers: int = operational(0)
     """Processes; 0 takes one per core that this process may use."""
+    verify: bool = operational(False)
+    """Compare the hashes of all files of a finished folder, not their sizes alone; what was changed is made again."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be used; raises ValueError naming field, value and what is accepted."""
@@ -186,6 +188,8 @@ class SpectrogramConfig:
     """gray: the levels; rgb: MATLAB's jet(256)."""
     workers: int = operational(0)
     """Processes; 0 takes one per core that this process may use."""
+    verify: bool = operational(False)
+    """Compare the hashes of all files of a finished folder, not their sizes alone; what was changed is made again."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be used; raises ValueError naming field, value and what is accepted."""

@@ -42,7 +42,7 @@ def look(path: Path, radar: Radar) -> Recording:
     """Open a recording as `read` does, although its carrier or its rate may be unknown."""
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise Unreadable(f"not a {', '.join(READERS)} file")
+        raise Unreadable(f"is not a {', '.join(READERS)} file")
     try:
         return reader(path, radar)
     except OSError as error:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from mdaug.measures import image_set
+from mdaug.measures.auxiliary import load as load_auxiliary
 from mdaug.recipe.options import AugmentConfig
 from mdaug.recipe.training_set import Stored
 from mdaug.recipe.trials import Images
@@ -18,9 +16,6 @@ from shards.index import FILE_NAME as INDEX
 from shards.index import read_index
 from shards.output_folder import RUN_FILE
 from shards.packed import open_packed
-from shards.progress import say
-
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -80,9 +75,17 @@ def load(options: AugmentConfig) -> Inputs:
     names: list[str] = []
     same = False
     if options.aux_dir is not None:
-        auxiliary, names, same, made_from["auxiliary"], stored["auxiliary"] = _auxiliary(
-            options, index, train, held_out
+        found = load_auxiliary(
+            options.aux_dir,
+            data_dir,
+            {"training": train.pixels, "held-out": held_out.pixels},
+            same_names=options.same_names,
+            image_size=options.image_size,
+            max_per_class=options.max_per_class,
         )
+        auxiliary = Images(found.pixels, found.labels, [str(i) for i in range(len(found))])
+        names, same, made_from["auxiliary"] = found.classes, found.same, found.content
+        stored["auxiliary"] = Stored(*map(list, zip(*found.places, strict=True)))
     synthetic = None
     if options.synthetic_dir is not None:
         record = provenance.read(options.synthetic_dir, "synthetic", "mixed")
@@ -104,67 +107,3 @@ def _images(folder: Path, options: AugmentConfig) -> tuple[Images, Stored]:
     loaded = image_set.load(folder, image_size=options.image_size, max_per_class=options.max_per_class)
     stored = Stored([loaded.dataset] * len(loaded), loaded.indices.tolist())
     return Images(loaded.images, loaded.labels, loaded.groups), stored
-
-
-def _auxiliary(
-    options: AugmentConfig, index: dict, train: Images, held_out: Images
-) -> tuple[Images, list[str], bool, str, Stored]:
-    """Return the images, their classes, whether these are the target classes, the content hash, and where they lie."""
-    assert options.aux_dir is not None
-    # Of an auxiliary folder every image is used, whatever its group.
-    folder = options.aux_dir
-    if not ((folder / RUN_FILE).is_file() or (folder / "train" / INDEX).is_file()):
-        folder = open_packed(folder, options.image_size)
-    own = read_index(folder / "train")
-    # Made alike, or refused.
-    (height, width, channels), (own_height, own_width, own_channels) = index["image_shape"], own["image_shape"]
-    if own_channels != channels:
-        raise UserError(
-            f"aux_dir {options.aux_dir} holds images of {own_channels} channel(s), data_dir {options.data_dir} of "
-            f"{channels}; pack both with the same --image_mode"
-        )
-    if (own_height, own_width) != (height, width):
-        say(f"auxiliary images are {own_height}x{own_width}, the others {height}x{width}: all are resized alike")
-    parts = [_images(folder / split, options) for split in SPLITS if _holds_images(folder / split)]
-    pixels = np.concatenate([part.pixels for part, _ in parts])
-    labels = np.concatenate([part.labels for part, _ in parts])
-    places = [place for _, stored in parts for place in zip(stored.datasets, stored.indices, strict=True)]
-    # Kept apart from the images that train and judge.
-    for what, images in (("training", train), ("held-out", held_out)):
-        known = {_digest(image) for image in images.pixels}
-        overlap = sum(_digest(image) in known for image in pixels)
-        if overlap:
-            raise UserError(
-                f"{overlap} of {len(pixels)} images of aux_dir {options.aux_dir} are {what} images of "
-                f"{options.data_dir}; leave them out of the auxiliary folder"
-            )
-    # Which classes these are.
-    names: list[str] = own["classes"]
-    shared = [name for name in names if name in index["classes"]]
-    if shared and options.same_names == "ask":
-        raise UserError(
-            f"class '{shared[0]}' is in data_dir and in aux_dir; say --same_names same, if it is the same class, or "
-            "--same_names other, if the names agree by chance"
-        )
-    same = options.same_names == "same" and bool(shared)
-    if same:
-        kept = np.isin(labels, [names.index(name) for name in shared])
-        if not kept.all():
-            say(f"auxiliary images of classes that data_dir does not have are left out: {int((~kept).sum())}")
-        place = np.array([index["classes"].index(name) if name in shared else -1 for name in names])
-        pixels, labels, names = pixels[kept], place[labels[kept]], index["classes"]
-        places = [places[i] for i in np.flatnonzero(kept)]
-    else:  # classes without images are no outputs of the network
-        present, labels = np.unique(labels, return_inverse=True)
-        names = [names[int(label)] for label in present]
-    groups = [str(i) for i in range(len(labels))]
-    stored = Stored(*map(list, zip(*places, strict=True)))
-    return Images(pixels, labels, groups), names, same, provenance.read(folder, "images")["hash"], stored
-
-
-def _holds_images(folder: Path) -> bool:
-    return (folder / INDEX).is_file() and bool(read_index(folder)["shardlist"])
-
-
-def _digest(image: np.ndarray) -> bytes:
-    return hashlib.sha256(image.tobytes()).digest()

@@ -50,6 +50,8 @@ class AugmentConfig:
     """Most images per class taken from each set."""
     workers: int = operational(0)
     """Processes that train classifiers, one thread each; 0: one per core."""
+    verify: bool = operational(False)
+    """Compare the hashes of all files of a finished folder, not their sizes alone; what was changed is made again."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work; raises ValueError naming field, value and what is accepted."""

@@ -10,7 +10,7 @@ from typing import Any
 from mdaug.evaluation.report.page import STYLE
 from mdaug.evaluation.report.sections import table
 from mdaug.evaluation.report.verdict import percent
-from mdaug.recipe.figures import in_words
+from mdaug.measures.worth import in_words
 from shards.atomic import write_text
 
 REPORT = "report.html"

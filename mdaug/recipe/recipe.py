@@ -11,8 +11,9 @@ import numpy as np
 
 from mdaug.augment import COPIES, TODAY, Policy
 from mdaug.config import as_dict
+from mdaug.measures.worth import worth
 from mdaug.recipe import deliver, page, training_set
-from mdaug.recipe.figures import hits_of, interval, mean_recall, worth
+from mdaug.recipe.figures import hits_of, interval, mean_recall
 from mdaug.recipe.inputs import Inputs, load
 from mdaug.recipe.options import AugmentConfig
 from mdaug.recipe.policy_search import CANDIDATES, FINALISTS, search
@@ -193,7 +194,7 @@ def _learning_curve(
 
     Returns:
         {"images": [(per class, mean recall)], "groups": [(groups of each class, mean recall)] at "per_class" images
-        each, "worth": arm -> see `figures.worth`}.
+        each, "worth": arm -> see `worth.worth`}.
     """
     train = inputs.train
     key = "averaged" if free.policy.copies else "plain"

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mdaug.augment import COPIES, Policy
-from mdaug.measures import classifier
+from mdaug.measures import auxiliary, classifier
 from mdaug.measures.classifier import Classifier, Source, one_thread
 from shards.atomic import write_text
 from shards.errors import UserError
@@ -177,12 +177,8 @@ def fit(trial: Trial, material: Material, losses: list[float] | None = None) -> 
     if trial.use:
         assert material.auxiliary is not None  # whoever plans such a trial has them
         extra = material.auxiliary
-        labels = extra.labels
-        if trial.use == "uniform":
-            labels = np.full((len(extra), outputs), 1 / outputs, dtype=np.float32)
-        elif trial.use == "classes":
-            labels, outputs = outputs + labels, outputs + int(labels.max()) + 1
-        others.append(Source(extra.pixels, labels, trial.share))
+        source, outputs = auxiliary.source(extra.pixels, extra.labels, trial.use, outputs, trial.share)
+        others.append(source)
     if trial.synthetic:
         assert material.synthetic is not None
         others.append(Source(material.synthetic.pixels, material.synthetic.labels, trial.synthetic))

@@ -35,6 +35,22 @@ class Conditions:
     val: np.ndarray
     values: dict[str, list[list[float | None]]]
 
+    def of_auxiliary(self, images: Path | None, split: str, count: int) -> np.ndarray:
+        """Return the conditions of auxiliary images in their own units, float64 (n, k), NaN where one has none.
+
+        Args:
+            images: their packed folder; None where only their latents are there.
+            split: "train" or "val".
+            count: number n of images.
+        """
+        if images is None:
+            return np.full((count, len(self.names)), math.nan)
+        return _table(ShardDataset(images / split, fields=("meta",)), self.names, None)
+
+    def normalised(self, raw: np.ndarray) -> np.ndarray:
+        """Return float32 (n, k) in the scale of the training images."""
+        return ((raw - self.mean) / self.std).astype(np.float32)
+
     def for_pipeline(self) -> dict[str, Any]:
         """Return what a `MicroDopplerPipeline` keeps, as plain JSON values."""
         return {"names": self.names, "mean": self.mean, "std": self.std, "values": self.values}
@@ -63,7 +79,7 @@ def read(packed: Path, names: list[str]) -> Conditions:
         std=std.tolist(),
         train=((raw - mean) / std).astype(np.float32),
         val=((val - mean) / std).astype(np.float32),
-        values={name: _joint(raw[train.labels == label]) for label, name in enumerate(train.classes)},
+        values={name: joint(raw[train.labels == label]) for label, name in enumerate(train.classes)},
     )
 
 
@@ -104,7 +120,7 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _joint(rows: np.ndarray) -> list[list[float | None]]:
+def joint(rows: np.ndarray) -> list[list[float | None]]:
     """Return at most MOST_ROWS rows, spread evenly over those with any value; one row of None if none have."""
     rows = rows[~np.isnan(rows).all(axis=1)]
     if not len(rows):

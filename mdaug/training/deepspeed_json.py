@@ -111,7 +111,7 @@ def _filled(config: TrainingConfig, precision: str, batch: tuple[int | None, int
 def _read(path: Path, config: TrainingConfig) -> dict[str, Any]:
     """Return what the file holds, its sections of the right kind and its ZeRO stage a number."""
     if not path.is_file():
-        raise UserError(f"--deepspeed_config {path} does not exist")
+        raise UserError(f"--deepspeed_config {path} is not a file; name one such as deepspeed_configs/zero2.json")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -26,6 +26,7 @@ from mdaug.training.run_folder import claim_on_all_ranks
 from shards import atomic, provenance
 from shards.dataset import ShardDataset
 from shards.errors import UserError
+from shards.index import FILE_NAME as INDEX
 from shards.index import content_hash, read_index, write_index
 from shards.output_folder import OutputFolder, read_run, refuse_other
 from shards.packed import packed_hash
@@ -93,7 +94,7 @@ def encode(options: EncodeConfig) -> None:
 
     # The images and their augmented copies, and how many of them all ranks encode.
     splits = {}
-    for split in ("train", "val"):
+    for split in (name for name in ("train", "val") if (packed / name / INDEX).is_file()):
         images = ShardDataset(packed / split, fields=("image",))
         copies = options.augment_copies if split == "train" else 0
         splits[split] = Views(images, copies, options.augment_with, options.augment_seed, geometry.get("floor"))
@@ -183,7 +184,7 @@ def _samples(
 def _finish(folder: OutputFolder, shape: list[int], options: EncodeConfig) -> None:
     """Write the statistics of the latents and mark the folder as finished."""
     output = folder.path
-    train, val = (_statistics(output / split) for split in ("train", "val"))
+    train, val = (_statistics(output / split) for split in ("train", "val"))  # an auxiliary set may have no val
     figures = train.figures()
     mean, std = np.array(figures["mean"]), np.array(figures["std"])
     if not (np.isfinite(std).all() and (std > 0).all()):
@@ -202,7 +203,7 @@ def _finish(folder: OutputFolder, shape: list[int], options: EncodeConfig) -> No
 def _statistics(folder: Path) -> LatentStatistics:
     """Merge the sums of the shards of a split, in their order."""
     merged = LatentStatistics()
-    for entry in read_index(folder)["shardlist"]:
+    for entry in read_index(folder)["shardlist"] if (folder / INDEX).is_file() else ():
         record = finished(folder / entry["url"])
         assert record is not None
         merged.merge(record["statistics"])

@@ -25,6 +25,7 @@ from mdaug.training.options import EstimateConfig, LDMConfig, TrainingConfig, VQ
 from mdaug.training.vqvae_task import build_module
 from shards.errors import UserError
 from shards.index import read_index
+from shards.order import epoch_length
 from shards.validation import height_width
 
 FP32_SHARE = 1 / 16  # of the bf16 peak: fp32 runs outside of the tensor cores
@@ -56,6 +57,7 @@ def estimate(options: EstimateConfig, training: TrainingConfig) -> list[str]:
     passes = accumulation(training, ranks)
     how = cost.Sharding(stage_of(training), ranks, passes, precision)
     samples, channels, classes = _data(options, training.data_dir)
+    epoch = epoch_length(samples, training.aux_share) if training.aux_dir else samples
 
     # Memory.
     if isinstance(training, LDMConfig):
@@ -74,7 +76,7 @@ def estimate(options: EstimateConfig, training: TrainingConfig) -> list[str]:
     speed = cost.ring_bandwidth(options.gpus_per_node, options.nodes, gpu.link_gb_s * 1e9, network)
     traffic = cost.traffic(load.parameters, how, load.persistent, averaged=load.averages > 0)
     time = cost.StepTime(flops / (options.mfu * peak), traffic.sent(ranks) / speed if ranks > 1 else 0.0)
-    steps = -(-(training.train_samples or training.epochs * samples) // global_batch)
+    steps = -(-(training.train_samples or training.epochs * epoch) // global_batch)
     if training.train_minutes is not None:
         steps = max(1, int(60 * training.train_minutes / time.longest))
     hours = steps * time.longest / 3600

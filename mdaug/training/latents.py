@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
+from mdaug import augment
 from shards.dataset import ShardDataset
-from shards.order import EpochOrder, random_at
+from shards.order import Order, random_at
 
 STREAM_AUGMENT = 1  # see shards/order.py
 
@@ -20,19 +22,24 @@ class LatentSet(Dataset):
     Args:
         folder: a folder of latent shards, such as `latents/train`.
         conditions: float32 (images, k), normalised, or None.
+        labels: label in the folder -> label to give; None keeps them.
 
     Attributes:
-        classes: class names.
+        classes: class names in the folder.
         copies: augmented copies K of each image.
     """
 
-    def __init__(self, folder: Path, conditions: np.ndarray | None = None):
+    def __init__(self, folder: Path, conditions: np.ndarray | None = None, labels: np.ndarray | None = None):
         self.shards = ShardDataset(folder, fields=("array",))
         self.copies: int = self.shards.index.get("copies", 0)
         if self.copies:
             self.shards = ShardDataset(folder, fields=("array", "meta"))
-        self.classes = self.shards.classes
+        self.folder, self.index = folder, self.shards.index
+        self.classes: list[str] = self.shards.classes
         self.conditions = conditions
+        self.augmented = self.copies > 0
+        """Whether samples tell their augmentation; an image itself has zeros."""
+        self.labels = self.shards.labels if labels is None else labels[self.shards.labels]
 
     @property
     def num_images(self) -> int:
@@ -45,34 +52,39 @@ class LatentSet(Dataset):
 
     def __getitem__(self, j: int) -> dict[str, Any]:
         """Return {"array", "label"} and, if the set has them, "augment" (numbers,) and "conditions" (k,)."""
-        sample = self.shards[j]
+        sample = self.shards[j] | {"label": int(self.labels[j])}
         if self.copies:
             sample["augment"] = np.asarray(sample["meta"]["augment"], dtype=np.float32)
+        elif self.augmented:
+            sample["augment"] = np.zeros(augment.SIZE, dtype=np.float32)
         if self.conditions is not None:
             sample["conditions"] = self.conditions[j // (1 + self.copies)]
         return sample
 
 
-class CopyOrder(EpochOrder):
-    """Position -> item of a `LatentSet`: an epoch shows every image once, as it is or as one of its copies.
+class CopyOrder:
+    """Position -> item of `LatentSet`s one behind the other: each image as it is or as one of its copies.
 
     So copies change neither the length of an epoch nor the balance of classes and recordings.
 
     Args:
-        num_images: images, copies not counted.
-        seed: decides the order and the copies.
-        copies: augmented copies K of each image.
-        probability: share of positions at which a copy is shown, any of the K alike.
+        order: position -> image, copies not counted.
+        sets: (images, augmented copies of each) of every set.
+        seed: decides the copies.
+        probability: share of positions at which a copy is shown, any of them alike.
     """
 
-    def __init__(self, num_images: int, seed: int, copies: int, probability: float):
-        super().__init__(num_images, seed)
-        self.copies, self.probability = copies, probability
+    def __init__(self, order: Order, sets: Sequence[tuple[int, int]], seed: int, probability: float):
+        self.order, self.seed, self.probability = order, seed, probability
+        self.num_samples = order.num_samples
+        self.copies = np.repeat([copies for _, copies in sets], [images for images, _ in sets])
+        self.first = np.cumsum(1 + self.copies) - (1 + self.copies)  # item of each image itself
 
     def index(self, position: int) -> int:
         """Return the item shown at a position >= 0."""
-        item = super().index(position) * (1 + self.copies)
+        image = self.order.index(position)
+        item, copies = int(self.first[image]), int(self.copies[image])
         rng = random_at(self.seed, STREAM_AUGMENT, position)
-        if self.copies and rng.random() < self.probability:
-            item += 1 + int(rng.integers(self.copies))
+        if copies and rng.random() < self.probability:
+            item += 1 + int(rng.integers(copies))
         return item

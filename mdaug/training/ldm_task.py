@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional
+from torch.utils.data import ConcatDataset
 
 from mdaug import augment, distributed
 from mdaug import config as configuration
@@ -18,7 +20,7 @@ from mdaug.models.vqvae import load_vqvae
 from mdaug.pipeline.folder import save_pipeline
 from mdaug.pipeline.pipeline import MicroDopplerPipeline
 from mdaug.pipeline.schedulers import build_scheduler
-from mdaug.training import conditions
+from mdaug.training import auxiliary, conditions
 from mdaug.training import ema_snapshots as snapshots
 from mdaug.training.background_writer import Bundle
 from mdaug.training.batches import BatchPlan
@@ -27,6 +29,7 @@ from mdaug.training.cost import Workload, unet_workload
 from mdaug.training.ema import EMA
 from mdaug.training.encode import load_statistics
 from mdaug.training.engine import Engine, resolve_precision
+from mdaug.training.initial import start_unet
 from mdaug.training.latents import CopyOrder, LatentSet
 from mdaug.training.loop import Task, validation_batches
 from mdaug.training.objective import VALIDATION_SEED, Diffuse, Objective
@@ -67,14 +70,16 @@ def build_unet(
         raise UserError(f"the U-Net cannot be built: {error}") from None
 
 
-def check_before_latents(config: LDMConfig, packed: Path, latent_shape: list[int]) -> None:
+def check_before_latents(config: LDMConfig, packed: Path, latent_shape: list[int], others: Sequence[Path] = ()) -> None:
     """Raise UserError for what `LDMTask` would refuse, as far as that shows without latents."""
     if read_index(packed / "val")["nsamples"] == 0:
         raise UserError(NO_VALIDATION.format(packed))
     if config.condition_on:
         conditions.read(packed, list(config.condition_on))
+    classes: list[str] = read_index(packed / "train")["classes"]
+    further, _ = auxiliary.name_classes(config, classes, others)
     with torch.device("meta"):
-        build_unet(config, latent_shape, len(read_index(packed / "train")["classes"]))
+        build_unet(config, latent_shape, len(classes) + len(further))
 
 
 NO_VALIDATION = "{} has no validation images; pack it again with a larger --val_fraction"
@@ -93,29 +98,59 @@ class LDMTask(Task):
     watched = tuple(f"loss_t{i}" for i in range(BINS))
     last_folder = LAST_FOLDERS["train-ldm"]
 
-    def __init__(self, config: LDMConfig, packed: Path, vqvae: Path, latents: Path, made_from: dict[str, str]):
+    def __init__(
+        self,
+        config: LDMConfig,
+        packed: Path,
+        vqvae: Path,
+        latents: Path,
+        made_from: Mapping[str, str | None],
+        others: Sequence[tuple[Path, Path]] = (),
+    ):
+        """Build what is trained; `others` are (folder, latents) of the auxiliary sets, see `auxiliary.open_sets`."""
         self.config = config
-        self.made_from = {**made_from, "latents": provenance.read(latents, "latents")["hash"]}
+        given = {role: content for role, content in made_from.items() if content is not None}
+        self.made_from = {**given, "latents": provenance.read(latents, "latents")["hash"]}
 
         # The latents, and the conditions that are shown with them.
         columns = conditions.read(packed, list(config.condition_on)) if config.condition_on else None
-        self.conditions = columns.for_pipeline() if columns else None
         self.train_set = LatentSet(latents / "train", columns.train if columns else None)
         self.val_set = LatentSet(latents / "val", columns.val if columns else None)
         if len(self.val_set) == 0:
             raise UserError(NO_VALIDATION.format(packed))
         self.statistics, self.geometry = load_statistics(latents), load_geometry(vqvae)
-        self.classes, self.latent_shape = self.train_set.classes, self.geometry["latent_shape"]
+        self.latent_shape: list[int] = self.geometry["latent_shape"]
+
+        # The auxiliary ones, whose classes come behind those of the target.
+        self.auxiliary, places = auxiliary.name_classes(config, self.train_set.classes, [made for _, made in others])
+        self.classes = [*self.train_set.classes, *self.auxiliary]
+        sets = [self.train_set, *self._auxiliary_sets(others, places, columns)]
+        self.conditions = columns.for_pipeline() if columns else None
+        has_copies = any(each.copies > 0 for each in sets)
+        for each in sets:
+            if each.index["latent_shape"] != self.latent_shape:
+                raise UserError(f"{each.folder} holds latents {each.index['latent_shape']}, not {self.latent_shape}")
+            each.augmented = has_copies  # samples of one batch hold the same fields
 
         # Position -> training sample: which latent, at which timestep, with which noise.
-        copies = self.train_set.copies if config.augment_probability > 0 else 0
-        order = CopyOrder(self.train_set.num_images, config.seed, self.train_set.copies, config.augment_probability)
+        own, *further = [each.labels[:: 1 + each.copies] for each in sets]
+        order = CopyOrder(
+            auxiliary.order_of(config, own, np.concatenate([np.empty(0, np.int64), *further])),
+            [(each.num_images, each.copies) for each in sets],
+            config.seed,
+            config.augment_probability,
+        )
+        self.epoch = order.num_samples
         self.diffuse = Diffuse(self.statistics["mean"], self.statistics["std"], config, len(self.classes))
-        self.dataset = PositionDataset(self.train_set, order, self.diffuse)
+        self.dataset = PositionDataset(ConcatDataset(sets), order, self.diffuse)
 
         # The network, its averages, and what it learns.
         torch.manual_seed(config.seed)
-        self.module = build_unet(config, self.latent_shape, len(self.classes), augmented=copies > 0)
+        self.module = build_unet(
+            config, self.latent_shape, len(self.classes), has_copies and config.augment_probability > 0
+        )
+        if config.init_from is not None:
+            start_unet(config.init_from, self.module, config, self.classes, self.latent_shape, made_from.get("vqvae"))
         self.ema = EMA(self.module, config.ema_half_life, config.ema_profiles)
         self.objective = Objective(config, distributed.device())
         self.flops_per_sample = self.workload(1).flops_per_sample
@@ -127,8 +162,29 @@ class LDMTask(Task):
         if config.best_by == "fd":
             images = ShardDataset(packed / "val")
             self.score, self.sampled = "fd", SampledDistance(images, config.fd_samples, VALIDATION_SEED)
-        self.pictures = SamplePictures(packed, self.classes, self.conditions, self.geometry.get("colormap"))
+        self.pictures = SamplePictures(packed, self.train_set.classes, self.conditions, self.geometry.get("colormap"))
         self.figures: dict[str, float] = {}  # of the last validation, for the model card
+
+    def _auxiliary_sets(
+        self, others: Sequence[tuple[Path, Path]], places: Sequence[np.ndarray], columns: conditions.Conditions | None
+    ) -> list[LatentSet]:
+        """Return the auxiliary latents under their labels in the model, and add joint conditions of their classes."""
+        sets: list[LatentSet] = []
+        told: dict[str, list[np.ndarray]] = {name: [] for name in self.auxiliary}
+        for (folder, latents), place in zip(others, places, strict=True):
+            labels = np.where(place == auxiliary.NO_CLASS, len(self.classes), place)
+            for split in auxiliary.splits(latents):
+                images = LatentSet(split, labels=labels)
+                if columns is not None:
+                    packed = None if folder == latents else folder
+                    raw = columns.of_auxiliary(packed, split.name, images.num_images)
+                    images.conditions = columns.normalised(raw)
+                    for label, name in enumerate(self.auxiliary, len(self.train_set.classes)):
+                        told[name].append(raw[images.labels[:: 1 + images.copies] == label])
+                sets.append(images)
+        if columns is not None:
+            columns.values.update({name: conditions.joint(np.concatenate(rows)) for name, rows in told.items()})
+        return sets
 
     def _print_size_of_averages(self) -> None:
         config, parameters = self.config, sum(parameter.numel() for parameter in self.module.parameters())
@@ -242,6 +298,7 @@ class LDMTask(Task):
             latent_shape=self.geometry["latent_shape"],
             image_shape=self.geometry["image_shape"],
             conditions=self.conditions,
+            auxiliary=self.auxiliary or None,
             floor=self.geometry.get("floor"),
             colormap=name and {"name": name, "palette": colormap(name).palette.tobytes().hex()},
         )
@@ -267,7 +324,8 @@ class LDMTask(Task):
                     self.pipeline(network),
                     folder,
                     made_from=self.made_from,
-                    config=configuration.as_dict(self.config),
+                    config=configuration.as_dict(self.config)
+                    | ({"auxiliary_classes": self.auxiliary} if self.auxiliary else {}),
                     metrics=self.figures,
                 )
         distributed.barrier()

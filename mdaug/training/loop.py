@@ -57,6 +57,8 @@ class Task(ABC):
     """The network that DeepSpeed trains."""
     dataset: Dataset
     """Training samples by position."""
+    epoch: int
+    """Positions in which every training image of the target is shown once."""
     figures: dict[str, float]
     """Those of the last validation."""
     score: str

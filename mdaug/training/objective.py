@@ -137,7 +137,8 @@ class Diffuse:
     def __call__(self, sample: dict[str, Any], position: int) -> dict[str, Any]:
         """Return {"latent": normalised, "noise", "timestep", "label"} of a training position, and "conditions" and
         "augment" where the sample has them."""
-        dropped = random_at(self.seed, STREAM_LABEL_DROP, position).random() < self.label_dropout
+        dropped = sample["label"] == self.null_label
+        dropped |= random_at(self.seed, STREAM_LABEL_DROP, position).random() < self.label_dropout
         timestep = self.law.draw(position)
         item = self._item(sample, self.seed, position, timestep, self.null_label if dropped else sample["label"])
         if "augment" in sample:

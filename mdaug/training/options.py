@@ -25,6 +25,15 @@ class TrainingConfig:
     """Packed shards, or an image folder `root/<class>/*.png` that is packed once into a cache."""
     output_dir: Path = operational()
     """Run folder. The same command again resumes it."""
+    aux_dir: Path | list[Path] | None = operational(None)
+    """Auxiliary images of other persons, sites or simulations, which train and never validate: packed shards or image
+    folders, several with commas between."""
+    aux_share: float = 0.5
+    """Share of each batch that they take."""
+    balance_classes: bool = False
+    """Show small classes as often as large ones, among the images of data_dir and among the auxiliary ones."""
+    init_from: Path | None = operational(None)
+    """Run or model folder of an earlier training whose weights this one starts from, of the same architecture."""
     image_size: int | str = 256
     """Pixels of the images: one number for squares, or height x width such as 128x256."""
     group_by: str | None = None
@@ -87,12 +96,18 @@ class TrainingConfig:
     """Also log to Weights & Biases (offline without a network)."""
     wandb_project: str = operational("mdaug")
     """Project name at Weights & Biases."""
+    verify: bool = operational(False)
+    """Compare the hashes of all files of a finished folder, not their sizes alone; what was changed is made again."""
 
     ALIASES: ClassVar[dict[str, str]] = {"fp16": "mixed_precision=fp16"}
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work; raises ValueError naming field, value and what is accepted."""
         self.image_size = written(*height_width(self.image_size))
+        if isinstance(self.aux_dir, Path) and "," in str(self.aux_dir):
+            self.aux_dir = [Path(name.strip()) for name in str(self.aux_dir).split(",")]
+        if isinstance(self.aux_dir, list):
+            self.aux_dir = [folder.expanduser() for folder in self.aux_dir]
         at_least(
             self, 1, "batch_size", "gradient_accumulation_steps", "global_batch_size", "epochs", "train_samples",
             "val_epochs", "val_samples", "save_epochs", "save_samples", "keep_last", "logging_steps",
@@ -102,6 +117,7 @@ class TrainingConfig:
         within(self, "(0, 1]", "lr")
         within(self, "(0, inf)", "train_minutes")
         within(self, "[0, 1)", "adam_betas")
+        within(self, "(0, 1)", "aux_share")
         path = self.deepspeed_config
         if path is not None and not path.exists() and (old := OLD_JSON.fullmatch(path.name)):
             precision = "no" if old[2] == "fp32" else old[2]
@@ -224,6 +240,8 @@ class EncodeConfig:
     flip_doppler."""
     augment_seed: int = 0
     """What is done to copy c of an image depends on this seed, the image's key and c alone."""
+    verify: bool = operational(False)
+    """Compare the hashes of all files of a finished folder, not their sizes alone; what was changed is made again."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
@@ -246,7 +264,13 @@ class LDMConfig(TrainingConfig):
     vqvae_path: Path = operational()
     """VQ-VAE: the run folder of train-vqvae (its best/) or a diffusers folder."""
     latents_dir: Path | None = operational(None)
-    """Latent shards of `mdaug encode`; default <output_dir>/latents. Made now if they do not exist."""
+    """Latent shards of `mdaug encode`; default <output_dir>/latents. Made now if they do not exist. Folders of latents
+    may be named in aux_dir, too."""
+    aux_labels: Literal["auto", "classes", "none"] = "auto"
+    """classes: auxiliary classes are further classes of the model; none: auxiliary images are shown without a class;
+    auto: none for a set of one class (that is not the same as another one, see same_names), else classes."""
+    same_names: Literal["ask", "same", "other"] = "ask"
+    """Classes of one name in data_dir and aux_dir: same: the same class; other: another class, which is renamed."""
     latent_channels: int = 4
     """Channels of a latent; must be those of the VQ-VAE."""
     block_out_channels: tuple[int, ...] = (256, 512, 768, 1024)

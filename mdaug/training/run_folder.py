@@ -23,7 +23,7 @@ COMMANDS: dict[type, str] = {VQVAEConfig: "train-vqvae", LDMConfig: "train-ldm"}
 LAST_FOLDERS = {"train-vqvae": "last", "train-ldm": "pipeline"}  # of the last weights; the best ones are in best/
 
 
-def check(options: TrainingConfig, where: Preflight, made_from: Mapping[str, str]) -> None:
+def check(options: TrainingConfig, where: Preflight, made_from: Mapping[str, str | None]) -> None:
     """Refuse before the start what both trainings would refuse: batches, precision, DeepSpeed JSON, run folder.
 
     Raises UserError.
@@ -50,7 +50,7 @@ def packing(options: TrainingConfig) -> dict[str, Any]:
     return {"group_by": options.group_by, "image_mode": options.image_mode, "colormap": options.colormap}
 
 
-def is_done(options: TrainingConfig, made_from: Mapping[str, str]) -> bool:
+def is_done(options: TrainingConfig, made_from: Mapping[str, str | None]) -> bool:
     """Return whether the run of a folder is finished, after saying so; every rank calls it.
 
     What a finished run has lost is said where no command needs it. Models that the last checkpoint can give again are
@@ -101,12 +101,13 @@ def _require_checkpoint(folder: Path, command: str, lost: list[provenance.Lost])
     )
 
 
-def open_run(options: TrainingConfig, made_from: Mapping[str, str]) -> OutputFolder:
+def open_run(options: TrainingConfig, made_from: Mapping[str, str | None]) -> OutputFolder:
     """Create or resume the run folder, once nothing is left to be refused; every rank calls it.
 
     Args:
         options: the resolved options, printed and saved as `config.yaml`.
-        made_from: role -> content hash of what the run is made from; a resumed run must agree.
+        made_from: role -> content hash of what the run is made from, None for what it was made without; a resumed run
+            must agree.
 
     Raises:
         UserError: the folder holds another run or other files; the message names every difference.
@@ -124,7 +125,7 @@ def open_run(options: TrainingConfig, made_from: Mapping[str, str]) -> OutputFol
 
 
 def claim_on_all_ranks(
-    path: Path, command: str, identity: Mapping[str, Any], made_from: Mapping[str, str], *, wait: bool = False
+    path: Path, command: str, identity: Mapping[str, Any], made_from: Mapping[str, str | None], *, wait: bool = False
 ) -> OutputFolder:
     """Do what `shards.output_folder.claim` does, on rank 0, which owns the folder; every rank calls it.
 

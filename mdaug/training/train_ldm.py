@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mdaug import distributed
 from mdaug.artifacts import find_vqvae, load_geometry
-from mdaug.training import encode, run_folder
+from mdaug.training import auxiliary, encode, initial, run_folder
 from mdaug.training.batches import plan_batches
 from mdaug.training.cost import choose_batch_size, memory, sharding
 from mdaug.training.engine import check_before_data
@@ -24,10 +24,12 @@ from shards.validation import Preflight, written
 
 def check(options: LDMConfig, where: Preflight) -> None:
     """Refuse before the start what would be refused at it; raises UserError."""
-    made_from = {}
+    made_from: dict[str, str | None] = {}
+    of_others: dict[str, str | None] = {}
     if where.inputs_there:
         made_from = {**images_hash(options), "vqvae": provenance.read(_fitting_vqvae(options), "vqvae")["hash"]}
-    run_folder.check(options, where, made_from)
+        of_others = {**auxiliary.made_from(options), **initial.made_from(options)}
+    run_folder.check(options, where, {**made_from, **of_others})
     if options.latents_dir is not None and where.inputs_there:
         augmentation = encode.augmentation_of(options.latents_dir)
         refuse_other(options.latents_dir, "encode", augmentation, made_from)
@@ -54,27 +56,44 @@ def run(options: LDMConfig) -> None:
     check_before_data(options)
     vqvae = _fitting_vqvae(options)
     packed = open_packed(options.data_dir, options.image_size, **packing(options))
+    others = auxiliary.open_sets(options, packed, vqvae)
     made_from = {
         "images": provenance.read(packed, "images")["hash"],
         "vqvae": provenance.read(vqvae, "vqvae")["hash"],
+        **auxiliary.made_from(options, others),
+        **initial.made_from(options),
     }
     if run_folder.is_done(options, made_from):
         return
     # All that may be refused, before the folder is claimed and anything is encoded.
-    check_before_latents(options, packed, load_geometry(vqvae)["latent_shape"])
+    check_before_latents(options, packed, load_geometry(vqvae)["latent_shape"], others)
+    auxiliary.refuse_overlap(options, packed, others)
     output = open_run(options, made_from)
     latents = options.latents_dir or options.output_dir / "latents"
     augmentation = encode.augmentation_of(latents)
     encode.encode(EncodeConfig(packed, vqvae, latents, num_workers=options.num_workers, **augmentation))
-    task = LDMTask(options, packed, vqvae, latents, made_from)
-    num_images = task.train_set.num_images
+    auxiliary.refuse_same_latents(options, latents, others)
+    of_others = []
+    for number, folder in enumerate(others):
+        if auxiliary.is_latents(folder):
+            of_others.append(folder)
+            continue
+        place = options.output_dir / "auxiliary_latents" / str(number)
+        encode.encode(EncodeConfig(folder, vqvae, place, num_workers=options.num_workers, **augmentation))
+        of_others.append(place)
+    auxiliaries = list(zip(others, of_others, strict=True))
+
+    def build(changed: LDMConfig) -> LDMTask:
+        return LDMTask(changed, packed, vqvae, latents, made_from, auxiliaries)
+
+    task = build(options)
     if options.batch_size == "auto":
-        options.batch_size = choose_batch_size(options, num_images, task.workload(1), task.rehearse)
+        options.batch_size = choose_batch_size(options, task.epoch, task.workload(1), task.rehearse)
     if options.train_minutes is not None:
-        options = settle(options, num_images, output, lambda o: LDMTask(o, packed, vqvae, latents, made_from))
-        task = LDMTask(options, packed, vqvae, latents, made_from)
+        options = settle(options, task.epoch, output, build)
+        task = build(options)
     if distributed.is_main():
         print(memory(task.workload(int(options.batch_size)), sharding(options)), flush=True)
     if options.compile:
         task.compile()
-    train(task, options, plan_batches(options, num_images), output)
+    train(task, options, plan_batches(options, task.epoch), output)

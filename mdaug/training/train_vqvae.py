@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mdaug import distributed
 from mdaug.models.perceptual import find_weights
-from mdaug.training import run_folder
+from mdaug.training import auxiliary, initial, run_folder
 from mdaug.training.batches import plan_batches
 from mdaug.training.cost import choose_batch_size, memory, sharding
 from mdaug.training.engine import check_before_data
@@ -20,7 +20,10 @@ from shards.validation import Preflight
 
 def check(options: VQVAEConfig, where: Preflight) -> None:
     """Refuse before the start what would be refused at it; raises UserError."""
-    run_folder.check(options, where, images_hash(options) if where.inputs_there else {})
+    made_from: dict[str, str | None] = {}
+    if where.inputs_there:
+        made_from = {**images_hash(options), **auxiliary.made_from(options), **initial.made_from(options)}
+    run_folder.check(options, where, made_from)
     if options.use_perceptual:
         find_weights(options.perceptual_net, options.perceptual_weights)
 
@@ -30,19 +33,25 @@ def run(options: VQVAEConfig) -> None:
     distributed.init()
     check_before_data(options)
     packed = open_packed(options.data_dir, options.image_size, **packing(options))
-    images = provenance.read(packed, "images")["hash"]
-    if run_folder.is_done(options, {"images": images}):
+    others = auxiliary.open_sets(options, packed)
+    made_from = {
+        "images": provenance.read(packed, "images")["hash"],
+        **auxiliary.made_from(options, others),
+        **initial.made_from(options),
+    }
+    if run_folder.is_done(options, made_from):
         return
     # All that may be refused, before the folder is claimed.
-    task = VQVAETask(options, packed, images)
-    num_images = len(task.train_set)
+    auxiliary.refuse_overlap(options, packed, others)
+    task = VQVAETask(options, packed, made_from, others)
     if options.batch_size == "auto":
-        options.batch_size = choose_batch_size(options, num_images, task.workload(1), task.rehearse)
-    plan = plan_batches(options, num_images)
-    output = open_run(options, {"images": images})
+        options.batch_size = choose_batch_size(options, task.epoch, task.workload(1), task.rehearse)
+    plan = plan_batches(options, task.epoch)
+    output = open_run(options, made_from)
     if options.train_minutes is not None:
-        options = settle(options, num_images, output, lambda options: VQVAETask(options, packed, images))
-        task, plan = VQVAETask(options, packed, images), plan_batches(options, num_images)
+        options = settle(options, task.epoch, output, lambda changed: VQVAETask(changed, packed, made_from, others))
+        task = VQVAETask(options, packed, made_from, others)
+        plan = plan_batches(options, task.epoch)
     if distributed.is_main():
         print(memory(task.workload(int(options.batch_size)), sharding(options)), flush=True)
     if options.compile:

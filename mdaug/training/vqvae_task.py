@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import ConcatDataset
 
 from mdaug import config as configuration
 from mdaug import distributed
@@ -15,9 +17,11 @@ from mdaug.models.quantizer import Codebook, code_usage
 from mdaug.models.vqvae import TrainableVQVAE, build_vqvae, save_vqvae, stock_model
 from mdaug.training import losses
 from mdaug.training.adversary import Adversary
+from mdaug.training.auxiliary import label_apart, order_of, splits
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.cost import Workload, vqvae_workload
 from mdaug.training.engine import Engine, resolve_precision
+from mdaug.training.initial import start_vqvae
 from mdaug.training.loop import Task, validation_batches
 from mdaug.training.options import VQVAEConfig
 from mdaug.training.run_folder import LAST_FOLDERS
@@ -25,7 +29,7 @@ from mdaug.training.task_pictures import save_reconstructions
 from shards.colormap import floor_of
 from shards.dataset import ShardDataset
 from shards.errors import UserError
-from shards.order import EpochOrder, PositionDataset
+from shards.order import PositionDataset
 
 START_IMAGES, START_BATCH = 256, 16  # images whose encoder outputs place the first codes, and how many go at once
 LOW_USE = 0.3  # share of the codes below which their use is warned about
@@ -83,8 +87,10 @@ class VQVAETask(Task):
     score = "loss"
     last_folder = LAST_FOLDERS["train-vqvae"]
 
-    def __init__(self, config: VQVAEConfig, packed: Path, images_hash: str):
-        self.config, self.images_hash = config, images_hash
+    def __init__(
+        self, config: VQVAEConfig, packed: Path, made_from: dict[str, str | None], auxiliary: Sequence[Path] = ()
+    ):
+        self.config, self.made_from = config, made_from
         self.steps = 0
 
         # The images, and what they look like where nothing echoes.
@@ -95,12 +101,21 @@ class VQVAETask(Task):
         self.colormap: str | None = self.train_set.index.get("colormap")
         self.floor = floor_of(self.train_set)
         self.floor_in_range = losses.floor_in_range(self.floor, distributed.device())
-        self.dataset = PositionDataset(self.train_set, EpochOrder(len(self.train_set), config.seed), _transform)
+
+        # Position -> training image: one of the target's, or an auxiliary one.
+        sets = [ShardDataset(split) for folder in auxiliary for split in splits(folder)]
+        others = label_apart([(images.labels, len(images.classes)) for images in sets])
+        order = order_of(config, self.train_set.labels, others)
+        self.dataset = PositionDataset(ConcatDataset([self.train_set, *sets]), order, _transform)
+        self.epoch = order.num_samples
+        self.num_images = len(self.train_set) + len(others)
 
         # The network, and the networks that judge its reconstructions.
         torch.manual_seed(config.seed)
         self.module, self.model_config = build_module(config, self.image_shape[2])
         self.codebook = self.module.codebook
+        if config.init_from is not None:
+            start_vqvae(config.init_from, self.module, self.model_config, self.image_shape)
         self.perceptual = (
             PerceptualLoss(config.perceptual_net, config.perceptual_weights).to(distributed.device())
             if config.use_perceptual
@@ -139,7 +154,9 @@ class VQVAETask(Task):
 
     def prepare(self, engine: Engine) -> None:
         """Place the first codes by k-means over the untrained encoder's outputs, the same images on all ranks."""
-        count = min(START_IMAGES, len(self.train_set))
+        if self.config.init_from is not None:
+            return
+        count = min(START_IMAGES, self.num_images)
         outputs = []
         with torch.no_grad():
             for start in range(0, count, START_BATCH):
@@ -242,7 +259,7 @@ class VQVAETask(Task):
                 image_shape=self.image_shape,
                 floor=self.floor,
                 colormap=self.colormap,
-                made_from={"images": self.images_hash},
+                made_from={role: content for role, content in self.made_from.items() if content is not None},
                 config=configuration.as_dict(self.config),
             )
         distributed.barrier()

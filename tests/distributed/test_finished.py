@@ -36,7 +36,15 @@ LDM = (
 GENERATE = "--num_samples 12 --samples_per_shard 8 --num_inference_steps 2 --batch_size 8"
 EVALUATE = "--n_real_per_class [2] --synthetic_per_real [1] --seeds 1 --steps 2 --image_size 16 --workers 1"
 
-SLOW = ("train-vqvae", "train-ldm", "generate", "evaluate")  # to mend: the files of a sub-folder are damaged together
+RECORDS = ("run.json", "provenance.json", "log.txt")
+ANEW = ("ema", "reconstruct")  # they make all of their files each time
+SLOW = (
+    "train-vqvae",
+    "train-ldm",
+    "generate",
+    "evaluate",
+    "augment",
+)  # to mend: the files of a sub-folder are damaged together
 
 # Command -> (its output folder, its flags, the commands that read the folder).
 COMMANDS = {
@@ -60,6 +68,8 @@ COMMANDS = {
     "evaluate": ("evaluation", "--data_dir packed --synthetic_dir synthetic --vqvae_path vqvae "
                  f"--output_dir evaluation {EVALUATE}", []),
     "reconstruct": ("reconstruction", "--data_dir packed --vqvae_path vqvae --output_dir reconstruction", []),
+    "augment": ("recipe", "--data_dir packed --output_dir recipe --image_size 16 --steps 1 --seeds 1 --folds 2 "
+                "--n_per_class [2] --batch_size 8 --workers 1", []),
 }  # fmt: skip
 
 
@@ -156,19 +166,47 @@ def is_one_line_about(text: str, folder: str, damaged: list[str]) -> bool:
     return len(text.strip().splitlines()) == 1 and "Traceback" not in text and any(each in text for each in names)
 
 
-def again(root: Path, command: str) -> list[str]:
+def changes(folder: Path) -> Iterator[tuple[list[str], str]]:
+    """Turn a bit of two files of each kind in a folder, one after the other, and put all back after each."""
+    kinds: dict[str, list[Path]] = {}
+    for path in sorted(path for path in folder.rglob("[!.]*") if path.is_file()):
+        is_sidecar = path.suffix == ".json" and path.with_suffix(".tar").is_file()
+        if (
+            path.stat().st_size
+            and not is_sidecar
+            and not {"checkpoints", "snapshots", "logs"} & set(path.parts)
+            and path.name not in RECORDS
+        ):
+            kinds.setdefault(path.suffix, []).append(path)
+    kept = folder.with_name(f"{folder.name}.kept")
+    shutil.copytree(folder, kept)
+    for path in [path for paths in kinds.values() for path in paths[:2]]:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+        yield [str(path.relative_to(folder))], "changed"
+        shutil.rmtree(folder)
+        shutil.copytree(kept, folder)
+    shutil.rmtree(kept)
+
+
+def again(root: Path, command: str, verify: bool = False) -> list[str]:
     """What goes wrong when a command is given again after each damage of its folder."""
     wrong = []
     with _chdir(root):
         folder, flags, _ = COMMANDS[command]
         whole = contents(Path(folder))
-        for names, kind in damages(Path(folder), together=command in SLOW):
+        flags += " --verify" if verify else ""
+        faults = changes(Path(folder)) if verify else damages(Path(folder), together=command in SLOW)
+        for names, kind in faults:
             status, out, err = call(f"{command} {flags}")
             if status == 2 and is_one_line_about(err, folder, names):
                 continue
             after = contents(Path(folder)) if status == 0 else {}
             differ = [each for each in whole.keys() | after.keys() if whole.get(each) != after.get(each)]
-            named = set(differ) <= set(names) and any(f"{name} is " in out for name in names)
+            named = set(differ) <= set(names) and any(
+                f"{name} {verb} " in out for name in names for verb in ("is", "was")
+            )
             if status == 0 and (named or not differ):
                 continue
             wrong.append(f"{names} {kind}: status {status}, {differ[:3] if status == 0 else err[-1500:]}")
@@ -216,6 +254,11 @@ def root(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_same_command_mends_its_folder_or_names_the_file(command, root):
     assert run_ranks(1, again, root, command) == [[]]
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ANEW])
+def test_with_verify_what_was_changed_is_made_again_or_named(command, root):
+    assert run_ranks(1, again, root, command, True) == [[]]
 
 
 @pytest.mark.parametrize("command", [command for command, (_, _, readers) in COMMANDS.items() if readers])

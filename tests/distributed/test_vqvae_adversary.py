@@ -37,7 +37,7 @@ def plain_torch(packed: Path, output: Path) -> list[float]:
         lr=2e-3, **SETTINGS,
     )  # fmt: skip
     distributed.init()
-    task = VQVAETask(config, packed, "")
+    task = VQVAETask(config, packed, {})
     task.prepare(_Alone(task.module))  # places the codes
     critic = task.adversary.network
     optimizer = torch.optim.AdamW(task.module.parameters(), lr=config.lr, weight_decay=config.weight_decay)

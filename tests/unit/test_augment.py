@@ -124,15 +124,16 @@ def test_the_views_of_an_image_are_itself_and_its_copies(tmp_path):
 
 
 def test_copies_change_neither_the_length_nor_the_balance_of_an_epoch():
-    plain, order = EpochOrder(50, seed=1), CopyOrder(50, seed=1, copies=4, probability=0.3)
+    plain = EpochOrder(50, seed=1)
+    order = CopyOrder(EpochOrder(50, seed=1), [(50, 4)], seed=1, probability=0.3)
     items = [order.index(position) for position in range(200 * 50)]
     assert [item // 5 for item in items] == [plain.index(position) for position in range(200 * 50)]
     shown = Counter(item % 5 for item in items)
     assert 0.28 < 1 - shown[0] / len(items) < 0.32
     assert max(shown[copy] for copy in range(1, 5)) < 1.15 * min(shown[copy] for copy in range(1, 5))
     assert [order.index(position) for position in (7, 9000, 7)] == [items[7], items[9000], items[7]]
-    assert {CopyOrder(50, 1, 4, 0.0).index(position) % 5 for position in range(100)} == {0}
-    assert {CopyOrder(50, 1, 4, 1.0).index(position) % 5 for position in range(100)} == {1, 2, 3, 4}
+    assert {CopyOrder(plain, [(50, 4)], 1, 0.0).index(position) % 5 for position in range(100)} == {0}
+    assert {CopyOrder(plain, [(50, 4)], 1, 1.0).index(position) % 5 for position in range(100)} == {1, 2, 3, 4}
 
 
 def test_unknown_transforms_and_negative_numbers_are_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -141,3 +142,69 @@ def test_every_accepted_spelling_is_listed(command, capsys):
     if positional := getattr(options, "POSITIONAL", None):
         assert f"a first word without dashes, {positional.upper()}, is short for --{positional}" in shown
     assert "--a-name is --a_name" in shown
+
+
+VQVAE, LDM = "train-vqvae --data_dir=a --output_dir=b", "train-ldm --data_dir=a --vqvae_path=a --output_dir=b"
+EVALUATE = "evaluate --data_dir=a --synthetic_dir=a --output_dir=b"
+SIMULATE, SPECTROGRAM = "simulate --output_dir=b", "spectrogram --data_dir=a --output_dir=b --v_max_m_s=3"
+PACK, ENCODE = "pack --data_dir=a --output_dir=b", "encode --data_dir=a --vqvae_path=a --output_dir=b"
+CLUMSY = [
+    (f"{EVALUATE} --n_real_per_class [5,All]", "n_real_per_class takes a list such as [5, all], not 'All'"),
+    (f"{EVALUATE} --n_real_per_class 5", "n_real_per_class takes a list such as [5, all], not '5'"),
+    (f"{EVALUATE} --steps 1.5", "steps takes a whole number or 'settled', not '1.5'"),
+    (f"{EVALUATE} --part fidelty", "part takes one of all, usefulness, fidelity, "),
+    (f"{VQVAE} --batch_size Auto", "batch_size takes a whole number or 'auto', not 'Auto'"),
+    (f"{VQVAE} --bathc_size 4", "there is no flag --bathc_size; did you mean --batch_size?"),
+    (f"{VQVAE} --lr 1,5", "lr takes a number, not '1,5'"),
+    (f"{VQVAE} --lr", "--lr needs a value"),
+    (f"{VQVAE} --use_perceptual maybe", "'maybe' belongs to no flag"),
+    (f"{LDM} --block_out_channels [16,a]", "block_out_channels takes a list such as [1, 2], not 'a'"),
+    (f"{LDM} --ema_profiles 0.05", "ema_profiles takes a list such as [0.1, 0.5], not '0.05'"),
+    (f"{LDM} --scheduler_type DDIM", "scheduler_type takes one of ddpm, ddim, "),
+    ("generate --ldm_path=a --output_dir=b --num_samples many", "num_samples takes a whole number, not 'many'"),
+    ("generate --ldm_path=a --output_dir=b --guidance_scale nan", "guidance_scale takes a number, not 'nan'"),
+    (f"{ENCODE} --num_copies 2", "there is no flag --num_copies; did you mean --augment_copies?"),
+    (f"{SIMULATE} --classes walking,bird", "classes takes a list such as [fall, walk], not 'walking,bird'"),
+    (f"{SIMULATE} --carrier_hz 24GHz", "carrier_hz takes a number, not '24GHz'"),
+    (f"{SPECTROGRAM} --range_m 3", "range_m takes a list such as [0.1, 0.5], not '3'"),
+    ("augment --data_dir=a --output_dir=b --n_per_class [5,a]", "n_per_class takes a list such as [1, 2], not 'a'"),
+    ("ema --run_dir=a", "--reconstruct must be given"),
+    ("reconstruct --data_dir=a --vqvae_path=a --split tset", "split takes one of auto, train, val, test, not 'tset'"),
+    ("estimate foo", "command takes one of train-ldm, train-vqvae, not 'foo'"),
+    ("verify a b", "'b' belongs to no flag"),
+    ("weights --output_dir=b", "there is no flag --output_dir"),
+    (f"{PACK} --größe 3", "there is no flag --größe"),
+    (f"{PACK} --config", "--config needs a value"),
+    (f"{PACK} --config .", "--config . is a folder; presets are "),
+]
+FILES = [
+    ("", "does not hold 'flag: value' lines"),
+    ("- 1\n- 2", "does not hold 'flag: value' lines: - 1 - 2"),
+    ("gap: 3\n\tseed: 1", "is not YAML: "),
+    ("gap: *x", "is not YAML: found undefined alias, line 1, column 6"),
+    ("? [1]\n: 3", "is not YAML: while constructing a mapping"),
+    ("3: 4", "has a name that is not text: 3"),
+    ("gapp: 3", "has 'gapp', which is not a field; did you mean gap?"),
+    ("pack: [1]", "has 'pack', which is not a field"),
+    ("pack: {gap: {a: 1}}", "gap takes a whole number, not '{'a': 1}'"),
+    ("gap: 2024-01-01", "gap takes a whole number, not '2024-01-01'"),
+    ("config: absent.yaml", "the file of --config: File does not exist"),
+    ("image_size: [64, 128]", "image_size takes a whole number or text, not '[64, 128]'"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), CLUMSY)
+def test_clumsy_flags_are_told_in_plain_words(line, message):
+    command, *flags = line.split()
+    with pytest.raises(UserError) as error:
+        cli.parse(command, flags)
+    assert message in str(error.value)
+    assert not re.search("subtypes|typing|<class|Parser key|NoneType", str(error.value))
+
+
+@pytest.mark.parametrize(("text", "message"), FILES)
+def test_clumsy_files_are_told_in_plain_words(text, message, write):
+    with pytest.raises(UserError) as error:
+        cli.parse("pack", [*REQUIRED, "--config", write(text)])
+    assert message in str(error.value)
+    assert not re.search("subtypes|typing|<class|Parser key|NoneType|unicode string", str(error.value))

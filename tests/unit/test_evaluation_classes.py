@@ -142,6 +142,7 @@ def test_three_hundred_images_against_three_do_not_read_as_success(tmp_path, cap
     monkeypatch.setattr(  # a classifier that has learnt to say walk
         classifier, "outputs", lambda model, images: (np.full(len(images), walk), outputs(model, images)[1])
     )
+    monkeypatch.setattr(classifier, "predict", lambda model, images, *_, **__: np.eye(2)[np.full(len(images), walk)])
     synthetic = unequal_synthetic(tmp_path / "synthetic", packed, {"walk": 60, "fall": 60})
     metrics = evaluate(settings(tmp_path, packed, synthetic))
     figures = metrics["usefulness"]

@@ -160,7 +160,8 @@ def test_arms_of_a_seed_see_the_same_real_images(packed, synthetic):
     train, _, fake = sets_of(packed, synthetic)
     plan = usefulness.plan_jobs([10, 24, "all"], [0, 1, 5], 2, train, fake)
     assert len(plan) == len({job.name for job in plan})
-    assert {job.n_real for job in plan} == {10, "all", 0}  # 24 is all of them
+    assert {job.n_real for job in plan} == {10, 20, "all", 0}  # 24 is all of them
+    assert {job.arm for job in plan if job.n_real == 20} == {TRANSFORMS}  # for the curve of the free baseline
     assert [job.n_real for job in plan if job.reference] == ["all"] * 2
     # There are 16 synthetic images per class: at "all" (24) the ratio 5 finds no more than the ratio 1.
     assert {job.ratio for job in plan if job.n_real == "all"} == {0, 1}

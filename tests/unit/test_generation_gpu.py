@@ -68,7 +68,7 @@ def test_a_compiled_network_is_compiled_once_whatever_the_size_of_a_batch(device
     pipeline = tiny_pipeline().to(device)
     for _ in range(2):  # a second plan of the same kind, as the benchmark has, finds the network compiled
         prepare(plan, pipeline)
-        images = [sample_images(plan, pipeline, Busy(device), samples) for samples in batches]
+        images = [sample_images(plan, pipeline, Busy(device), None, samples) for samples in batches]
     assert [len(part) for part in images] == [8, 8, 4, 1]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert (images[2] - expected).abs().mean() < (1e-5 if device == "cpu" else 2e-3)

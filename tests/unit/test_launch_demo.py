@@ -48,6 +48,8 @@ def test_stages_are_the_commands_a_user_would_type(tmp_path):
     assert "simulate" not in own
     assert own["pack"][-3:] == ["--", "--group_by", "rec([0-9]+)"]
     assert all(line[line.index("--data") + 1] == "mine" for line in own.values())
+    helped = demo.stage_commands(demo.DemoConfig(aux=Path("mine")))
+    assert {name for name, line in helped.items() if line[-2:] == ["--aux_dir", "mine"]} == {"train-vqvae", "train-ldm"}
 
 
 @pytest.mark.usefixtures("elsewhere")

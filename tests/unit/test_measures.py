@@ -16,8 +16,9 @@ from mdaug.augment import TODAY, Policy
 from mdaug.evaluation import usefulness
 from mdaug.measures import classifier
 from mdaug.measures.image_quality import PSNR_LIMIT, psnr, ssim
-from mdaug.measures.image_set import preprocess, take_per_class
+from mdaug.measures.image_set import preprocess
 from shards.errors import UserError
+from shards.subset import take_per_class
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ import pytest
 
 from mdaug.augment import RICHER, TODAY, Policy
 from mdaug.measures import classifier, image_set
+from mdaug.measures.worth import in_words, worth
 from mdaug.recipe import deliver, policy_search, recipe, training_set
-from mdaug.recipe.figures import in_words, interval, worth
+from mdaug.recipe.figures import interval
 from mdaug.recipe.inputs import load
 from mdaug.recipe.options import AugmentConfig
 from mdaug.recipe.trials import Images, Material, Trial, make_folds, members, run_trial

@@ -193,3 +193,14 @@ def test_packed_images_of_another_mode_are_refused(tmp_path):
     assert open_packed(tmp_path / "packed", 64, image_mode="rgb") == tmp_path / "packed"
     with pytest.raises(UserError, match=r"3 channel\(s\), but image_mode is gray"):
         open_packed(tmp_path / "packed", 64, image_mode="gray")
+
+
+@pytest.mark.parametrize("name", COLORMAPS)
+def test_colours_off_a_map_are_found_as_if_all_were_compared_with_all(name):
+    rng = np.random.default_rng(0)
+    near = colormap(name).palette[rng.integers(0, 256, 500)].astype(int) + rng.integers(-60, 61, (500, 3))
+    pixels = np.concatenate([near.clip(0, 255), rng.integers(0, 256, (500, 3))]).astype(np.uint8).reshape(20, 50, 3)
+    away = np.sqrt(((pixels[..., None, :].astype(int) - colormap(name).colours.astype(int)) ** 2).sum(-1).min(-1))
+    assert np.allclose(colormap(name).distance(pixels), away)
+    for limit in (20.0, 60.0, 500.0):
+        assert (colormap(name).is_farther(pixels, limit) == (away > limit)).all()

@@ -20,9 +20,18 @@ from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.index import content_hash, write_index
 from shards.verify import verify
-from shards.writer import finished, write_shard
+from shards.writer import finished, tar_header, write_shard
 
 from .shards_helpers import contents, npy, png, samples, shard_folder
+
+
+def test_a_header_is_that_of_tarfile():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        name = "".join(rng.choice(list("azAZ09_-."), rng.integers(1, 98)))
+        member = tarfile.TarInfo(name)
+        member.size = int(rng.integers(0, 8**11 - 1) >> rng.integers(0, 33))
+        assert tar_header(name, member.size) == member.tobuf(format=tarfile.USTAR_FORMAT)
 
 
 def test_plain_webdataset_and_our_dataset_read_the_same_samples(tmp_path):

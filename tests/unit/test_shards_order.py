@@ -94,6 +94,7 @@ def test_every_stream_has_a_number_of_its_own_for_ever():
         "STREAM_CODEBOOK": 5,
         "STREAM_CONDITION_DROP": 6,
         "STREAM_CONDITION": 7,
+        "STREAM_AUXILIARY": 8,
     }
 
 

@@ -29,7 +29,7 @@ def config(packed: Path, **changes) -> VQVAEConfig:
 
 
 def task(packed: Path, **changes) -> VQVAETask:
-    return VQVAETask(config(packed, **changes), packed, "")
+    return VQVAETask(config(packed, **changes), packed, {})
 
 
 def expected(trained: Task, batch: int) -> Memory:

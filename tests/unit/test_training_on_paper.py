@@ -116,7 +116,7 @@ def vqvae(root: Path) -> tuple[Task, dict[str, torch.Tensor]]:
     options = {"image_size": 16, "n_layers": 1, "base_channels": 8, "vq_num_embed": 16, "disc_channels": 8}
     options |= {"use_discriminator": True, "disc_start": 0, "gradient_penalty": 1.0}
     options |= {"lambda_edge": 0.5, "lambda_spectrogram": 0.5, "lambda_doppler": 0.5}
-    task = VQVAETask(VQVAEConfig(data_dir=packed, output_dir=root / "run", **options), packed, "")
+    task = VQVAETask(VQVAEConfig(data_dir=packed, output_dir=root / "run", **options), packed, {})
 
     def put() -> dict[str, torch.Tensor]:
         adversary = task.adversary

@@ -14,7 +14,7 @@ from tests.toy import toy_packed
 def test_compiling_changes_neither_the_loss_nor_the_names_of_the_weights(tmp_path):
     packed = toy_packed(tmp_path / "packed")
     config = VQVAEConfig(data_dir=packed, output_dir=tmp_path / "run", image_size=16, n_layers=1, base_channels=8)
-    task = VQVAETask(config, packed, "")
+    task = VQVAETask(config, packed, {})
     task.module.to("cuda")
     task.codebook.codes.normal_()
     images = torch.rand(8, 1, 16, 16, device="cuda") * 2 - 1

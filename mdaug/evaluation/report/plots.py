@@ -19,9 +19,11 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from mdaug.evaluation.usefulness import (
+    AUXILIARY,
     BOTH,
     BOTH_TRANSFORMS,
     DUPLICATED,
+    LIKE,
     REAL,
     TRANSFORMS,
     WITH_SIFTED,
@@ -40,8 +42,13 @@ CURVES = (
     WITH_SIFTED,
     WITH_SIFTED_TRANSFORMS,
     WITH_SIMULATED,
+    LIKE,
+    *AUXILIARY,
 )
-COLOURS = ("#3b6ea8", "#1a7f37", "#c2410c", "#7c3aed", "#57606a", "#b7791f", "#be185d", "#0e7490")
+COLOURS = (
+    "#3b6ea8", "#1a7f37", "#c2410c", "#7c3aed", "#57606a", "#b7791f", "#be185d", "#0e7490",
+    "#111827", "#65a30d", "#f59e0b", "#06b6d4", "#f472b6",
+)  # fmt: skip
 MOST_CLASSES = 16  # that are shown one by one
 INK, FRAME = "#1b1f24", "#d9dee3"
 UNITS = 72  # of a drawing in an inch: a unit is a CSS pixel of the report and a point of matplotlib

@@ -13,12 +13,14 @@ from mdaug.evaluation.report.verdict import held_out_notes, outcome, percent, ta
 from mdaug.evaluation.usefulness import FEWEST_GROUPS
 from mdaug.images import drawable
 from mdaug.measures.fidelity import MEASURES, NEIGHBOURS
+from mdaug.measures.worth import described
 
 BETTER = {"frechet": "lower", "kid": "lower", "precision": "higher", "recall": "higher", "density": "near 1"}
 TITLES = {"frechet": "Fréchet distance", "kid": "KID"}
 KEPT = {"psnr": ("PSNR dB", 2), "level_psnr": ("PSNR of levels dB", 2), "ssim": ("SSIM", 3)}  # title and digits
 TARGET_HEAD = ("target", "synthetic", "real", "ratio", "limit")
 MOST_PAIRS = 20  # of classes, in place of a large confusion matrix
+SAW = {"": "–", "same": "the same images", "more": "all training images"}
 MARKS = {"loss": "<b>loss</b> ", "none": "", "gain": "<b>gain</b> "}
 
 
@@ -106,10 +108,14 @@ def usefulness(metrics: dict) -> list[str]:
     figures, data = metrics["usefulness"], metrics["data"]
     if figures is None:
         return []
-    # Tables: arms, their differences, recall per class, confusion.
+    # Tables: arms, their differences, recall per class, confusion. With several classifiers all are named.
+    kinds = [("", figures)]
+    if figures["further_classifiers"]:
+        first = metrics["config"]["classifier"].partition(",")[0]
+        kinds = [(f" [{first}]", figures), *((f" [{t['classifier']}]", t) for t in figures["further_classifiers"])]
     arms = [
         [
-            escape(arm["name"]),
+            escape(arm["name"] + kind),
             arm["n_used"],
             f"{100 * arm['accuracy']:.1f} ± {100 * arm['std']:.1f}",
             f"{100 * arm['low']:.1f} to {100 * arm['high']:.1f}",
@@ -117,17 +123,21 @@ def usefulness(metrics: dict) -> list[str]:
             arm["real"],
             arm["further"],
             share(arm["learnt"]),
+            SAW[arm["generator"]],
+            described(arm["worth"]) if arm["worth"] else "–",
         ]
-        for arm in figures["arms"]
+        for kind, of_kind in kinds
+        for arm in of_kind["arms"]
     ]
     differences = [
         [
-            f"{escape(item['name'])} against {escape(item['baseline'])}",
+            f"{escape(item['name'])} against {escape(item['baseline'] + kind)}",
             item["n_used"],
             f"{MARKS[outcome(item)]}{100 * item['difference']:+.1f}",
             f"{100 * item['low']:+.1f} to {100 * item['high']:+.1f}",
         ]
-        for item in figures["comparisons"]
+        for kind, of_kind in kinds
+        for item in of_kind["comparisons"]
     ]
     recall = [
         [escape(arm["name"]), arm["n_used"], *(share(value) for value in arm["recall"])] for arm in figures["arms"]
@@ -162,9 +172,16 @@ def usefulness(metrics: dict) -> list[str]:
         table(["", "n", "points", "95 % interval"], differences),
         "<details open><summary>All arms: accuracy, mean ± standard deviation over seeds</summary>",
         table(
-            ["trained on", "n", "accuracy", "95 % interval", "plain", "real", "further", "accuracy on them"],
+            [
+                *("trained on", "n", "accuracy", "95 % interval", "plain", "real", "further", "accuracy on them"),
+                *("generator saw", "worth in real images"),
+            ],
             arms,
         ),
+        f"<p class=note>{_transforms(metrics)} Worth in real images: how many of them per class the free baseline, "
+        "real + transforms, needs for the same accuracy, read off its own curve; the interval is that of the paired "
+        "gain over it. Where the curve rises by less than 2 points numbers of images mean nothing, and points are "
+        "given.</p>",
         *_sifting(figures["sifting"], names),
         "</details><details><summary>Recall per class in %</summary>",
         table(["trained on", "n", *names], recall),
@@ -340,6 +357,24 @@ def reconstruction(folder: Path, metrics: dict) -> list[str]:
             "original, reconstruction and difference of each class's worst",
         ),
     ]
+
+
+def _transforms(metrics: dict) -> str:
+    """Return what the transforms are, and the auxiliary images, in HTML."""
+    policy, auxiliary = metrics["data"]["policy"], metrics["data"]["auxiliary"]
+    strengths = {name: value for name, value in policy.items() if value and name not in ("circular", "copies", "seed")}
+    text = f"Transforms (policy {escape(metrics['config']['policy'])}): "
+    text += ", ".join(f"{name} {value:g}" for name, value in strengths.items())
+    text += ", time goes round" * policy["circular"]
+    if policy["copies"]:
+        text += f"; predictions averaged over {policy['copies']} transformed copies"
+    if auxiliary:
+        text += (
+            f". Auxiliary: {sum(auxiliary.values())} images of {len(auxiliary)} classes take "
+            f"{percent(metrics['config']['share'])} of each batch, on top of the transforms; with random labels they "
+            "are the control, which shows what they bring whatever is said of them"
+        )
+    return f"{text}."
 
 
 def _chance_note(comparisons: list[dict]) -> str:

@@ -1,4 +1,4 @@
-"""The targets of synthetic images, and the verdict: three sentences from the figures, the bad news first.
+"""The targets of synthetic images, and the verdict: three or more sentences from the figures, the bad news first.
 
 Accuracy is the mean recall per class throughout: classes weigh the same, however many held-out images they have.
 """
@@ -7,7 +7,17 @@ from __future__ import annotations
 
 import math
 
-from mdaug.evaluation.usefulness import BOTH, BOTH_TRANSFORMS, REAL, SYNTHETIC, TRANSFORMS, WITH_SIFTED
+from mdaug.evaluation.usefulness import (
+    AUXILIARY,
+    BOTH,
+    BOTH_TRANSFORMS,
+    LIKE,
+    REAL,
+    SYNTHETIC,
+    TRANSFORMS,
+    WITH_SIFTED,
+)
+from mdaug.measures.worth import described
 
 # Limits of the targets, as ratios to what real images reach.
 RIGHT_CLASS, DISTANCE, NEAREST = 0.9, 2.0, 1.0
@@ -19,6 +29,10 @@ LEARNT = 0.97  # accuracy on its own training images below which a classifier wa
 WIDE = 0.05  # half of an interval: a difference of that many points may hide in it
 FEW = 10  # held-out images of a class below which its recall says little
 SEVERITY = ("loss", "none", "gain")
+ON_TOP = {
+    LIKE: "Synthetic images of generators that saw the same real images as the classifier",
+    **{arm: f"Images of other classes ({arm.partition(', ')[2]})" for arm in AUXILIARY},
+}
 ONE_CLASS = (
     "The images are of one class ('{}'), so whether synthetic images help a classifier cannot be measured: it has "
     "nothing to tell apart. For the same reason the features of the classifier trained on the real images are those of "
@@ -68,10 +82,12 @@ def outcome(comparison: dict) -> str:
 
 
 def verdict(metrics: dict) -> dict | None:
-    """Return {"outcome": the worst over the numbers of real images, "sentences": three strings}.
+    """Return {"outcome": the worst over the numbers of real images, "sentences": three strings or more}.
 
     Of several ratios of synthetic to real images the largest counts: the best of many would be luck. With one class
-    there is one sentence, that there is nothing to tell apart. None where usefulness has not been measured.
+    there is one sentence, that there is nothing to tell apart. Further sentences are on generators that saw the same
+    images as the classifier, on auxiliary images, and on other kinds of classifier, where there are such. None where
+    usefulness has not been measured.
     """
     if len(metrics["data"]["train"]) == 1:
         return {"outcome": "none", "sentences": [ONE_CLASS.format(*metrics["data"]["classes"])]}
@@ -80,7 +96,8 @@ def verdict(metrics: dict) -> dict | None:
     first, worst = _against_real(metrics)
     if worst == "gain" and _worthless(metrics):
         worst = "none"
-    return {"outcome": worst, "sentences": [first, _against_transforms(metrics), _advice(metrics, worst)]}
+    sentences = [first, _against_transforms(metrics), _advice(metrics, worst)]
+    return {"outcome": worst, "sentences": [*sentences, *_on_top(metrics), *_disagreements(metrics)]}
 
 
 def _against_real(metrics: dict) -> tuple[str, str]:
@@ -102,11 +119,51 @@ def _against_real(metrics: dict) -> tuple[str, str]:
 
 def _against_transforms(metrics: dict) -> str:
     words = {"loss": "did worse than that", "none": "were no better than that", "gain": "beat that"}
-    sentence = "Shifting the real images in time costs nothing, and the synthetic images "
+    sentence = "Transforms of the real images cost nothing, and the synthetic images "
     sentence += _clauses(metrics, _worst_first(metrics, BOTH, TRANSFORMS), words)
     most = largest_ratios(metrics, BOTH_TRANSFORMS, TRANSFORMS)[-1]
     added = {"loss": "lost accuracy", "none": "added nothing measurable", "gain": "added to it"}[outcome(most)]
-    return f"{sentence}; used on top of it with {_amount([most])}, they {added} ({_interval(most)}){_sifted(metrics)}."
+    return (
+        f"{sentence}; used on top of it with {_amount([most])}, they {added} ({_interval(most)}{_worth(metrics, most)})"
+        f"{_sifted(metrics)}."
+    )
+
+
+def _worth(metrics: dict, comparison: dict) -> str:
+    """Return what the arm of a comparison is worth in real images of the free baseline, as the rest of a clause."""
+    keys = ("arm", "n_real", "ratio")
+    arm = next(arm for arm in metrics["usefulness"]["arms"] if all(arm[key] == comparison[key] for key in keys))
+    return f"; worth {described(arm['worth'])} real images per class" if arm.get("worth") else ""
+
+
+def _on_top(metrics: dict) -> list[str]:
+    """Return sentences on what is added to the free baseline: like with like, auxiliary images and their control."""
+    words = {"loss": "lost accuracy", "none": "added nothing measurable", "gain": "added to it"}
+    sentences = []
+    for arm in (LIKE, *AUXILIARY):
+        if comparisons := _worst_first(metrics, arm, TRANSFORMS):
+            few = largest_ratios(metrics, arm, TRANSFORMS)[0]
+            clauses = _clauses(metrics, comparisons, words) + f"{_worth(metrics, few)} with {_amount([few])}"
+            sentences.append(f"{ON_TOP[arm]}, on top of transforms, {clauses}.")
+    return sentences
+
+
+def _disagreements(metrics: dict) -> list[str]:
+    """Return a sentence for each further kind of classifier: how often it says something else, and where."""
+    sentences = []
+    for table in metrics["usefulness"].get("further_classifiers", []):
+        pairs = list(zip(metrics["usefulness"]["comparisons"], table["comparisons"], strict=True))
+        others = [(first, second) for first, second in pairs if outcome(first) != outcome(second)]
+        name = table["classifier"]
+        text = f"Of {len(pairs)} differences {len(others)} have another outcome with {name}"
+        if others:
+            first, second = max(others, key=lambda pair: abs(pair[0]["difference"] - pair[1]["difference"]))
+            text += (
+                f", such as {first['name']} against {first['baseline']} with {_amount([first])}: {_interval(first)} by "
+                f"{metrics['config']['classifier'].partition(',')[0]}, {_interval(second)} by {name}"
+            )
+        sentences.append(f"{text}.")
+    return sentences
 
 
 def _sifted(metrics: dict) -> str:

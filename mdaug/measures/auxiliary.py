@@ -1,0 +1,155 @@
+"""Images of other classes that a classifier is trained with: made alike, kept apart from the others, and labelled."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from mdaug.measures import image_set
+from mdaug.measures.classifier import Source
+from shards import provenance
+from shards.dataset import ShardDataset
+from shards.errors import UserError
+from shards.index import FILE_NAME as INDEX
+from shards.index import SPLITS, read_index
+from shards.output_folder import RUN_FILE
+from shards.packed import open_packed
+from shards.progress import say
+
+Use = Literal["uniform", "classes", "labels", "random"]
+RANDOM_LABELS = 4  # names the stream of random labels among those of a seed
+
+
+@dataclass(frozen=True)
+class Auxiliary:
+    """Auxiliary images in memory.
+
+    Attributes:
+        pixels: uint8 (n, S, S, C).
+        labels: int64 (n,), indices into `classes`.
+        classes: their classes; the target classes where `same`.
+        same: whether the labels are those of the target classes.
+        content: hash of the packed set.
+        places: of each image, the split that it lies in and its index there.
+    """
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    classes: list[str]
+    same: bool
+    content: str
+    places: list[tuple[ShardDataset, int]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    def counts(self) -> list[int]:
+        """Return the number of images of each class."""
+        return np.bincount(self.labels, minlength=len(self.classes)).tolist()
+
+
+def load(
+    aux_dir: Path,
+    data_dir: Path,
+    known: Mapping[str, np.ndarray],
+    *,
+    same_names: Literal["ask", "same", "other"],
+    image_size: int,
+    max_per_class: int,
+) -> Auxiliary:
+    """Return all images of an auxiliary folder, whatever their split.
+
+    Args:
+        aux_dir: packed images, or an image folder, which is packed first.
+        data_dir: the packed target images.
+        known: such as "training" -> pixels of target images, among which no auxiliary image may be.
+        same_names: whether classes of one name are the same class; "ask": it has to be said.
+        image_size, max_per_class: as in `image_set.load`.
+
+    Raises:
+        UserError: images of other channels, or among the known ones by the hash of their pixels; classes of the same
+            names, if what that means is not said.
+    """
+    folder = aux_dir
+    if not ((folder / RUN_FILE).is_file() or (folder / "train" / INDEX).is_file()):
+        folder = open_packed(folder, image_size)
+    target, own = read_index(data_dir / "train"), read_index(folder / "train")
+    # Made alike, or refused.
+    (height, width, channels), (own_height, own_width, own_channels) = target["image_shape"], own["image_shape"]
+    if own_channels != channels:
+        raise UserError(
+            f"aux_dir {aux_dir} holds images of {own_channels} channel(s), data_dir {data_dir} of {channels}; pack "
+            "both with the same --image_mode"
+        )
+    if (own_height, own_width) != (height, width):
+        say(f"auxiliary images are {own_height}x{own_width}, the others {height}x{width}: all are resized alike")
+    parts = [
+        image_set.load(folder / split, image_size=image_size, max_per_class=max_per_class)
+        for split in SPLITS
+        if (folder / split / INDEX).is_file() and read_index(folder / split)["shardlist"]
+    ]
+    pixels = np.concatenate([part.images for part in parts])
+    labels = np.concatenate([part.labels for part in parts])
+    places = [(part.dataset, int(i)) for part in parts for i in part.indices]
+    # Kept apart from the images that train and judge.
+    for what, images in known.items():
+        there = {digest(image) for image in images}
+        if overlap := sum(digest(image) in there for image in pixels):
+            raise UserError(
+                f"{overlap} of {len(pixels)} images of aux_dir {aux_dir} are {what} images of {data_dir}; leave them "
+                "out of the auxiliary folder"
+            )
+    # Which classes these are.
+    names: list[str] = own["classes"]
+    shared = [name for name in names if name in target["classes"]]
+    if shared and same_names == "ask":
+        raise UserError(
+            f"class '{shared[0]}' is in data_dir and in aux_dir; say --same_names same, if it is the same class, or "
+            "--same_names other, if the names agree by chance"
+        )
+    same = same_names == "same" and bool(shared)
+    if same:
+        kept = np.isin(labels, [names.index(name) for name in shared])
+        if not kept.all():
+            say(f"auxiliary images of classes that data_dir does not have are left out: {int((~kept).sum())}")
+        place = np.array([target["classes"].index(name) if name in shared else -1 for name in names])
+        pixels, labels, names = pixels[kept], place[labels[kept]], target["classes"]
+        places = [places[i] for i in np.flatnonzero(kept)]
+    else:  # classes without images are no outputs of the network
+        present, labels = np.unique(labels, return_inverse=True)
+        names = [names[int(label)] for label in present]
+    return Auxiliary(pixels, labels, names, same, provenance.read(folder, "images")["hash"], places)
+
+
+def digest(image: np.ndarray) -> bytes:
+    """Return the hash of the pixels of an image."""
+    return hashlib.sha256(image.tobytes()).digest()
+
+
+def source(
+    pixels: np.ndarray, labels: np.ndarray, use: Use, num_classes: int, share: float, seed: int = 0
+) -> tuple[Source, int]:
+    """Return auxiliary images as a part of every batch, and how many outputs the network has with them.
+
+    Args:
+        pixels, labels: of `Auxiliary`.
+        use: "uniform" labels over the target classes; further "classes" of the same network; "labels", which are those
+            of the target classes; "random": a target class each, whatever the image shows.
+        num_classes: of the target.
+        share: of each batch.
+        seed: of the random labels.
+    """
+    given, outputs = labels, num_classes
+    if use == "uniform":
+        given = np.full((len(pixels), num_classes), 1 / num_classes, dtype=np.float32)
+    elif use == "classes":
+        given, outputs = num_classes + labels, num_classes + int(labels.max()) + 1
+    elif use == "random":
+        given = np.random.default_rng([seed, RANDOM_LABELS]).integers(num_classes, size=len(pixels))
+    return Source(pixels, given, share), outputs
