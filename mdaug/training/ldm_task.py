@@ -37,7 +37,7 @@ from mdaug.training.options import LDMConfig
 from mdaug.training.run_folder import LAST_FOLDERS
 from mdaug.training.sampled_distance import SampledDistance
 from mdaug.training.sharded_tensors import Reader
-from mdaug.training.task_pictures import SamplePictures
+from mdaug.training.task_pictures import PICTURES_PER_CLASS, SamplePictures
 from shards import provenance
 from shards.colormap import colormap
 from shards.dataset import ShardDataset
@@ -267,6 +267,13 @@ class LDMTask(Task):
                 self.figures["fd"] = self.sampled.measure(pipeline, steps, batch_size)
             self.vqvae.to("cpu")
         return self.figures
+
+    def validation_passes(self) -> int:
+        """Return the latents that a validation denoises: those of the loss, of the pictures and of best_by fd."""
+        config, passes = self.config, VALIDATION_DRAWS * len(self.val_set)
+        if config.save_images:  # on the first rank alone, for which the others wait
+            passes += distributed.world_size() * PICTURES_PER_CLASS * len(self.classes) * config.num_inference_steps
+        return passes + (config.fd_samples * config.num_inference_steps if self.sampled is not None else 0)
 
     def image_step(self, step: int, plan: BatchPlan) -> bool:
         """Return whether `eval_steps` are over."""

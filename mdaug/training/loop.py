@@ -86,6 +86,10 @@ class Task(ABC):
         """Return the validation figures, equal on all ranks; every rank calls it."""
 
     @abstractmethod
+    def validation_passes(self) -> int:
+        """Return how many samples a validation and its pictures send through a network, forward alone."""
+
+    @abstractmethod
     def save_images(self, engine: Engine, state: TrainingState) -> dict[str, float]:
         """Write pictures into the run folder and return figures about them; every rank calls it."""
 
@@ -163,7 +167,7 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan, output: OutputFol
     )
 
     # Start the data loaders, the clock and the signal handlers.
-    batches = iter(_loader(task.dataset, config, plan, state.step))
+    batches = iter(loader(task.dataset, config, plan, state.step))
     progress = _Progress(output, checkpoints, plan)
     progress.write(state)
     metrics.resume(state.step)
@@ -176,7 +180,7 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan, output: OutputFol
         lr = learning_rate(config, state.step, plan.steps)
         for _ in range(plan.accumulation):
             waiting = time.perf_counter()
-            batch = _to_device(next(batches), device)
+            batch = to_device(next(batches), device)
             metrics.add_data_wait(time.perf_counter() - waiting)
             loss, figures = task.loss(engine, batch)
             engine.backward(loss)
@@ -314,7 +318,8 @@ def _validate(task: Task, engine: Engine, state: TrainingState, config: Training
     metrics.log(f"validation at {state.samples:,} samples: {shown} ({note})")
 
 
-def _loader(dataset: Dataset, config: TrainingConfig, plan: BatchPlan, first_step: int) -> DataLoader:
+def loader(dataset: Dataset, config: TrainingConfig, plan: BatchPlan, first_step: int) -> DataLoader:
+    """Return this rank's micro batches from optimizer step `first_step` to the last of the plan."""
     sampler = PositionSampler(
         global_batch=plan.global_batch,
         micro_batch=plan.micro_batch,
@@ -333,5 +338,6 @@ def _loader(dataset: Dataset, config: TrainingConfig, plan: BatchPlan, first_ste
     )
 
 
-def _to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return a micro batch on a device."""
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
