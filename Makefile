@@ -10,6 +10,7 @@ GPUS ?= auto
 NODES ?= 1
 CLUSTER ?= auto
 GROUP_BY ?=
+MINUTES ?= 5
 AUX ?=
 PROFILE ?=
 WAIT ?=
@@ -32,6 +33,7 @@ SLURM = $(if $(PROFILE),--profile '$(PROFILE)') $(if $(WAIT),--wait)
 
 help:
 	@echo 'make demo             all stages at small scale: simulated radar images in, synthetic shards and a report out'
+	@echo 'make demo MINUTES=30 OUT=runs/longer    the same with more time, for better images'
 	@echo 'make demo DATA=folder GROUP_BY=regex    the same on your images folder/<class>/*.png (see mdaug pack --help)'
 	@echo 'make pipeline NODES=2 GPUS=8    all stages as one chain of SLURM jobs (see docs/cluster.md)'
 	@echo 'make augment DATA=folder GROUP_BY=regex AUX=folder    how to train a classifier on few images, chosen by the data'
@@ -61,6 +63,7 @@ help:
 	@echo 'CONFIG     preset: the name of a YAML file in configs/  ($(CONFIG); make demo: demo)'
 	@echo 'OUT        folder for the results of all stages         (runs/CONFIG)'
 	@echo 'GPUS       ranks per machine: a number, or auto         ($(GPUS); make demo: 1)'
+	@echo 'MINUTES    make demo: how long all stages take together ($(MINUTES))'
 	@echo 'NODES      machines                                     ($(NODES))'
 	@echo 'CLUSTER    auto (slurm where sbatch is), slurm, local (ranks here) or inline (1 rank)  ($(CLUSTER))'
 	@echo 'PROFILE    what the SLURM cluster needs to know, such as configs/launch/gpu-cluster.yaml  ($(PROFILE))'
@@ -87,8 +90,8 @@ $(READY): $(REQUIREMENTS)
 
 demo: CONFIG = demo
 demo: $(READY)
-	@$(BIN)/python -m launch.demo $(CHAIN) --gpus_per_node $(GPUS:auto=1) $(if $(GROUP_BY),--group_by '$(GROUP_BY)') \
-	  $(if $(AUX),--aux '$(AUX)') $(ARGS)
+	@$(BIN)/python -m launch.demo $(CHAIN) --gpus_per_node $(GPUS:auto=1) $(if $(MINUTES),--minutes $(MINUTES)) \
+	  $(if $(GROUP_BY),--group_by '$(GROUP_BY)') $(if $(AUX),--aux '$(AUX)') $(ARGS)
 
 pipeline: $(READY)
 	@$(BIN)/python -m launch.pipeline $(CHAIN) --nodes $(NODES) --gpus_per_node $(GPUS) $(SLURM) \

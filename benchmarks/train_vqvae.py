@@ -42,7 +42,7 @@ from mdaug.training.batches import BatchPlan, plan_batches
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.deepspeed_json import deepspeed_config
 from mdaug.training.engine import Engine, resolve_precision
-from mdaug.training.loop import _loader
+from mdaug.training.loop import loader
 from mdaug.training.options import VQVAEConfig
 from shards import provenance
 from shards.dataset import ShardDataset
@@ -54,7 +54,7 @@ def ours(config: VQVAEConfig, plan: BatchPlan, precision: str, packed: Path) -> 
         task.compile()
     engine = Engine(task.module, config, deepspeed_config(config, plan, precision))
     state = TrainingState(global_batch=plan.global_batch)
-    stream = iter(_loader(task.dataset, config, dataclasses.replace(plan, steps=1_000_000), 0))
+    stream = iter(loader(task.dataset, config, dataclasses.replace(plan, steps=1_000_000), 0))
     task.prepare(engine)
 
     def step() -> float:

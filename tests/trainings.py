@@ -30,7 +30,7 @@ def train_vqvae(packed: Path, output: Path, stop_after: int | None = None, **cha
 
         def stopping(task, engine, state):
             after_step(task, engine, state)
-            if state.step == stop_after:
+            if state.samples == stop_after * state.global_batch:  # not in steps that --train_minutes measures
                 os.kill(os.getpid(), signal.SIGTERM)
 
         VQVAETask.after_step = stopping  # this process ends with the test's rank
@@ -62,7 +62,7 @@ def train_ldm(folders: tuple[Path, Path], output: Path, stop_after: int | None =
 
         def stopping(task, engine, state):
             after_step(task, engine, state)
-            if state.step == stop_after:
+            if state.samples == stop_after * state.global_batch:  # not in steps that --train_minutes measures
                 os.kill(os.getpid(), signal.SIGTERM)
 
         LDMTask.after_step = stopping

@@ -16,7 +16,7 @@ from mdaug.evaluation import jobs, reconstruct, usefulness
 from mdaug.evaluation.inputs import policy_of
 from mdaug.evaluation.options import EvaluateConfig, Part
 from mdaug.evaluation.report import pictures
-from mdaug.measures import features, fidelity, image_quality, kinematics, levels, memorization, sifter
+from mdaug.measures import features, fidelity, image_quality, kinematics, levels, memorization, realism, sifter
 from mdaug.measures.auxiliary import Auxiliary
 from mdaug.measures.classifier import one_thread
 from mdaug.measures.image_set import ImageSet, class_weights, weighted_quantile
@@ -142,7 +142,8 @@ def measure_fidelity(inputs: EvaluationInputs) -> dict:
         both over the classifiers, or None}]; "diversity": MS-SSIM per class of the three sets; "palette": see
         `levels.palette`; "off_palette": median RGB distance of the three sets from that colour map, classes weighing
         the same, None where there is no map; "levels": of the three sets, see `levels.summarize`, with the "distance"
-        of their histograms from that of the training images.
+        of their histograms from that of the training images; "realism": of "synthetic" and "floor" (held-out images)
+        against the training images, see `realism.compare`.
     """
     results, network_features = inputs.classifier_results(references_only=True), inputs.network_features()
     assert results is not None  # `share` was done
@@ -172,6 +173,17 @@ def measure_fidelity(inputs: EvaluationInputs) -> dict:
         "palette": palette,
         "off_palette": off_palette,
         "levels": level_figures,
+        "realism": _realism(inputs),
+    }
+
+
+def _realism(inputs: EvaluationInputs) -> dict:
+    size = (realism.SIZE, realism.SIZE)
+    of_set = {name: levels.stack(images, inputs.palette, size) for name, images in inputs.compared.items()}
+    groups = {name: images.groups for name, images in inputs.compared.items()}
+    return {
+        kind: realism.compare(of_set["train"], of_set[name], groups["train"], groups[name])
+        for kind, name in (("synthetic", "synthetic"), ("floor", "held_out"))
     }
 
 

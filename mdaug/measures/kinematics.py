@@ -88,13 +88,8 @@ def period(course: np.ndarray) -> float:
     The first peak of the autocorrelation after it has fallen below zero, if it is at least 0.25 of lag 0; lags up to
     two thirds of the course count, each mean taken over the overlap.
     """
-    course = course - course.mean()
     n = len(course)
-    spectrum = np.fft.rfft(course, 2 * n)
-    correlation = np.fft.irfft(np.abs(spectrum) ** 2)[:n] / np.arange(n, 0, -1)
-    if correlation[0] <= 0:
-        return float("nan")
-    correlation /= correlation[0]
+    correlation = autocorrelation(course)
     below = np.flatnonzero(correlation < 0)
     start = below[0] if len(below) else n
     for lag in range(start + 1, 2 * n // 3):
@@ -102,6 +97,18 @@ def period(course: np.ndarray) -> float:
         if here >= PEAK and before < here >= after:
             return float(lag + 0.5 * (before - after) / (before - 2 * here + after))
     return float("nan")
+
+
+def autocorrelation(course: np.ndarray, biased: bool = False) -> np.ndarray:
+    """Return the autocorrelation (N,) of a course (N,) without its mean, 1 at lag 0; zeros for a constant course.
+
+    Each mean is taken over the overlap, or biased: over N, so that long lags count less.
+    """
+    course = course - course.mean()
+    n = len(course)
+    spectrum = np.fft.rfft(course, 2 * n)
+    correlation = np.fft.irfft(np.abs(spectrum) ** 2)[:n] / (n if biased else np.arange(n, 0, -1))
+    return correlation / correlation[0] if correlation[0] > 0 else np.zeros(n)
 
 
 def compare(
@@ -154,8 +161,11 @@ def truth(meta: dict) -> dict[str, float]:
     """
     if "cycle_scale" in meta:
         walker = Walker.of({name: _number(value) for name, value in meta.items()})
-        torso = walker.speed_m_s * float(np.cos(np.radians(float(meta["aspect_deg"]))))
-        return {"torso": torso, "cadence": float(2 / walker.cycle_s)}
+        # Of a window of a walk, how much of an even pace it shows.
+        start_s, lasts_s = float(meta.get("start_s") or 0), float(meta["duration_s"])
+        pace = float(np.diff(walker.paced(np.array([start_s, start_s + lasts_s])))[0]) / lasts_s
+        torso = pace * walker.speed_m_s * float(np.cos(np.radians(float(meta["aspect_deg"]))))
+        return {"torso": torso, "cadence": pace * float(2 / walker.cycle_s)}
     if "rotation_hz" in meta:
         return {"torso": float(meta["velocity_m_s"])}
     if "flap_hz" in meta:

@@ -69,7 +69,7 @@ def receive(
     """Return what the receiver records: echo scaled to mean power 1, plus clutter, I/Q image and noise.
 
     Args:
-        echo: complex (N,).
+        echo: complex (N,), or (gates, N): every gate has the same noise, and clutter of its own.
         prf_hz: pulse repetition frequency.
         rng: source of the noise.
         snr_db: mean echo power over noise power, per pulse.
@@ -78,12 +78,12 @@ def receive(
         iq_image_db: power of the mirror line at -f relative to the line at f (imbalance of I and Q), negative.
 
     Returns:
-        complex128 (N,).
+        complex128 of the shape of the echo.
     """
     signal = echo / np.sqrt(np.mean(np.abs(echo) ** 2))
-    time = np.arange(len(signal)) / prf_hz
+    time = np.arange(signal.shape[-1]) / prf_hz
     slow = np.exp(2j * np.pi * (rng.uniform(-1, 1, (6, 1)) * time + rng.uniform(size=(6, 1)))).mean(axis=0)
     signal = signal + 10 ** (clutter_to_signal_db / 20) * (1 + 0.01 * slow)
     signal = signal + 10 ** (iq_image_db / 20) * signal.conj()
-    noise = rng.standard_normal((2, len(signal))) * np.sqrt(0.5 * 10 ** (-snr_db / 10))
+    noise = rng.standard_normal((2, *signal.shape)) * np.sqrt(0.5 * 10 ** (-snr_db / 10))
     return signal + noise[0] + 1j * noise[1]

@@ -49,6 +49,12 @@ class Walker:
     wander: float = 0.0
     """Amplitude, in cycles, of a slow drift of the phase against a perfect metronome."""
     wander_hz: float = 0.3
+    lasts_s: float = np.inf
+    """The walk begins at time 0 and ends then; without an end it has no beginning either."""
+    ramp_s: float = 1.0
+    """Time in which the walker sets off, and comes to a halt."""
+    slowest: float = 1.0
+    """Pace at the first and the last moment of the walk, over that between."""
 
     def __post_init__(self) -> None:
         if not 0 < self.relative_speed <= MAX_RELATIVE_SPEED:
@@ -82,6 +88,19 @@ class Walker:
         """Ds / Dc: part of the cycle in which a foot is on the ground."""
         cycle_s = 1.346 / np.sqrt(self.relative_speed)
         return (0.752 * cycle_s - 0.143) / cycle_s
+
+    def paced(self, time_s: np.ndarray) -> np.ndarray:
+        """Return the times (N,) at which a walker of even pace is where this one is; cadence and speed slow alike."""
+        if not np.isfinite(self.lasts_s):
+            return time_s
+
+        def lost(since_s: np.ndarray) -> np.ndarray:
+            # Integral of 1 - minimum jerk over a ramp: what a slower pace has cost until then.
+            p = np.clip(since_s / self.ramp_s, 0, 1)
+            before = np.minimum(since_s, 0)
+            return (1 - self.slowest) * (before + self.ramp_s * (p - p**4 * (2.5 - 3 * p + p**2)))
+
+        return time_s - lost(time_s) + lost(self.lasts_s - time_s) - lost(np.array(self.lasts_s))
 
     def cycles(self, time_s: np.ndarray) -> np.ndarray:
         """Return the phase of the right side at the times (N,), not reduced to [0, 1)."""
@@ -153,6 +172,7 @@ def pelvis_tilt(phase: np.ndarray) -> np.ndarray:
 
 def spine_origin(walker: Walker, time_s: np.ndarray) -> np.ndarray:
     """Return the position (3, N) in m of the lower end of the spine; x is the direction of walking."""
+    time_s = walker.paced(time_s)
     rv, t = walker.relative_speed, walker.cycles(time_s)
     scale = walker.bounce_scale * walker.hip_height_m
     vertical = 0.015 * rv
@@ -173,7 +193,7 @@ def joints(walker: Walker, time_s: np.ndarray) -> dict[str, np.ndarray]:
     Middle: "spine", "neck", "crown". Both sides: "hip", "knee", "ankle", "toe", "shoulder", "elbow", "hand".
     """
     rv, height = walker.relative_speed, walker.height_m
-    right = walker.cycles(time_s)
+    right = walker.cycles(walker.paced(time_s))
     both = np.stack([right, right + 0.5])
     points = control_points(rv, walker.support_part)
     points["knee"] = [(phase + walker.knot_shift, value) for phase, value in points["knee"]]

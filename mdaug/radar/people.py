@@ -5,19 +5,51 @@ from __future__ import annotations
 import numpy as np
 
 from mdaug.radar import body
-from mdaug.radar.echo import ellipsoid_echo
 from mdaug.radar.fall import Fall, SitDown, swing
 from mdaug.radar.gait import Walker, ellipsoids
 from mdaug.radar.parameters import Draw, Parameters, radar_position
 from mdaug.radar.sensor import Sensor
+from mdaug.radar.surface import Surface, body_echo
 
 RADAR_HEIGHT_M = 1.0
 HAND, HAND_RADIUS = 0.1, 0.05
 """Length over body height, and radius in m."""
 
 
+SCATTERERS, SCINTILLATION_S = 240, 0.1
+"""Of every body, and the correlation time of each scatterer's cross-section."""
+
+
 def _person(draw: Draw) -> Parameters:
     return {"height_m": draw.uniform(1.52, 1.95), "build": draw.uniform(0.85, 1.2)}
+
+
+def clothes(draw: Draw) -> Parameters:
+    """What a person wears, and breathes: part of who it is."""
+    return {
+        "scatterers": SCATTERERS,
+        "scintillation_s": SCINTILLATION_S,
+        "roughness": draw.uniform(0.4, 0.9),
+        "clothing_mm": draw.uniform(0.5, 1.5),
+        "clothing_hz": draw.uniform(1, 3),
+        "breathing_mm": draw.uniform(2, 6),
+        "breathing_hz": draw.uniform(0.2, 0.35),
+    }
+
+
+def room(draw: Draw) -> Parameters:
+    """What is around a person: the floor and two side walls."""
+    return {
+        "floor_db": draw.uniform(-20, -10),
+        "wall_db": draw.uniform(-20, -10),
+        "left_m": draw.uniform(1.5, 4),
+        "right_m": draw.uniform(1.5, 4),
+    }
+
+
+def moment(draw: Draw) -> Parameters:
+    """What never repeats: the fluctuation of the echo and the folds of the cloth."""
+    return {"surface_seed": int(draw.rng.integers(1 << 31))}
 
 
 def _toward_or_away(draw: Draw, spread_deg: float) -> float:
@@ -39,6 +71,7 @@ def walking_group(draw: Draw) -> Parameters:
         "knot_shift": draw.normal(0, 0.008),
         "asymmetry": draw.normal(0, 0.03),
         "lean_deg": draw.uniform(-1, 5),
+        **clothes(draw),
     }
 
 
@@ -59,6 +92,8 @@ def walking_image(draw: Draw, person: Parameters) -> Parameters:
         "wander_hz": draw.uniform(0.15, 0.5),
         "distance_m": draw.uniform(6, 12),
         "aspect_deg": _toward_or_away(draw, 30),
+        **room(draw),
+        **moment(draw),
     }
 
 
@@ -66,12 +101,14 @@ def walking_echo(p: dict, sensor: Sensor, time_s: np.ndarray) -> np.ndarray:
     """The walker crosses the origin in the middle of the picture."""
     radar = radar_position(p["distance_m"], p["aspect_deg"], RADAR_HEIGHT_M)
     radar[0] += p["speed_m_s"] * time_s[-1] / 2
-    return ellipsoid_echo(*ellipsoids(Walker.of(p), time_s), radar, sensor.wavelength_m)
+    walker = Walker.of(p)
+    return body_echo(lambda times: ellipsoids(walker, times), time_s, radar, sensor, Surface.of(p))
 
 
 def fall_group(draw: Draw) -> Parameters:
     """One person; the habit is how deep the knees give way and how far the arms fly."""
-    return _person(draw) | {"usual_knee_deg": draw.uniform(0, 60), "usual_arm_deg": draw.uniform(20, 110)}
+    habits = {"usual_knee_deg": draw.uniform(0, 60), "usual_arm_deg": draw.uniform(20, 110)}
+    return _person(draw) | habits | clothes(draw)
 
 
 def fall_image(draw: Draw, person: Parameters) -> Parameters:
@@ -83,6 +120,8 @@ def fall_image(draw: Draw, person: Parameters) -> Parameters:
         "arm_deg": draw.normal(float(person["usual_arm_deg"]), 10),
         "distance_m": draw.uniform(3, 8),
         "aspect_deg": _toward_or_away(draw, 35),
+        **room(draw),
+        **moment(draw),
     }
 
 
@@ -93,6 +132,7 @@ def sitting_group(draw: Draw) -> Parameters:
         "back_m": draw.uniform(0.2, 0.38),
         "usual_trunk_deg": draw.uniform(25, 55),
         "arm_deg": draw.uniform(10, 45),
+        **clothes(draw),
     }
 
 
@@ -104,6 +144,8 @@ def sitting_image(draw: Draw, person: Parameters) -> Parameters:
         "trunk_deg": draw.normal(float(person["usual_trunk_deg"]), 4),
         "distance_m": draw.uniform(2, 5),
         "aspect_deg": _toward_or_away(draw, 35),
+        **room(draw),
+        **moment(draw),
     }
 
 
@@ -111,7 +153,7 @@ def fall_echo(p: dict, sensor: Sensor, time_s: np.ndarray) -> np.ndarray:
     """A person who falls in the direction +x."""
     fall = Fall(p["height_m"], p["start_s"], p["start_deg"], p["knee_deg"], p["arm_deg"], p["build"])
     radar = radar_position(p["distance_m"], p["aspect_deg"], RADAR_HEIGHT_M)
-    return ellipsoid_echo(*fall.ellipsoids(time_s), radar, sensor.wavelength_m)
+    return body_echo(fall.ellipsoids, time_s, radar, sensor, Surface.of(p))
 
 
 def sitting_echo(p: dict, sensor: Sensor, time_s: np.ndarray, backwards: bool = False) -> np.ndarray:
@@ -119,7 +161,7 @@ def sitting_echo(p: dict, sensor: Sensor, time_s: np.ndarray, backwards: bool = 
     names = ("height_m", "start_s", "sitting_s", "drop_m", "back_m", "trunk_deg", "arm_deg", "build")
     motion = SitDown(**{name: p[name] for name in names}, backwards=backwards)
     radar = radar_position(p["distance_m"], p["aspect_deg"], RADAR_HEIGHT_M)
-    return ellipsoid_echo(*motion.ellipsoids(time_s), radar, sensor.wavelength_m)
+    return body_echo(motion.ellipsoids, time_s, radar, sensor, Surface.of(p))
 
 
 def standing_up_echo(p: dict, sensor: Sensor, time_s: np.ndarray) -> np.ndarray:
@@ -134,6 +176,7 @@ def arm_swing_group(draw: Draw) -> Parameters:
         "usual_amplitude_deg": draw.uniform(35, 85),
         "pendulum_scale": draw.uniform(0.55, 1.0),
         "sway_m": draw.uniform(0.01, 0.03),
+        **clothes(draw),
     }
 
 
@@ -147,11 +190,22 @@ def arm_swing_image(draw: Draw, person: Parameters) -> Parameters:
         "elbow_deg": draw.uniform(0, 25),
         "distance_m": draw.uniform(2, 6),
         "aspect_deg": _toward_or_away(draw, 30),
+        **room(draw),
+        **moment(draw),
     }
 
 
 def arm_swing_echo(p: dict, sensor: Sensor, time_s: np.ndarray) -> np.ndarray:
-    """Stretched arms as physical pendulums at the shoulders of a standing person; the trunk gives way a little."""
+    """A standing person who swings the arms."""
+    radar = radar_position(p["distance_m"], p["aspect_deg"], RADAR_HEIGHT_M)
+    return body_echo(lambda times: arm_swing(p, times), time_s, radar, sensor, Surface.of(p))
+
+
+def arm_swing(p: dict, time_s: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return start, end (8, 3, N) and radius (8,) in m of trunk, head, hands, upper arms and forearms.
+
+    Stretched arms are physical pendulums at the shoulders of a standing person; the trunk gives way a little.
+    """
     height = p["height_m"]
     arm_m = (body.UPPER_ARM + body.FOREARM + HAND) * height
     length = p["pendulum_scale"] * 2 / 3 * arm_m  # 2/3: uniform rod; muscles make it shorter
@@ -169,11 +223,7 @@ def arm_swing_echo(p: dict, sensor: Sensor, time_s: np.ndarray) -> np.ndarray:
     forearm = angle + np.radians(p["elbow_deg"]) * (1 + angle / amplitude) / 2
     wrist = elbow + body.hanging(body.FOREARM * height, forearm)
     hand = wrist + body.hanging(HAND * height, forearm)
-    # An arm that swings stretched shows every point of itself, so it is cut finer than in the walker.
-    arm_start, arm_end = body.divide(np.concatenate([shoulder, elbow]), np.concatenate([elbow, wrist]), 4)
-    start = np.concatenate([hip[None], neck[None], wrist, arm_start])
-    end = np.concatenate([neck[None], crown[None], hand, arm_end])
-    arms = np.tile(np.repeat([body.UPPER_ARM_RADIUS, body.FOREARM_RADIUS], 2), 4)
-    radius = p["build"] * np.array([body.TORSO_RADIUS, body.HEAD_RADIUS, HAND_RADIUS, HAND_RADIUS, *arms])
-    radar = radar_position(p["distance_m"], p["aspect_deg"], RADAR_HEIGHT_M)
-    return ellipsoid_echo(start, end, radius, radar, sensor.wavelength_m)
+    start = np.concatenate([hip[None], neck[None], wrist, shoulder, elbow])
+    end = np.concatenate([neck[None], crown[None], hand, elbow, wrist])
+    arms = np.repeat([HAND_RADIUS, body.UPPER_ARM_RADIUS, body.FOREARM_RADIUS], 2)
+    return start, end, p["build"] * np.array([body.TORSO_RADIUS, body.HEAD_RADIUS, *arms])

@@ -23,17 +23,20 @@ from mdaug.radar.echo import receive
 from mdaug.radar.image_folder import encode
 from mdaug.radar.options import SimulateConfig
 from mdaug.radar.parameters import GROUP, IMAGE, NOISE, Draw
-from mdaug.radar.people import walking_echo, walking_group
+from mdaug.radar.people import moment, walking_echo, walking_group
 from mdaug.radar.sensor import Sensor
 from mdaug.radar.stft import remove_clutter, spectrogram, to_levels
 from shards.errors import UserError
 
 DEFAULT_CLASSES = ("walking", "drone", "bird", "arm_swing", "fall", "sit_down")
 MOST_PULSES = 1_000_000  # of a picture; the presets take 7,205 and 19,264
+PHYSICS = 2  # rises when the same options make other pictures; a folder of another one is refused
 
 COLUMNS, ROWS, STEP = 57, 112, 14
 """Of gait-persons: native columns and rows of a picture, and columns from one picture to the next (a quarter)."""
 STREAM = "gait-persons"
+ROOM = {"floor_db": -12, "wall_db": -12, "left_m": 2.0, "right_m": 2.5}
+"""Of gait-persons: all walk in one hall."""
 
 
 class Preset(ABC):
@@ -55,7 +58,8 @@ class Preset(ABC):
         self.options = options
         self.sensor = _with_numbers_of(options, self.default_sensor)
         self.count = options.images_per_class or self.default_count
-        names = ("carrier_hz", "v_max_m_s", "duration_s", "window_s", "mti_cutoff_m_s")
+        names = ["carrier_hz", "v_max_m_s", "duration_s", "window_s", "mti_cutoff_m_s"]
+        names += ["bandwidth_hz", "gates"] if self.sensor.bandwidth_hz else []
         self.radar = {name: getattr(self.sensor, name) for name in names}
         self.radar |= {"prf_hz": round(self.sensor.prf_hz, 3), "clip_db": options.clip_db or self.default_clip_db}
 
@@ -102,9 +106,18 @@ class Families(Preset):
 
 
 class GaitPersons(Preset):
-    """77 GHz, +-5 m/s, 3 s in 57 columns; each straight walk is a job."""
+    """77 GHz, +-5 m/s, 3 s in 57 columns, five range bins of a sweep of 2 GHz; each straight walk is a job."""
 
-    default_sensor = Sensor(carrier_hz=77e9, v_max_m_s=5.0, window_s=0.12, rows=ROWS, columns=COLUMNS)
+    default_sensor = Sensor(
+        carrier_hz=77e9,
+        v_max_m_s=5.0,
+        window_s=0.11,
+        mti_cutoff_m_s=0.05,
+        rows=ROWS,
+        columns=COLUMNS,
+        bandwidth_hz=2e9,
+        gates=5,
+    )
     default_clip_db = 40.0
     default_count = 150
 
@@ -115,8 +128,7 @@ class GaitPersons(Preset):
         jobs = []
         for person in range(1, self.options.num_persons + 1):
             of_person = Draw.of(STREAM, seed, GROUP, person)
-            # Asked to walk normally, people walk at nearly the same speed: it must not give them away.
-            traits = walking_group(of_person) | {"usual_speed_m_s": of_person.normal(1.2, 0.08)}
+            traits = walking_group(of_person) | _usual(of_person)
             missing, number, walk = self.count, 1, 0
             while missing > 0:
                 of_walk = Draw.of(STREAM, seed, IMAGE, 1000 * person + walk)
@@ -131,6 +143,7 @@ class GaitPersons(Preset):
                     **self.radar,
                     **traits,
                     **_walk(of_walk, traits, walk, (STEP * (length - 1) + COLUMNS) * column_s),
+                    **ROOM,
                 }
                 rows = []
                 for window in range(count):
@@ -196,9 +209,25 @@ def _with_numbers_of(options: SimulateConfig, preset: Sensor) -> Sensor:
     return sensor
 
 
+def _usual(draw: Draw) -> dict:
+    """Return how a person walks in a hall; what is longer in a cycle of the same speed is the step.
+
+    Asked to walk normally, people walk at nearly the same speed: it must not give them away.
+    """
+    cycle_scale = draw.normal(1.17, 0.03)
+    return {
+        "usual_speed_m_s": draw.normal(1.25, 0.08),
+        "cycle_scale": cycle_scale,
+        "hip_scale": draw.normal(cycle_scale - 0.05, 0.05),
+        "knee_scale": draw.normal(1.1, 0.06),
+        "shoulder_scale": draw.uniform(0.8, 2.0),
+        "asymmetry": draw.normal(0, 0.08),
+    }
+
+
 def _walk(draw: Draw, person: dict, walk: int, lasts_s: float) -> dict:
     """Return what is particular to one walk: people repeat themselves, but not exactly."""
-    nearest_m, speed_m_s = draw.uniform(6, 10), draw.normal(float(person["usual_speed_m_s"]), 0.04)
+    nearest_m, speed_m_s = draw.uniform(3.5, 7.5), draw.normal(float(person["usual_speed_m_s"]), 0.04)
 
     def near(name: str, spread: float) -> float:
         return draw.normal(float(person[name]), spread)
@@ -212,9 +241,13 @@ def _walk(draw: Draw, person: dict, walk: int, lasts_s: float) -> dict:
         "elbow_scale": near("elbow_scale", 0.03),
         "wander": draw.uniform(0, 0.015),
         "wander_hz": draw.uniform(0.1, 0.3),
+        "lasts_s": round(lasts_s, 3),
+        "ramp_s": draw.uniform(1, 2),
+        "slowest": draw.uniform(0.35, 0.65),
         "distance_m": round(nearest_m + speed_m_s * lasts_s / 2, 3),  # in the middle of the walk
         "aspect_deg": 180 * (walk % 2) + draw.uniform(-8, 8),
+        **moment(draw),
         "snr_db": draw.uniform(26, 38),
         "clutter_to_signal_db": draw.uniform(20, 40),
-        "iq_image_db": draw.uniform(-50, -35),
+        "iq_image_db": draw.uniform(-29, -23),
     }

@@ -31,6 +31,10 @@ class Sensor:
     """Time recorded before the picture begins, for that filter to settle."""
     rows: int = 256
     columns: int = 256
+    bandwidth_hz: float | None = None
+    """Of a sweep; None: continuous wave, which sees all ranges at once."""
+    gates: int = 1
+    """Range bins around the target whose powers are summed."""
 
     OVERSAMPLING = 1.25
     """Sampled velocity band over displayed velocity band."""
@@ -39,6 +43,11 @@ class Sensor:
     def wavelength_m(self) -> float:
         """Wavelength in m."""
         return SPEED_OF_LIGHT_M_S / self.carrier_hz
+
+    @cached_property
+    def range_bin_m(self) -> float | None:
+        """Distance of range bins in m, c / 2 B; None for continuous wave."""
+        return None if self.bandwidth_hz is None else SPEED_OF_LIGHT_M_S / (2 * self.bandwidth_hz)
 
     @cached_property
     def prf_hz(self) -> float:

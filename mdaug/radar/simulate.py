@@ -7,7 +7,7 @@ from functools import partial
 from mdaug import config
 from mdaug.radar.image_folder import METADATA_FILE, table, write_picture
 from mdaug.radar.options import SimulateConfig
-from mdaug.radar.presets import preset_of
+from mdaug.radar.presets import PHYSICS, preset_of
 from shards import atomic, provenance
 from shards.output_folder import claim, refuse_other
 from shards.pool import Pool
@@ -17,7 +17,7 @@ from shards.validation import Preflight, identity_of
 
 def check(options: SimulateConfig, where: Preflight) -> None:
     """Raise UserError where output_dir holds something else."""
-    refuse_other(options.output_dir, "simulate", identity_of(options))
+    refuse_other(options.output_dir, "simulate", _identity(options))
 
 
 def run(options: SimulateConfig) -> None:
@@ -31,7 +31,7 @@ def run(options: SimulateConfig) -> None:
     folder = options.output_dir
     jobs = preset_of(options).jobs()
     rows = [row for job in jobs for row in job]
-    output = claim(folder, "simulate", identity_of(options), wait=True)
+    output = claim(folder, "simulate", _identity(options), wait=True)
     if output.finished:
         print(f"{folder} is finished: {len(rows)} pictures; nothing to do")
         return
@@ -49,7 +49,7 @@ def run(options: SimulateConfig) -> None:
     # What each of them shows, and the mark of the end.
     atomic.write_text(folder / METADATA_FILE, table(rows))
     content = provenance.hash_files([folder / METADATA_FILE, *(folder / row["file"] for row in rows)])
-    output.finish("image-folder", content, config.as_dict(options))
+    output.finish("image-folder", content, config.as_dict(options) | {"physics": PHYSICS})
     print(f"{folder}: {len(rows)} pictures of {len({row['class'] for row in rows})} classes")
 
 
@@ -58,3 +58,7 @@ def make(options: SimulateConfig, job: list[dict]) -> int:
     for row, data in preset_of(options).render(job):
         write_picture(options.output_dir / row["file"], data)
     return len(job)
+
+
+def _identity(options: SimulateConfig) -> dict:
+    return identity_of(options) | {"physics": PHYSICS}

@@ -16,19 +16,20 @@ from mdaug.radar.sensor import Sensor
 
 
 def remove_clutter(samples: np.ndarray, sensor: Sensor) -> np.ndarray:
-    """Return the signal (settling + N,) without its static part and without the settling time: (N,)."""
+    """Return signals (..., settling + N) without their static part and without the settling time: (..., N)."""
     cutoff_hz = 2 * sensor.mti_cutoff_m_s / sensor.wavelength_m
-    return high_pass(samples[None], cutoff_hz, sensor.prf_hz)[0, sensor.settling_samples :]
+    return high_pass(samples, cutoff_hz, sensor.prf_hz)[..., sensor.settling_samples :]
 
 
 def high_pass(samples: np.ndarray, cutoff_hz: float, prf_hz: float) -> np.ndarray:
-    """Return signals (K, N) without what moves slower: 4th-order Butterworth, causal, -3 dB at `cutoff_hz`.
+    """Return signals (..., N) without what moves slower: 4th-order Butterworth, causal, -3 dB at `cutoff_hz`.
 
     The filter starts in the steady state of the first sample, so a constant background leaves no transient; what is
     left of it passes in the settling time.
     """
     sections, steady_state = _high_pass(cutoff_hz, prf_hz)
-    filtered, _ = signal.sosfilt(sections, samples, zi=steady_state[:, None] * samples[:, :1])
+    each = steady_state.reshape(len(sections), *[1] * (samples.ndim - 1), 2)
+    filtered, _ = signal.sosfilt(sections, samples, zi=each * samples[..., :1])
     return filtered
 
 
@@ -41,6 +42,8 @@ def _high_pass(cutoff_hz: float, prf_hz: float) -> tuple[np.ndarray, np.ndarray]
 def spectrogram(samples: np.ndarray, sensor: Sensor) -> np.ndarray:
     """Return the power (rows, columns) of a signal (N,) at the velocities `sensor.velocities_m_s`.
 
+    Powers of several range gates, (gates, N), are summed.
+
     Windows start at equal steps from the first sample to the last that fits. The transform is long enough
     that each row holds a whole number of its bins, and a row is the mean power of them: no interpolation, and a
     small picture is the average of a large one rather than a selection from it. Bins lie at half-integer
@@ -51,10 +54,12 @@ def spectrogram(samples: np.ndarray, sensor: Sensor) -> np.ndarray:
     length = band * bins_per_row
     n = np.arange(sensor.window_samples)
     window = signal.windows.hann(sensor.window_samples) * np.exp(-1j * np.pi * n / length)
-    starts = np.linspace(0, len(samples) - sensor.window_samples, sensor.columns).round().astype(int)
-    spectrum = fft.fftshift(fft.fft(samples[starts[:, None] + n] * window, length, axis=1), axes=1)
+    starts = np.linspace(0, samples.shape[-1] - sensor.window_samples, sensor.columns).round().astype(int)
     margin = (length - sensor.rows * bins_per_row) // 2
-    power = np.abs(spectrum[:, margin : length - margin]) ** 2
+    power = np.zeros((sensor.columns, sensor.rows * bins_per_row))
+    for gate in np.atleast_2d(samples):
+        spectrum = fft.fftshift(fft.fft(gate[starts[:, None] + n] * window, length, axis=1), axes=1)
+        power += np.abs(spectrum[:, margin : length - margin]) ** 2
     return power.reshape(sensor.columns, sensor.rows, bins_per_row).mean(axis=2).T[::-1]
 
 

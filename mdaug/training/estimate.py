@@ -77,6 +77,8 @@ def estimate(options: EstimateConfig, training: TrainingConfig) -> list[str]:
     traffic = cost.traffic(load.parameters, how, load.persistent, averaged=load.averages > 0)
     time = cost.StepTime(flops / (options.mfu * peak), traffic.sent(ranks) / speed if ranks > 1 else 0.0)
     steps = -(-(training.train_samples or training.epochs * epoch) // global_batch)
+    if training.train_minutes is not None:
+        steps = max(1, int(60 * training.train_minutes / time.longest))
     hours = steps * time.longest / 3600
     return [
         f"run        {load.parameters / 1e6:.1f} M parameters, ZeRO {how.stage}, {precision}; {steps:,} steps of "

@@ -39,7 +39,7 @@ from mdaug.training.options import LDMConfig
 from mdaug.training.run_folder import LAST_FOLDERS
 from mdaug.training.sampled_distance import SampledDistance
 from mdaug.training.sharded_tensors import Reader
-from mdaug.training.task_pictures import SamplePictures
+from mdaug.training.task_pictures import PICTURES_PER_CLASS, SamplePictures
 from shards import provenance
 from shards.colormap import colormap
 from shards.dataset import ShardDataset
@@ -281,6 +281,13 @@ class LDMTask(Task):
         """Return the context in which the averaged network works as the trained one does."""
         device = distributed.device()
         return distributed.autocast(resolve_precision(self.config.mixed_precision, device), device)
+
+    def validation_passes(self) -> int:
+        """Return the latents that a validation denoises: those of the loss, of the pictures and of best_by fd."""
+        config, passes = self.config, min(VALIDATION_DRAWS * len(self.val_set), VALIDATION_SAMPLES)
+        if config.save_images:  # on the first rank alone, for which the others wait
+            passes += distributed.world_size() * PICTURES_PER_CLASS * len(self.classes) * config.num_inference_steps
+        return passes + (config.fd_samples * config.num_inference_steps if self.sampled is not None else 0)
 
     def image_step(self, step: int, plan: BatchPlan) -> bool:
         """Return whether `eval_steps` are over."""

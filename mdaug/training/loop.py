@@ -70,7 +70,7 @@ def validation_batches(
         if number % ASK_EVERY == 0 and stopped():
             raise Stopped
         weight = torch.tensor([float(start + i < count) for i in range(batch_size)])
-        yield _to_device(batch, device), weight.to(device, non_blocking=True)
+        yield to_device(batch, device), weight.to(device, non_blocking=True)
 
 
 class _Positions(Dataset):
@@ -121,6 +121,10 @@ class Task(ABC):
     @abstractmethod
     def validate(self, engine: Engine) -> dict[str, float]:
         """Return the validation figures, equal on all ranks; every rank calls it. May raise Stopped."""
+
+    @abstractmethod
+    def validation_passes(self) -> int:
+        """Return how many samples a validation and its pictures send through a network, forward alone."""
 
     @abstractmethod
     def save_images(self, engine: Engine, state: TrainingState) -> dict[str, float]:
@@ -215,7 +219,7 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan, output: OutputFol
     )
 
     # Start the data loaders, the clock and the signal handlers.
-    batches = iter(_loader(task.dataset, config, plan, state.step))
+    batches = iter(loader(task.dataset, config, plan, state.step))
     progress = _Progress(output, checkpoints, plan)
     progress.write(state)
     metrics.resume(state.step)
@@ -254,7 +258,7 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan, output: OutputFol
         lr = learning_rate(config, state.step, plan.steps)
         for number in range(plan.accumulation):
             waiting = time.perf_counter()
-            batch = _to_device(next(batches), device)
+            batch = to_device(next(batches), device)
             metrics.add_data_wait(time.perf_counter() - waiting)
             # What the network draws, dropout, follows from the micro batch alone: a resumed run draws it again.
             draws = random_at(config.seed, STREAM_DROPOUT, plan.micro_batch_number(state.step, number))
@@ -421,7 +425,8 @@ def _pictures(task: Task, engine: Engine, state: TrainingState, config: Training
         metrics.log(f"pictures: {figures} ({time.perf_counter() - begun:.1f} s)")
 
 
-def _loader(dataset: Dataset, config: TrainingConfig, plan: BatchPlan, first_step: int) -> DataLoader:
+def loader(dataset: Dataset, config: TrainingConfig, plan: BatchPlan, first_step: int) -> DataLoader:
+    """Return this rank's micro batches from optimizer step `first_step` to the last of the plan."""
     sampler = PositionSampler(
         global_batch=plan.global_batch,
         micro_batch=plan.micro_batch,
@@ -440,5 +445,6 @@ def _loader(dataset: Dataset, config: TrainingConfig, plan: BatchPlan, first_ste
     )
 
 
-def _to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return a micro batch on a device."""
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}

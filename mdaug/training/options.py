@@ -54,6 +54,9 @@ class TrainingConfig:
     """Passes over the training set."""
     train_samples: int | None = None
     """Length of the run in samples instead of epochs; good for presets that meet sets of any size."""
+    train_minutes: float | None = None
+    """Length of the run in minutes instead of epochs and train_samples: its speed is measured before the first step,
+    the number of samples follows and is kept; validations and checkpoints come at least four times."""
     lr: float = 5e-5
     """Peak learning rate of AdamW."""
     weight_decay: float = 0.01
@@ -113,6 +116,7 @@ class TrainingConfig:
         )  # fmt: skip
         at_least(self, 0, "weight_decay", "max_grad_norm", "early_stop_patience", "num_workers", "seed")
         within(self, "(0, 1]", "lr")
+        within(self, "(0, inf)", "train_minutes")
         within(self, "[0, 1)", "adam_betas")
         within(self, "(0, 1)", "aux_share")
         path = self.deepspeed_config

@@ -11,6 +11,7 @@ from mdaug.training.batches import plan_batches
 from mdaug.training.cost import choose_batch_size, memory, sharding
 from mdaug.training.engine import check_before_data
 from mdaug.training.ldm_task import LDMTask, check_before_latents
+from mdaug.training.length import settle
 from mdaug.training.loop import train
 from mdaug.training.options import EncodeConfig, LDMConfig
 from mdaug.training.run_folder import images_hash, open_run, packing
@@ -80,9 +81,17 @@ def run(options: LDMConfig) -> None:
         place = options.output_dir / "auxiliary_latents" / str(number)
         encode.encode(EncodeConfig(folder, vqvae, place, num_workers=options.num_workers, **augmentation))
         of_others.append(place)
-    task = LDMTask(options, packed, vqvae, latents, made_from, list(zip(others, of_others, strict=True)))
+    auxiliaries = list(zip(others, of_others, strict=True))
+
+    def build(changed: LDMConfig) -> LDMTask:
+        return LDMTask(changed, packed, vqvae, latents, made_from, auxiliaries)
+
+    task = build(options)
     if options.batch_size == "auto":
         options.batch_size = choose_batch_size(options, task.epoch, task.workload(1), task.rehearse)
+    if options.train_minutes is not None:
+        options = settle(options, task.epoch, output, build)
+        task = build(options)
     if distributed.is_main():
         print(memory(task.workload(int(options.batch_size)), sharding(options)), flush=True)
     if options.compile:

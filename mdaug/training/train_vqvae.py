@@ -8,6 +8,7 @@ from mdaug.training import auxiliary, initial, run_folder
 from mdaug.training.batches import plan_batches
 from mdaug.training.cost import choose_batch_size, memory, sharding
 from mdaug.training.engine import check_before_data
+from mdaug.training.length import settle
 from mdaug.training.loop import train
 from mdaug.training.options import VQVAEConfig
 from mdaug.training.run_folder import images_hash, open_run, packing
@@ -47,6 +48,10 @@ def run(options: VQVAEConfig) -> None:
         options.batch_size = choose_batch_size(options, task.epoch, task.workload(1), task.rehearse)
     plan = plan_batches(options, task.epoch)
     output = open_run(options, made_from)
+    if options.train_minutes is not None:
+        options = settle(options, task.epoch, output, lambda changed: VQVAETask(changed, packed, made_from, others))
+        task = VQVAETask(options, packed, made_from, others)
+        plan = plan_batches(options, task.epoch)
     if distributed.is_main():
         print(memory(task.workload(int(options.batch_size)), sharding(options)), flush=True)
     if options.compile:

@@ -238,6 +238,10 @@ class VQVAETask(Task):
             )
         return {"loss": loss, "mse": mse, "psnr": psnr, "perplexity": perplexity, "codes_used": used}
 
+    def validation_passes(self) -> int:
+        """Return the number of validation images."""
+        return min(len(self.val_set), VALIDATION_SAMPLES)
+
     @torch.no_grad()
     def save_images(self, engine: Engine, state: TrainingState) -> dict[str, float]:
         """Write original, reconstruction, and difference with the PSNR of each validation image to images/."""

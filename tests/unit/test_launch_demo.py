@@ -116,3 +116,10 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert demo.main(["--data", str(tmp_path / "absent")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_command_of_ours_is_forked_and_keeps_status_and_output(monkeypatch, tmp_path):
+    monkeypatch.setattr(demo, "LIBRARIES", ())
+    status, _ = demo._Runner().run([*demo.LAUNCH, "nonsense"], log=tmp_path / "log.txt")
+    assert status == 2
+    assert (tmp_path / "log.txt").read_text().startswith("error: mdaug: unknown command 'nonsense'")

@@ -180,6 +180,15 @@ def test_folder_of_another_run_is_refused(families, tmp_path):
         simulate(config(tmp_path))
 
 
+def test_folder_of_earlier_physics_is_refused(tmp_path, monkeypatch):
+    """The same options would go on with other pictures."""
+    with monkeypatch.context() as patch:
+        patch.setattr("mdaug.radar.simulate.PHYSICS", 1)
+        simulate(config(tmp_path / "set", classes=["drone"], images_per_class=1))
+    with pytest.raises(UserError, match="physics: 1 there, 2 now"):
+        simulate(config(tmp_path / "set", classes=["drone"], images_per_class=1))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -118,6 +118,9 @@ def test_estimate_of_a_preset_prints_memory_hours_and_assumptions(preset, capsys
     own = shown("--nodes", "4", "--flags", f"--zero_stage 0 --deepspeed_config {DEEPSPEED / 'zero2.json'}")
     assert own == shown("--nodes", "4", "--flags", "--zero_stage 2 --seed 1")
     assert "ZeRO 2, fp16" in own
+    hour, two = (shown("--flags", f"--train_minutes {minutes}") for minutes in (60, 120))
+    steps = [int(re.search(r"([\d,]+) steps of 32 samples", text)[1].replace(",", "")) for text in (hour, two)]
+    assert steps[1] == pytest.approx(2 * steps[0], abs=1)
 
 
 def test_a_preset_and_the_configuration_of_a_run_give_the_same_estimate(preset, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from html import escape
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mdaug.evaluation.report.verdict import held_out_notes, outcome, percent, ta
 from mdaug.evaluation.usefulness import FEWEST_GROUPS
 from mdaug.images import drawable
 from mdaug.measures.fidelity import MEASURES, NEIGHBOURS
+from mdaug.measures.realism import STATISTICS, WINDOWS
 from mdaug.measures.worth import described
 
 BETTER = {"frechet": "lower", "kid": "lower", "precision": "higher", "recall": "higher", "density": "near 1"}
@@ -80,8 +82,8 @@ def share(value: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Return three significant digits, a dash for None."""
-    return "–" if value is None else f"{value:.3g}"
+    """Return three significant digits, a dash for None and NaN."""
+    return "–" if value is None or math.isnan(value) else f"{value:.3g}"
 
 
 def target_table(metrics: dict) -> list[str]:
@@ -250,6 +252,28 @@ def fidelity(metrics: dict) -> list[str]:
         "<p>Levels and colours:</p>",
         table(["", *NAMES.values()], checks),
         _html(plots.levels(metrics)),
+        *(_realism(figures["realism"]) if "realism" in figures else []),  # not measured by earlier versions
+    ]
+
+
+def _realism(figures: dict) -> list[str]:
+    """The texture of the three sets, and how easily two of them are told apart."""
+    synthetic, floor = figures["synthetic"], figures["floor"]
+    train, made = synthetic["statistics"]
+    held_out = floor["statistics"][1]
+    rows: list[list] = [
+        [title, *(number(values[name]) for values in (train, held_out, made))] for name, title in STATISTICS.items()
+    ]
+    distance = "Fréchet distance from training, random network"
+    rows.append([distance, "", *(number(kind["frechet"]) for kind in (floor, synthetic))])
+    apart = "accuracy of a classifier that tells it from training"
+    rows.append([apart, "", *(number(kind["accuracy"]) for kind in (floor, synthetic))])
+    return [
+        "<p>Realism, at 64 × 64 levels:</p>",
+        table(["", *NAMES.values()], rows),
+        f"<p class=note>Levels above 12 of 255 count as above the floor. The classifier sees at most {WINDOWS} images "
+        "of both sets together with as many again to be judged, of other groups; 0.5 is chance, and what held-out "
+        "images have is the floor.</p>",
     ]
 
 
