@@ -117,7 +117,8 @@ class PlotGroup:
         """Write legend and plots as one PNG."""
         columns = min(self.columns, len(self.plots))
         rows = -(-len(self.plots) // columns)
-        (width, height), per_line = self.plots[0].size, max(1, columns * self.plots[0].size[0] // 230)
+        width, height = self.plots[0].size
+        per_line = max(1, columns * width // (40 + 9 * max(map(len, self.series))))
         legend = 24 * -(-len(self.series) // per_line) + 12
         with _style():
             figure = _drawn(self.plots, (columns * width, rows * height + legend), rows, columns)
@@ -145,7 +146,7 @@ def accuracy(metrics: dict) -> PlotGroup | None:
         if points:
             series[name] = points
     label = "mean recall per class against the number of real images per class"
-    plot = Plot(label, (460, 300), lambda axes: _draw_curves(axes, list(series.values()), list(ticks.values())))
+    plot = Plot(label, (640, 360), lambda axes: _draw_curves(axes, list(series.values()), list(ticks.values())))
     return PlotGroup(list(series), [plot])
 
 

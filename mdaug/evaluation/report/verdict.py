@@ -133,7 +133,11 @@ def _worth(metrics: dict, comparison: dict) -> str:
     """Return what the arm of a comparison is worth in real images of the free baseline, as the rest of a clause."""
     keys = ("arm", "n_real", "ratio")
     arm = next(arm for arm in metrics["usefulness"]["arms"] if all(arm[key] == comparison[key] for key in keys))
-    return f"; worth {described(arm['worth'])} real images per class" if arm.get("worth") else ""
+    if not arm.get("worth"):
+        return ""
+    if arm["worth"]["flat"]:
+        return "; more real images do not help on these images either, so it is worth no number of them"
+    return f"; with {_amount([comparison])} worth {described(arm['worth'])}"
 
 
 def _on_top(metrics: dict) -> list[str]:
@@ -143,7 +147,7 @@ def _on_top(metrics: dict) -> list[str]:
     for arm in (LIKE, *AUXILIARY):
         if comparisons := _worst_first(metrics, arm, TRANSFORMS):
             few = largest_ratios(metrics, arm, TRANSFORMS)[0]
-            clauses = _clauses(metrics, comparisons, words) + f"{_worth(metrics, few)} with {_amount([few])}"
+            clauses = _clauses(metrics, comparisons, words) + _worth(metrics, few)
             sentences.append(f"{ON_TOP[arm]}, on top of transforms, {clauses}.")
     return sentences
 
