@@ -83,7 +83,9 @@ def read(folder: Path) -> tuple[np.ndarray, list[str]]:
     return stack(images, palette(images), (SIZE, SIZE)), images.groups
 
 
-def compare(first: np.ndarray, second: np.ndarray, first_groups: list[str], second_groups: list[str]) -> dict:
+def compare(
+    first: np.ndarray, second: np.ndarray, first_groups: list[str], second_groups: list[str], steps: int = STEPS
+) -> dict:
     """Return how two sets of spectrograms differ in texture, and how well a small classifier tells them apart.
 
     Args:
@@ -91,6 +93,7 @@ def compare(first: np.ndarray, second: np.ndarray, first_groups: list[str], seco
         second: the same of the other set, uint8 (m, 64, 64).
         first_groups: n names of recordings; what overlaps must not be learnt from and judged.
         second_groups: m names.
+        steps: of the classifier.
 
     Returns:
         {"statistics": [of the first set, of the second], see `statistics`; "frechet": distance in the features of the
@@ -114,7 +117,7 @@ def compare(first: np.ndarray, second: np.ndarray, first_groups: list[str], seco
     learn, judge = (np.concatenate([first[chosen[0][k]], second[chosen[1][k]]])[..., None] for k in range(2))
     labels = np.repeat([0, 1], count)
     with classifier.one_thread():
-        judge_of = classifier.train(learn, labels, 2, steps=STEPS, batch_size=BATCH, learning_rate=RATE, seed=0)
+        judge_of = classifier.train(learn, labels, 2, steps=steps, batch_size=BATCH, learning_rate=RATE, seed=0)
         right = classifier.predict(judge_of, judge).argmax(axis=1) == labels
     return figures | {"accuracy": float(right.mean()), "windows": 2 * count}
 

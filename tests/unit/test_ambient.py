@@ -114,6 +114,7 @@ def test_a_busy_machine_is_one_line_before_what_takes_long(load, lines, monkeypa
     assert capsys.readouterr().out.count("\n") == lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [["-m", "mdaug"], ["-m", "launch"]])
 @pytest.mark.parametrize("after", [0.0, 0.3, 1.0])
 def test_ctrl_c_is_one_line_and_the_same_command_continues(program, after, tmp_path):

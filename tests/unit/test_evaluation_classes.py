@@ -291,6 +291,7 @@ def test_without_val_images_it_says_what_to_do(tmp_path):
 # Many classes, and names in any script.
 
 
+@pytest.mark.slow
 def test_the_report_of_150_classes_is_small(tmp_path, monkeypatch):
     """Pictures, boxes and confusions are those of a few classes; what is left grows by the class."""
     monkeypatch.setattr(image_quality, "within_class", partial(image_quality.within_class, pairs=2))

@@ -63,6 +63,7 @@ def against_real(table):
     return next(item for item in table["comparisons"] if (item["arm"], item["baseline"]) == (BOTH, REAL))
 
 
+@pytest.mark.slow
 def test_a_perfect_generator_helps_where_real_images_are_few(packed, synthetic, tmp_path):
     table, arms = experiment(packed, synthetic, tmp_path)
     assert outcome(against_real(table)) == "gain"
@@ -72,6 +73,7 @@ def test_a_perfect_generator_helps_where_real_images_are_few(packed, synthetic, 
     assert arms[DUPLICATED]["further"] >= 64
 
 
+@pytest.mark.slow
 def test_wrong_labels_harm_and_the_verdict_says_so_first(packed, tmp_path):
     wrong = toy_synthetic(tmp_path / "wrong", packed, shift=1)
     (tmp_path / "results").mkdir()
@@ -142,6 +144,7 @@ def test_a_verdict_from_too_few_steps_says_so_first(packed, synthetic, tmp_path)
     assert "stopped too early" not in " ".join(sentences[60])
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_number_of_processes(packed, synthetic, tmp_path):
     tables = []
     for workers in (1, 2):
@@ -230,6 +233,7 @@ def test_progress_counts_the_classifiers_of_all_ranks_and_is_gone_at_the_end(con
     assert is_finished(config.output_dir)
 
 
+@pytest.mark.slow
 def test_parts_add_up_to_the_whole(config):
     whole = evaluate(replace(config, output_dir=config.output_dir.with_name("whole")))
     first = evaluate(replace(config, part="memorization"))

@@ -79,6 +79,7 @@ def logged_steps(run: Path) -> list[int]:
     return [record["step"] for record in records if "img_s" in record]
 
 
+@pytest.mark.slow
 def test_a_second_session_continues_the_first_from_its_attached_output(inputs, tmp_path, monkeypatch):
     first = Session(monkeypatch, inputs, tmp_path / "first")
     *preparation, training = cells()[: LDM_CELL + 1]

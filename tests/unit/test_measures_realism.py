@@ -64,11 +64,10 @@ def noise(seed: int, brightest: int = 256) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, brightest, (60, 64, 64)).astype(np.uint8)
 
 
-def test_a_classifier_tells_apart_what_differs_and_nothing_else(monkeypatch):
-    monkeypatch.setattr(realism, "STEPS", 80)
+def test_a_classifier_tells_apart_what_differs_and_nothing_else():
     groups = [str(i // 5) for i in range(60)]
-    same = realism.compare(noise(0), noise(1), groups, groups)
-    other = realism.compare(noise(0), noise(1, brightest=160), groups, groups)
+    same = realism.compare(noise(0), noise(1), groups, groups, steps=80)
+    other = realism.compare(noise(0), noise(1, brightest=160), groups, groups, steps=80)
     assert same["windows"] == 60
     assert same["accuracy"] < 0.75
     assert other["accuracy"] > 0.95
@@ -76,6 +75,7 @@ def test_a_classifier_tells_apart_what_differs_and_nothing_else(monkeypatch):
     assert realism.compare(noise(0), noise(1), groups, ["one"] * 60)["accuracy"] is None
 
 
+@pytest.mark.slow
 def test_simulated_gait_has_the_texture_of_measured_gait(tmp_path):
     """Within 20 % here, of few people; docs/physics.md has the figures of 40."""
     simulate(SimulateConfig(tmp_path / "set", preset="gait-persons", num_persons=12, images_per_class=24, workers=1))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -140,6 +141,7 @@ def compose(root: Path, folder: dict) -> dict[str, tuple[int, str]]:
     return made
 
 
+@pytest.mark.slow
 @settings(
     max_examples=int(os.environ.get("MDAUG_EXAMPLES", "300")),
     deadline=None,

@@ -131,6 +131,7 @@ def test_a_trial_judges_its_fold_and_uses_the_others(packed):
         assert set(result["plain"]) | set(result["averaged"]) <= {0, 1, 2, 3}  # never one of the auxiliary classes
 
 
+@pytest.mark.slow
 def test_the_whole_recipe_resumes_and_its_classifier_needs_torch_alone(options, tmp_path):
     options = replace(options, aux_dir=others(tmp_path / "others"), synthetic_dir=None)
     found = recipe.run(options)

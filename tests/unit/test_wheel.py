@@ -46,6 +46,7 @@ def test_all_modules_and_their_data_are_in_the_wheel_and_nothing_else(installed)
     assert {path.name for path in installed.iterdir() if path.suffix != ".dist-info"} == set(PACKAGES)
 
 
+@pytest.mark.slow
 def test_an_installed_mdaug_trains_in_any_folder(installed, tmp_path):
     images = numbered_folder(tmp_path / "images", {"a": list(range(12)), "b": list(range(12))}, size=(16, 16))
     flags = "--image_size 16 --n_layers 1 --base_channels 8 --vq_num_embed 16 --batch_size 4 --train_samples 12"
