@@ -15,6 +15,8 @@ from mdaug.radar.simulate import run as simulate
 from shards.options import PackConfig
 from shards.pack import run as pack
 
+pytestmark = pytest.mark.slow
+
 SIZE = 32
 CLASSES = ["arm_swing", "bird", "drone", "walking"]
 
@@ -43,7 +45,6 @@ def table(tmp_path_factory) -> dict:
     return usefulness.summarize(results, held_out, fake)
 
 
-@pytest.mark.slow
 def test_fresh_simulations_help_five_real_images_per_class_beyond_chance(table):
     gain = next(item for item in table["comparisons"] if (item["arm"], item["baseline"]) == (BOTH, REAL))
     assert gain["n_real"] == 5
