@@ -74,7 +74,7 @@ class OneRank:
 def engine_of(module: nn.Module) -> Engine:
     engine = object.__new__(Engine)
     engine.deepspeed, engine.module, engine.device = OneRank(module), module, CUDA
-    engine.stage, engine.scaler, engine.fused, engine.max_grad_norm = 0, None, True, 1.0
+    engine.stage, engine.scaler, engine.fused, engine.max_grad_norm, engine.buckets = 0, None, True, 1.0, None
     engine.skipped = engine.skipped_in_a_row = torch.zeros((), device=CUDA)
     return engine
 
