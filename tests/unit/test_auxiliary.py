@@ -225,6 +225,7 @@ def test_sets_that_do_not_fit_are_refused_in_one_line(folders, tmp_path):
     refused(folders, latents, "do not belong together: their VQ-VAE differ")
 
 
+@pytest.mark.slow
 def test_colours_of_another_map_are_refused_and_image_folders_take_the_form_of_the_target(tmp_path):
     from PIL import Image
 

@@ -186,6 +186,7 @@ def test_guidance_is_from_the_network_without_class_and_conditions(monkeypatch):
     assert all("augment" not in given for given in told)
 
 
+@pytest.mark.slow
 def test_the_folder_takes_conditions_without_mdaug(tmp_path):
     folder = save_tiny(tmp_path / "pipe", conditions=CONDITIONS)
     script = tmp_path / "fresh.py"

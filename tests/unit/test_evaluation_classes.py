@@ -136,6 +136,7 @@ def test_reconstructions_are_averaged_over_classes(tmp_path, monkeypatch):
         assert figures["rows"]["VQ-VAE"][name]["mean"] == pytest.approx(np.mean(of_class))
 
 
+@pytest.mark.slow
 def test_three_hundred_images_against_three_do_not_read_as_success(tmp_path, capsys, monkeypatch):
     packed = unequal_packed(tmp_path / "packed", {"walk": (300, 60), "fall": (3, 1)})
     walk, outputs = json.loads((packed / "classes.json").read_text()).index("walk"), classifier.outputs
@@ -161,6 +162,7 @@ def test_three_hundred_images_against_three_do_not_read_as_success(tmp_path, cap
         assert "98.4 %" in text  # what always saying walk has, called so
 
 
+@pytest.mark.slow
 def test_a_class_without_held_out_images_is_named_and_not_counted_in_chance(tmp_path):
     packed = unequal_packed(tmp_path / "packed", {"walk": (12, 12), "fall": (12, 0), "sit": (12, 12)})
     synthetic = unequal_synthetic(tmp_path / "synthetic", packed, dict.fromkeys(("walk", "fall", "sit"), 12))
@@ -256,6 +258,7 @@ def test_truth_is_known_of_what_simulate_made(tmp_path):
     assert {(row["class"], row["measure"]) for row in metrics["kinematics"]["error"]} == {(0, "cadence"), (1, "torso")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["fidelity", "kinematics", "memorization"])
 def test_a_side_measure_that_fails_costs_one_line_and_is_tried_again(tmp_path, monkeypatch, capsys, part):
     packed = unequal_packed(tmp_path / "packed", {"walk": (12, 12), "fall": (12, 12)})

@@ -324,6 +324,7 @@ def test_an_arm_that_equals_the_baseline_at_2n_is_worth_2n_and_a_flat_curve_give
 # Several kinds of classifier.
 
 
+@pytest.mark.slow
 def test_two_kinds_of_classifier_are_shown_and_the_verdict_goes_by_the_first(config, monkeypatch):
     one = evaluate(replace(config, output_dir=config.output_dir.with_name("one")))
     build = classifier.build

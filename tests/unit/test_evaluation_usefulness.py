@@ -130,6 +130,7 @@ def test_verdict_never_calls_noise_a_gain():
     assert "almost no room" in saturated["sentences"][2]
 
 
+@pytest.mark.slow
 def test_a_verdict_from_too_few_steps_says_so_first(packed, synthetic, tmp_path):
     sentences = {}
     for steps in (10, 60):
@@ -199,6 +200,7 @@ def config(packed, synthetic, tmp_path):
     return EvaluateConfig(packed, synthetic, tmp_path / "evaluation", **numbers, **options)
 
 
+@pytest.mark.slow
 def test_finished_evaluation_says_so_and_an_interrupted_one_goes_on(config, capsys, monkeypatch):
     metrics = evaluate(config)
     results = sorted((config.output_dir / "results").iterdir())
@@ -218,6 +220,7 @@ def test_finished_evaluation_says_so_and_an_interrupted_one_goes_on(config, caps
     assert [path for path in results if path.stat().st_mtime_ns != written[path]] == [results[3]]
 
 
+@pytest.mark.slow
 def test_progress_counts_the_classifiers_of_all_ranks_and_is_gone_at_the_end(config, monkeypatch):
     monkeypatch.setattr(output_folder, "EVERY_S", 0.0)
     monkeypatch.setenv(WORKERS, "2")
@@ -267,6 +270,7 @@ def test_the_real_images_are_no_simulated_ones(config):
     assert not config.output_dir.exists()
 
 
+@pytest.mark.slow
 def test_the_second_rank_leaves_the_report_to_the_last(config, capsys, monkeypatch):
     monkeypatch.setenv(WORKERS, "2")
     monkeypatch.setenv(WORKER, "1")
@@ -297,6 +301,7 @@ def test_a_rank_that_ends_its_classifiers_first_and_its_features_last_writes_the
     assert (config.output_dir / page.REPORT).is_file()
 
 
+@pytest.mark.slow
 def test_other_settings_or_inputs_are_another_evaluation(config, packed, tmp_path):
     """The command refuses, and the launcher does before it submits: the settings even where the inputs come later."""
     evaluate(config)

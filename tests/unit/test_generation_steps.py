@@ -131,6 +131,7 @@ def test_a_plan_of_another_version_is_one_line(ldm, tmp_path, change):
     assert files(folder) == before
 
 
+@pytest.mark.slow
 def test_a_plan_of_a_hundred_million_samples_takes_seconds_and_little_memory(ldm, tmp_path):
     script = f"""
 import resource

@@ -64,6 +64,7 @@ def noise(seed: int, brightest: int = 256) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, brightest, (60, 64, 64)).astype(np.uint8)
 
 
+@pytest.mark.slow
 def test_a_classifier_tells_apart_what_differs_and_nothing_else():
     groups = [str(i // 5) for i in range(60)]
     same = realism.compare(noise(0), noise(1), groups, groups, steps=80)

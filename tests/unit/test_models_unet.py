@@ -224,6 +224,7 @@ def test_runs_in_bfloat16_and_under_autocast():
         assert (output.float() - exact).std() < 0.05 * exact.std()
 
 
+@pytest.mark.slow
 def test_compiles_as_one_graph():
     unet = tiny_unet()
     inputs = (torch.randn(2, 4, 9, 8), torch.tensor([1, 2]), torch.tensor([0, 3]))

@@ -119,6 +119,7 @@ def test_a_coloured_picture_of_no_known_map_is_not_inverted_with_that_of_the_oth
     assert [entry["file"] for entry in report["rejected"]] == ["walk/logo_999.png"]
 
 
+@pytest.mark.slow
 def test_looking_for_colour_maps_takes_no_memory_that_grows_with_the_pictures(tmp_path):
     def peak(mode: str) -> float:
         code = (

@@ -53,6 +53,7 @@ def test_the_folder_holds_safetensors_and_no_path_of_this_machine(folder):
     assert not any(str(folder) in file.read_text() for file in folder.rglob("*.json"))
 
 
+@pytest.mark.slow
 def test_the_readme_of_the_folder_works_without_mdaug(folder, tmp_path):
     """The lines of the README, run as they stand, with diffusers alone."""
     lines = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL).group(1)

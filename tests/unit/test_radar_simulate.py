@@ -85,6 +85,7 @@ def running(group: int) -> list[str]:
     return states
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_kill_leaves_no_workers_and_only_whole_pictures(tmp_path):
     folder = tmp_path / "set"

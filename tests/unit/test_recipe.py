@@ -185,6 +185,7 @@ print([name for name in sys.modules if name.split(".")[0] in ("mdaug", "shards",
     assert [line.split(": ")[1].split(" ")[0] for line in lines] == [CLASSES[k] for k in here.argmax(1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", ["uniform", "classes", "labels"])
 def test_the_training_set_trains_the_classifier_without_mdaug(options, packed, tmp_path, use):
     names = CLASSES[:2] if use == "labels" else ("zig", "zag")
@@ -231,6 +232,7 @@ def test_the_training_set_trains_the_classifier_without_mdaug(options, packed, t
     assert done.stdout.splitlines()[-1] == f"(1, {len(CLASSES)}) []"
 
 
+@pytest.mark.slow
 def test_the_held_out_images_decide_nothing(options, tmp_path):
     """Other held-out images: everything but the figures on them stays."""
     first = recipe.run(options)

@@ -101,6 +101,7 @@ def preset(tmp_path: Path) -> Path:
     return tmp_path / "preset.yaml"
 
 
+@pytest.mark.slow
 def test_estimate_of_a_preset_prints_memory_hours_and_assumptions(preset, capsys):
     argv = ["estimate", "train-ldm", "--config", str(preset), "--gpu", "T4", "--gpus_per_node", "2"]
 
