@@ -231,7 +231,7 @@ def _say_where_busy() -> None:
     if load > cores and os.environ.get("RANK", "0") == "0":
         print(
             f"load average {load:.1f} on {cores} cores: others compute here, too, so this takes longer; with "
-            "OMP_NUM_THREADS=1 its threads do not wait for each other",
+            "OMP_NUM_THREADS=1 or OMP_WAIT_POLICY=PASSIVE its threads do not spin while they wait for each other",
             flush=True,
         )
 

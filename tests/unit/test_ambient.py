@@ -98,14 +98,6 @@ def test_local_ranks_share_the_cores(monkeypatch):
     assert cores() == 1
 
 
-@pytest.mark.parametrize(("own", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
-def test_threads_that_wait_leave_the_cores_to_others_before_torch_is_loaded(own, policy):
-    code = "import sys, launch.rank, mdaug.cli, os; print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
-    clean = {name: value for name, value in environment(**own).items() if name in own or name != "OMP_WAIT_POLICY"}
-    done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
-    assert done.stdout == f"False {policy}\n"
-
-
 @pytest.mark.parametrize(("load", "lines"), [(1e6, 1), (0.0, 0)])
 def test_a_busy_machine_is_one_line_before_what_takes_long(load, lines, monkeypatch, capsys):
     monkeypatch.setattr("os.getloadavg", lambda: (load, 0, 0))
