@@ -92,6 +92,7 @@ def stage_commands(demo: DemoConfig, lengths: Lengths | None = None) -> dict[str
 def main(argv: list[str]) -> int:
     """Run the stages and return the exit status: that of the first stage that fails, else 0."""
     demo = config.parse(DemoConfig, argv, prog="python -m launch.demo")
+    cli.share_cores()  # before the server of the stages imports torch
     runner = _Runner()
     lengths = _lengths(demo, runner)
     if runner.signal:

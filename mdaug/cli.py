@@ -18,6 +18,8 @@ from shards.errors import UserError, entry_point
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # as the launchers of torch.distributed name them
 NO_MEMORY = ("out of memory", "can't allocate memory")  # in torch's errors, of a GPU and of a CPU
 
+LOOK_S, BUSY = 0.2, 25.0  # seconds, and the share of all cores in % that others use, see `share_cores`
+
 
 @dataclass(frozen=True)
 class Command:
@@ -180,6 +182,7 @@ def start(name: str, options: Any) -> None:
     if not command.parallel or (command.array and WORKERS not in os.environ):
         _forget_ranks(name, options)
     if command.parallel:
+        share_cores()
         _say_where_busy()
     output = getattr(options, "output_dir", Path.cwd())  # a command without one writes no folder
     if getattr(options, "verify", False):
@@ -225,13 +228,25 @@ def _forget_ranks(name: str, options: Any) -> None:
         os.environ.pop(variable, None)
 
 
+def share_cores() -> None:
+    """Let threads sleep while they wait for each other, where other processes compute at this moment.
+
+    Spinning threads train twice as fast alone on two cores, and half as fast beside others, whose cores they keep
+    (docs/performance.md). libgomp reads this when torch is loaded.
+    """
+    import psutil
+
+    if "OMP_WAIT_POLICY" not in os.environ and psutil.cpu_percent(interval=LOOK_S) > BUSY:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
 def _say_where_busy() -> None:
     """Print a line on the first rank where other processes take the cores."""
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > cores and os.environ.get("RANK", "0") == "0":
         print(
             f"load average {load:.1f} on {cores} cores: others compute here, too, so this takes longer; with "
-            "OMP_NUM_THREADS=1 or OMP_WAIT_POLICY=PASSIVE its threads do not spin while they wait for each other",
+            "OMP_NUM_THREADS=1 its threads do not wait for each other",
             flush=True,
         )
 

@@ -98,6 +98,18 @@ def test_local_ranks_share_the_cores(monkeypatch):
     assert cores() == 1
 
 
+@pytest.mark.parametrize(
+    ("own", "busy", "policy"), [(None, 90.0, "PASSIVE"), (None, 3.0, None), ("ACTIVE", 90.0, "ACTIVE")]
+)
+def test_threads_that_wait_sleep_only_where_others_compute(own, busy, policy, monkeypatch):
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval: busy)
+    monkeypatch.setenv("OMP_WAIT_POLICY", own or "")  # what the command sets is undone, too
+    if own is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    cli.share_cores()
+    assert os.environ.get("OMP_WAIT_POLICY") == policy
+
+
 @pytest.mark.parametrize(("load", "lines"), [(1e6, 1), (0.0, 0)])
 def test_a_busy_machine_is_one_line_before_what_takes_long(load, lines, monkeypatch, capsys):
     monkeypatch.setattr("os.getloadavg", lambda: (load, 0, 0))
