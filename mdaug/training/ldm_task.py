@@ -34,7 +34,7 @@ from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.initial import start_unet
 from mdaug.training.latents import CopyOrder, LatentSet
 from mdaug.training.loop import VALIDATION_SAMPLES, Task, validation_batches
-from mdaug.training.objective import VALIDATION_SEED, Diffuse, Objective
+from mdaug.training.objective import VALIDATION_SEED, Diffuse, Noised, Objective
 from mdaug.training.options import LDMConfig
 from mdaug.training.run_folder import LAST_FOLDERS
 from mdaug.training.sampled_distance import SampledDistance
@@ -145,7 +145,7 @@ class LDMTask(Task):
             config.augment_probability,
         )
         self.epoch = order.num_samples
-        self.diffuse = Diffuse(self.statistics["mean"], self.statistics["std"], config, len(self.classes))
+        self.diffuse = self._diffuse()
         self.dataset = PositionDataset(ConcatDataset(sets), order, self.diffuse)
 
         # The network, its averages, and what it learns.
@@ -168,6 +168,12 @@ class LDMTask(Task):
             self.score, self.sampled = "fd", SampledDistance(images, config.fd_samples, VALIDATION_SEED)
         self.pictures = SamplePictures(packed, self.train_set.classes, self.conditions, self.geometry.get("colormap"))
         self.figures: dict[str, float] = {}  # of the last validation, for the model card
+        # What the provenance of a pipeline has beside the options.
+        self.about: dict[str, Any] = {"auxiliary_classes": self.auxiliary} if self.auxiliary else {}
+
+    def _diffuse(self) -> Diffuse:
+        """Return what turns the latent of a position into a training sample."""
+        return Diffuse(self.statistics["mean"], self.statistics["std"], self.config, len(self.classes))
 
     def _auxiliary_sets(
         self, others: Sequence[tuple[Path, Path]], places: Sequence[np.ndarray], columns: conditions.Conditions | None
@@ -232,10 +238,19 @@ class LDMTask(Task):
     def _errors(self, network: Any, batch: dict[str, Any]) -> torch.Tensor:
         """Return the squared error per sample, (B,), in fp32."""
         noised = self.objective.noised(batch["latent"], batch["noise"], batch["timestep"])
+        target = self._target(network, batch, noised)
+        prediction = self._predict(network, batch, noised)
+        return functional.mse_loss(prediction, target, reduction="none").flatten(1).mean(1)
+
+    def _target(self, network: Any, batch: dict[str, Any], noised: Noised) -> torch.Tensor:
+        """Return what the network should predict, (B, C, h, w)."""
+        return noised.target
+
+    def _predict(self, network: Any, batch: dict[str, Any], noised: Noised) -> torch.Tensor:
+        """Return what the network predicts, in fp32."""
         extra = {name: batch[name] for name in ("conditions", "augment") if name in batch}
         sample = noised.sample.contiguous(memory_format=distributed.memory_format())
-        prediction = network(sample, noised.time, batch["label"], **extra).sample
-        return functional.mse_loss(prediction.float(), noised.target, reduction="none").flatten(1).mean(1)
+        return network(sample, noised.time, batch["label"], **extra).sample.float()
 
     def after_step(self, engine: Engine, state: TrainingState) -> None:
         """Let the averaged weights follow, every few steps."""
@@ -340,8 +355,7 @@ class LDMTask(Task):
             save_pipeline,
             copied,
             made_from=self.made_from,
-            config=configuration.as_dict(self.config)
-            | ({"auxiliary_classes": self.auxiliary} if self.auxiliary else {}),
+            config=configuration.as_dict(self.config) | self.about,
             metrics=dict(self.figures),
         )
 

@@ -1,0 +1,33 @@
+"""`mdaug distil`: assembly of the run."""
+
+from __future__ import annotations
+
+from mdaug.artifacts import find_pipeline, find_vqvae
+from mdaug.training import train_ldm
+from mdaug.training.consistency import ConsistencyTask, denoiser_options
+from mdaug.training.options import DistilConfig
+from shards import provenance
+from shards.validation import Preflight
+
+
+def check(options: DistilConfig, where: Preflight) -> None:
+    """Refuse before the start what would be refused at it; raises UserError."""
+    network = None
+    if where.inputs_there:
+        _require_own_vqvae(options)
+        network = denoiser_options(options)
+    train_ldm.check(options, where, network)
+
+
+def run(options: DistilConfig) -> None:
+    """Distil the pipeline; the same command again resumes. Latents are made first where they are missing."""
+    _require_own_vqvae(options)
+    train_ldm.assemble(options, denoiser_options(options), ConsistencyTask)
+
+
+def _require_own_vqvae(options: DistilConfig) -> None:
+    """Refuse another VQ-VAE than that of the pipeline, whose latents alone the network knows."""
+    folder, made = find_pipeline(options.ldm_path)
+    vqvae = find_vqvae(options.vqvae_path)
+    own = provenance.read(vqvae, "vqvae")["hash"]
+    provenance.require_same("VQ-VAE", folder, made["made_from"]["vqvae"], vqvae, own)
