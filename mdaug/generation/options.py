@@ -129,7 +129,7 @@ class GenerateConfig:
         within(self, "(0, inf)", "dynamic_range_db")
         within(self, "[0, 1]", "guidance_interval")
         within(self, "(0, 1]", "strength")
-        schedulers.validate(self.scheduler_type or "ddim", self.beta_schedule or "linear")
+        schedulers.validate(self.scheduler_type or "ddim", self.beta_schedule or "linear", "v_prediction")
         if self.scheduler_type and self.num_inference_steps is not None:
             schedulers.validate_steps(self.scheduler_type, self.num_inference_steps)
         # One against another.

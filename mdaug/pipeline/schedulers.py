@@ -259,7 +259,7 @@ def is_distilled(class_name: str) -> bool:
 
 
 def sampling_of(quality: str | None, class_name: str, config: Mapping[str, Any]) -> tuple[str | None, int]:
-    """Return sampler and steps of a --quality, or of none, for a model with a scheduler of this class and configuration.
+    """Return sampler and steps of a --quality, or of none, for a model whose scheduler has this class and config.
 
     Without a quality the sampler is None, which means that of the model. ddpm cannot sample flow matching; dpmsolver++
     takes its place.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from mdaug.artifacts import find_pipeline, find_vqvae
 from mdaug.training import train_ldm
 from mdaug.training.consistency import ConsistencyTask, denoiser_options
@@ -21,13 +24,15 @@ def check(options: DistilConfig, where: Preflight) -> None:
 
 def run(options: DistilConfig) -> None:
     """Distil the pipeline; the same command again resumes. Latents are made first where they are missing."""
-    _require_own_vqvae(options)
-    train_ldm.assemble(options, denoiser_options(options), ConsistencyTask)
+    folder = _require_own_vqvae(options)
+    known = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["classes"]
+    train_ldm.assemble(options, denoiser_options(options), ConsistencyTask, known)
 
 
-def _require_own_vqvae(options: DistilConfig) -> None:
-    """Refuse another VQ-VAE than that of the pipeline, whose latents alone the network knows."""
+def _require_own_vqvae(options: DistilConfig) -> Path:
+    """Return the pipeline; refuse another VQ-VAE than its own, whose latents alone the network knows."""
     folder, made = find_pipeline(options.ldm_path)
     vqvae = find_vqvae(options.vqvae_path)
     own = provenance.read(vqvae, "vqvae")["hash"]
     provenance.require_same("VQ-VAE", folder, made["made_from"]["vqvae"], vqvae, own)
+    return folder

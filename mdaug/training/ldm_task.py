@@ -74,14 +74,33 @@ def build_unet(
     return unet
 
 
-def check_before_latents(config: LDMConfig, packed: Path, latent_shape: list[int], others: Sequence[Path] = ()) -> None:
-    """Raise UserError for what `LDMTask` would refuse, as far as that shows without latents."""
+def check_before_latents(
+    config: LDMConfig,
+    packed: Path,
+    latent_shape: list[int],
+    others: Sequence[Path] = (),
+    known: list[str] | None = None,
+) -> None:
+    """Raise UserError for what `LDMTask` would refuse, as far as that shows without latents.
+
+    Args:
+        config: options of the network.
+        packed: the packed target images.
+        latent_shape: [c, h, w].
+        others: the auxiliary folders.
+        known: the classes that the model must have; None for any.
+    """
     if read_index(packed / "val")["nsamples"] == 0:
         raise UserError(NO_VALIDATION.format(packed))
     if config.condition_on:
         conditions.read(packed, list(config.condition_on))
     classes: list[str] = read_index(packed / "train")["classes"]
     further, _ = auxiliary.name_classes(config, classes, others)
+    if known is not None and known != [*classes, *further]:
+        raise UserError(
+            f"the model knows the classes {', '.join(known)}, and the images have {', '.join([*classes, *further])}; "
+            "give data_dir and aux_dir that it was trained on"
+        )
     with torch.device("meta"):
         build_unet(config, latent_shape, len(classes) + len(further))
 

@@ -64,13 +64,14 @@ def run(options: LDMConfig) -> None:
     assemble(options, options, LDMTask)
 
 
-def assemble(options: Any, network: LDMConfig, make: Callable[..., LDMTask]) -> None:
+def assemble(options: Any, network: LDMConfig, make: Callable[..., LDMTask], known: list[str] | None = None) -> None:
     """Train a network on latents, which are made first where they are missing; the same call again resumes.
 
     Args:
         options: the options of the command, a `DiffusionConfig`.
         network: those of its network.
         make: the class of the task: of options, folders of packed images, VQ-VAE and latents, hashes, auxiliary sets.
+        known: the classes that the images must have; None for any.
     """
     distributed.init()
     check_before_data(options)
@@ -86,7 +87,7 @@ def assemble(options: Any, network: LDMConfig, make: Callable[..., LDMTask]) -> 
     if run_folder.is_done(options, made_from):
         return
     # All that may be refused, before the folder is claimed and anything is encoded.
-    check_before_latents(network, packed, load_geometry(vqvae)["latent_shape"], others)
+    check_before_latents(network, packed, load_geometry(vqvae)["latent_shape"], others, known)
     auxiliary.refuse_overlap(options, packed, others)
     output = open_run(options, made_from)
     latents = options.latents_dir or options.output_dir / "latents"
