@@ -28,6 +28,20 @@ from PIL import Image
 _SOURCE = Path(__file__).read_text(encoding="utf-8")
 
 DISTILLED = ("LCMScheduler", "FlowMatchLCMScheduler")  # of models that need 1 to 4 steps
+LAST_CALL = 0.65  # their last step begins at this share of the noise schedule
+
+
+def _steps_of(strength: float, num_inference_steps: int) -> int:
+    """Return how many of the steps are done with a strength; raises ValueError for none."""
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength={strength} must be greater than 0 and at most 1")
+    done = int(num_inference_steps * strength + 1e-9)  # 0.29 * 100 is 28.999999999999996
+    if done == 0:
+        raise ValueError(
+            f"strength={strength} of {num_inference_steps} steps leaves none to do; "
+            f"give num_inference_steps={math.ceil(1 / strength)} or more"
+        )
+    return done
 
 
 class MicroDopplerPipeline(DiffusionPipeline):
@@ -210,27 +224,17 @@ class MicroDopplerPipeline(DiffusionPipeline):
 
     def _timesteps(self, num_inference_steps: int, strength: float | None) -> torch.Tensor:
         """Set the scheduler, and return the timesteps to go through; with a strength, the last of them."""
-        if (
-            type(self.scheduler).__name__ == "FlowMatchLCMScheduler"
-        ):  # by itself it spends a call where no noise is left
-            self.scheduler.set_timesteps(sigmas=[1 - i / num_inference_steps for i in range(num_inference_steps)])
-        else:
-            self.scheduler.set_timesteps(num_inference_steps)
+        if type(self.scheduler).__name__ in DISTILLED:
+            return self._few_timesteps(num_inference_steps, strength)
+        self.scheduler.set_timesteps(num_inference_steps)
         timesteps = self.scheduler.timesteps
         if strength is None:
             return timesteps
-        if not 0 < strength <= 1:
-            raise ValueError(f"strength={strength} must be greater than 0 and at most 1")
+        done = _steps_of(strength, num_inference_steps)
         if not self.scheduler.config.get("skip_prk_steps", True):
             raise ValueError(
                 "the Runge-Kutta start of PNDMScheduler cannot begin on the way; set skip_prk_steps=True, or take "
                 "another scheduler"
-            )
-        done = int(num_inference_steps * strength + 1e-9)  # 0.29 * 100 is 28.999999999999996
-        if done == 0:
-            raise ValueError(
-                f"strength={strength} of {num_inference_steps} steps leaves none to do; "
-                f"give num_inference_steps={math.ceil(1 / strength)} or more"
             )
         left_out = num_inference_steps - done
         # PNDM does its first step twice, wherever it begins.
@@ -241,6 +245,21 @@ class MicroDopplerPipeline(DiffusionPipeline):
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(begin)
         return timesteps[begin:]
+
+    def _few_timesteps(self, num_inference_steps: int, strength: float | None) -> torch.Tensor:
+        """Set the scheduler of a distilled model: evenly from the noise it begins with to LAST_CALL of that.
+
+        What a picture shows is decided where there is much noise; a single call finds the rest (docs/sampling.md).
+        """
+        begin = 1.0 if strength is None else strength
+        count = num_inference_steps if strength is None else _steps_of(strength, num_inference_steps)
+        shares = [begin * (1 - (1 - LAST_CALL) * i / max(1, count - 1)) for i in range(count)]
+        if type(self.scheduler).__name__ == "FlowMatchLCMScheduler":
+            self.scheduler.set_timesteps(sigmas=shares)
+        else:
+            last = self.scheduler.config.num_train_timesteps - 1
+            self.scheduler.set_timesteps(timesteps=[round(share * last) for share in shares])
+        return self.scheduler.timesteps
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Return normalised latents, float32 (B, c, h, w), of images (B, C, H, W) in [-1, 1]; `decode` goes back."""

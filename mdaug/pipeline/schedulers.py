@@ -15,8 +15,8 @@ A model trained by flow matching has no betas: x_t = (1 - t) x_0 + t n, and time
 class of its scheduler, or by prediction_type "flow_prediction" (as diffusers calls it).
 
 A distilled model (mdaug/training/consistency.py) is no longer a denoiser but maps noise of any level to a sample. "lcm"
-samples it, and nothing else: a call, fresh noise to the next lower level, a call. It is recognised by the class of its
-scheduler, too. LCMScheduler's own boundary scaling differs from none by less than 1e-6 at the timesteps of ten calls.
+samples it, and nothing else: a call, fresh noise to the next lower level, a call; at which levels, pipeline.py says. It
+is recognised by the class of its scheduler, too. LCMScheduler's own boundary scaling is none above the first timesteps.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _CLASSES: dict[str, tuple[str, dict[str, Any], int]] = {
     "heun": ("HeunDiscreteScheduler", {"clip_sample": False}, 1),
     "lcm": ("LCMScheduler", {"clip_sample": False, "thresholding": False}, 1),
 }
-LCM = "lcm"  # of distilled models
+LCM, MOST_CALLS = "lcm", 8  # of distilled models
 SCHEDULERS = tuple(name for name in _CLASSES if name != LCM)
 # Those that can start at pure noise: their classes know `rescale_betas_zero_snr`.
 _ZERO_SNR = ("ddpm", "ddim", "dpmsolver++", "unipc", "euler", LCM)
@@ -134,7 +134,7 @@ def validate_steps(scheduler_type: str, num_inference_steps: int, num_train_time
         ValueError: too few steps for its formula, or more than the training has.
     """
     fewest = _CLASSES[scheduler_type][2]
-    most = num_train_timesteps - 1
+    most = MOST_CALLS if scheduler_type == LCM else num_train_timesteps - 1
     if not fewest <= num_inference_steps <= most:
         raise ValueError(
             f"num_inference_steps={num_inference_steps} must be {fewest} to {most} for scheduler_type "
@@ -178,10 +178,6 @@ def warnings(scheduler_type: str, num_inference_steps: int, guidance_scale: floa
     if scheduler_type == "heun":
         calls = 2 * num_inference_steps - 1
         found.append(f"heun calls the network twice a step: {num_inference_steps} steps cost {calls} of the others")
-    if scheduler_type == LCM and num_inference_steps > 8:
-        found.append(
-            f"a distilled model needs 1 to 4 calls; {num_inference_steps} cost more and begin anew from noise each time"
-        )
     if guidance_scale > 5:
         found.append(f"guidance {guidance_scale:g} makes the samples of a class alike; 1 to 3 is usual")
     return found

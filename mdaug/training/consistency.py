@@ -69,11 +69,6 @@ class Pairs(Diffuse):
         item = super().__call__(sample, position)
         return {**item, "earlier": earlier(item["timestep"], self.stage(position))}
 
-    def validation(self, sample: dict[str, Any], position: int) -> dict[str, Any]:
-        """Return the same with the gap of the last stage, so that validations compare."""
-        item = super().validation(sample, position)
-        return {**item, "earlier": earlier(item["timestep"], self.stages)}
-
 
 def denoiser_options(options: DistilConfig) -> LDMConfig:
     """Return the options of the network that is distilled: its own, as its pipeline names them, and those of the run.
@@ -95,8 +90,12 @@ def denoiser_options(options: DistilConfig) -> LDMConfig:
 
 
 class ConsistencyTask(LDMTask):
-    """A pipeline that learns to sample in few calls; the Fréchet distance of such samples decides best/."""
+    """A pipeline that learns to sample in few calls; the Fréchet distance of such samples decides best/.
 
+    Losses of two stages do not compare, and a small one does not mean good samples, so none is taken at a validation.
+    """
+
+    watched = ()
     last_folder = LAST_FOLDERS["distil"]
 
     def __init__(
@@ -124,6 +123,16 @@ class ConsistencyTask(LDMTask):
         """Return the mean pseudo-Huber distance."""
         squared = self._errors(engine, batch) * self.objective.weight[batch["timestep"]]
         return ((squared + self.options.huber**2).sqrt() - self.options.huber).mean(), {}
+
+    @torch.no_grad()
+    def validate(self, engine: Engine) -> dict[str, float]:
+        """Return the Fréchet distance of samples in few calls to the validation images."""
+        assert self.sampled is not None
+        self.figures = {"fd": self._distance(engine, self.sampled)}
+        return self.figures
+
+    def _draws(self) -> int:
+        return 0
 
     def _target(self, network: Any, batch: dict[str, Any], noised: Noised) -> torch.Tensor:
         """Return what the network should predict for its estimate to be the one it makes at the earlier timestep."""

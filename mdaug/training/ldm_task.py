@@ -285,7 +285,7 @@ class LDMTask(Task):
     @torch.no_grad()
     def validate(self, engine: Engine) -> dict[str, float]:
         """Return the unweighted loss of the averaged weights over fixed noise and timesteps: mean, by bin, score."""
-        draws = min(VALIDATION_DRAWS * len(self.val_set), VALIDATION_SAMPLES)
+        draws = self._draws()
         batches = validation_batches(
             partial(_validation_sample, self.val_set, self.diffuse, draws), draws, self.config, self.stopped
         )
@@ -303,13 +303,18 @@ class LDMTask(Task):
             "score": float(by_bin.log().mean().exp()),
         }
         if self.sampled is not None:
-            steps, batch_size = self.config.num_inference_steps, int(self.config.batch_size)
-            with self.ema.network() as network, self._precision():
-                pipeline = self.pipeline(network).to(engine.device)
-                pipeline.set_progress_bar_config(disable=True)
-                self.figures["fd"] = self.sampled.measure(pipeline, steps, batch_size)
-            self.vqvae.to("cpu")
+            self.figures["fd"] = self._distance(engine, self.sampled)
         return self.figures
+
+    def _distance(self, engine: Engine, sampled: SampledDistance) -> float:
+        """Return the Fréchet distance of samples of the averaged weights."""
+        steps, batch_size = self.config.num_inference_steps, int(self.config.batch_size)
+        with self.ema.network() as network, self._precision():
+            pipeline = self.pipeline(network).to(engine.device)
+            pipeline.set_progress_bar_config(disable=True)
+            distance = sampled.measure(pipeline, steps, batch_size)
+        self.vqvae.to("cpu")
+        return distance
 
     def _precision(self) -> torch.autocast:
         """Return the context in which the averaged network works as the trained one does."""
@@ -318,10 +323,14 @@ class LDMTask(Task):
 
     def validation_passes(self) -> int:
         """Return the latents that a validation denoises: those of the loss, of the pictures and of best_by fd."""
-        config, passes = self.config, min(VALIDATION_DRAWS * len(self.val_set), VALIDATION_SAMPLES)
+        config, passes = self.config, self._draws()
         if config.save_images:  # on the first rank alone, for which the others wait
             passes += distributed.world_size() * PICTURES_PER_CLASS * len(self.classes) * config.num_inference_steps
         return passes + (config.fd_samples * config.num_inference_steps if self.sampled is not None else 0)
+
+    def _draws(self) -> int:
+        """Return the (image, noise, timestep) draws whose loss a validation takes."""
+        return min(VALIDATION_DRAWS * len(self.val_set), VALIDATION_SAMPLES)
 
     def image_step(self, step: int, plan: BatchPlan) -> bool:
         """Return whether `eval_steps` are over."""

@@ -135,7 +135,7 @@ def test_what_does_not_fit_is_refused_before_the_folder_is_claimed(folders, tmp_
     run_ranks(1, train_vqvae, other, tmp_path / "vqvae")
     for given, message in (
         ((packed, vqvae, tmp_path / "epsilon"), "no information about the latent"),
-        ((packed, tmp_path / "vqvae", ldm), "made from"),
+        ((packed, tmp_path / "vqvae", ldm), "their VQ-VAE differ"),
         ((other, vqvae, ldm), "classes flat, rising, falling, wavy"),
     ):
         (said,) = run_ranks(1, refused, given, tmp_path / "run", {})
@@ -149,15 +149,15 @@ def test_flow_matching_is_distilled_and_its_calls_are_spread_from_noise_to_data(
     flow = {"prediction_type": "flow_matching", "train_samples": 32}
     run_ranks(1, train_ldm_with, (packed, vqvae), tmp_path / "flow", flow)
     run_ranks(1, distil, (packed, vqvae, tmp_path / "flow"), tmp_path / "run", {"train_samples": 32})
-    pipeline = MicroDopplerPipeline.from_pretrained(tmp_path / "run")
+    pipeline = MicroDopplerPipeline.from_pretrained(tmp_path / "run" / "best")
     pipeline.set_progress_bar_config(disable=True)
     times = []
     pipeline.unet.register_forward_pre_hook(lambda _, given: times.append(float(given[1])))
-    for steps, expected in ((1, [1000]), (2, [1000, 500]), (4, [1000, 750, 500, 250])):
+    for steps, expected in ((1, [1000]), (2, [1000, 650]), (3, [1000, 825, 650])):
         times.clear()
         images = pipeline(0, num_inference_steps=steps, output_type="np").images
         assert np.isfinite(images).all()
-        assert times == expected
+        assert times == pytest.approx(expected)
     times.clear()
     pipeline(0, image=images[0], strength=0.5, num_inference_steps=4)
-    assert times == [500, 250]
+    assert times == pytest.approx([500, 325])
