@@ -19,7 +19,7 @@ def check(options: DistilConfig, where: Preflight) -> None:
     if where.inputs_there:
         _require_own_vqvae(options)
         network = denoiser_options(options)
-    train_ldm.check(options, where, network)
+    train_ldm.check_with(options, network, where)
 
 
 def run(options: DistilConfig) -> None:

@@ -24,18 +24,22 @@ from shards.packed import open_packed
 from shards.validation import Preflight, written
 
 
-def check(options: DiffusionConfig, where: Preflight, network: LDMConfig | None = None) -> None:
-    """Refuse before the start what would be refused at it; raises UserError.
+def check(options: LDMConfig, where: Preflight) -> None:
+    """Refuse before the start what would be refused at it; raises UserError."""
+    check_with(options, options if where.inputs_there else None, where)
+
+
+def check_with(options: DiffusionConfig, network: LDMConfig | None, where: Preflight) -> None:
+    """Do what `check` does.
 
     Args:
         options: the options of the command.
+        network: those of its network; None where the inputs are not there yet.
         where: where it is about to run.
-        network: those of its network, if they are not the same.
     """
     made_from: dict[str, str | None] = {}
     of_others: dict[str, str | None] = {}
-    if where.inputs_there:
-        network = network or options
+    if network is not None:
         made_from = {**images_hash(options), "vqvae": provenance.read(_fitting_vqvae(network), "vqvae")["hash"]}
         of_others = {**auxiliary.made_from(options), **initial.made_from(network)}
     run_folder.check(options, where, {**made_from, **of_others})
