@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from shards import samples
 from shards.atomic import remove_debris, write_text
 from shards.errors import UserError
 from shards.writer import finished
@@ -46,6 +47,7 @@ def write_index(folder: Path, classes: list[str], **extra) -> dict:
         **extra,
     }
     index["hash"] = index_hash(index)
+    samples.write(folder, index)
     remove_debris(folder)  # of shards whose writers were killed while another one wrote the same
     write_text(folder / FILE_NAME, json.dumps(index, indent=1, ensure_ascii=False) + "\n")
     return index
