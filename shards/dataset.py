@@ -54,7 +54,7 @@ class ShardDataset(Dataset):
         self.index = read_index(self.folder)
         self.classes: list[str] = self.index["classes"]
         self.hash: str = self.index["hash"]
-        self._require_shards()
+        self._changed = self._require_shards()
         self._rows = samples.read(self.folder, self.index)
         self.labels: np.ndarray = self._rows["label"]
         ends = np.cumsum([0, *(entry["nsamples"] for entry in self.index["shardlist"])])
@@ -123,18 +123,25 @@ class ShardDataset(Dataset):
 
     def _place(self, i: int, field: str) -> tuple[mmap.mmap, int]:
         """Return the map of the shard of sample i, and where the field begins in it."""
-        entry = self.index["shardlist"][bisect.bisect_right(self._first, i) - 1]
-        shard = _mapped(f"{self.folder}/{entry['url']}", entry["filesize"], entry["sha256"])
+        number = bisect.bisect_right(self._first, i) - 1
+        entry = self.index["shardlist"][number]
+        shard = _mapped(f"{self.folder}/{entry['url']}", entry["filesize"], self._changed[number])
         return shard, BLOCK * int(self._rows[field][i])
 
-    def _require_shards(self) -> None:
-        """Raise UserError where a shard is missing or not as long as it was: by listing and sizes, reading nothing."""
-        there = set(os.listdir(self.folder))
+    def _require_shards(self) -> list[int]:
+        """Return when each shard was written, in ns; raises UserError where one is missing or not as long as it was.
+
+        By listing and sizes: nothing is read.
+        """
+        there, changed = set(os.listdir(self.folder)), []
         for entry in self.index["shardlist"]:
             name = entry["url"]
             whole = name in there and f"{name.removesuffix('.tar')}.json" in there
-            if not whole or os.stat(f"{self.folder}/{name}").st_size != entry["filesize"]:
+            status = os.stat(f"{self.folder}/{name}") if whole else None
+            if status is None or status.st_size != entry["filesize"]:
                 raise UserError(samples.damaged(self.folder / name))
+            changed.append(status.st_mtime_ns)
+        return changed
 
 
 def decode_image(data: bytes) -> np.ndarray:
@@ -172,8 +179,8 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {"image": decode_image, "array": d
 
 
 @functools.lru_cache(maxsize=OPEN_MAPS)
-def _mapped(path: str, size: int, _content: str) -> mmap.mmap:
-    """Map a shard, at most OPEN_MAPS at once in a process (file descriptors are few); other content, other file."""
+def _mapped(path: str, size: int, _changed: int) -> mmap.mmap:
+    """Map a shard, at most OPEN_MAPS at once in a process (file descriptors are few); `_changed` tells a new file."""
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size != size:
             raise UserError(samples.damaged(Path(path)))

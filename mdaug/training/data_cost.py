@@ -45,7 +45,7 @@ class DataCost:
 
     @property
     def order(self) -> int:
-        """Bytes of the order in each process: arrays over the shards, and a window of samples, thrice while shuffled."""
+        """Bytes of the order in each process: arrays over the shards, and a window of samples, thrice in a shuffle."""
         window = min(self.shards, WINDOW) * self.samples_per_shard
         return NUMBER * (4 * self.shards + 3 * min(self.samples, window))
 
