@@ -1,4 +1,5 @@
-"""What large sets cost, on made-up sidecars: opening one, its order, and the shards that training opens.
+"""What large sets cost, on made-up sidecars: opening one, its order, the shards that training opens, and the end of
+generation.
 
     python benchmarks/scale.py --samples 10000000 --samples_per_shard 1000
     python benchmarks/scale.py --only open --samples 1000000     # alone; runs on the code of before, too
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import multiprocessing
 import tempfile
@@ -19,13 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from shards.dataset import ShardDataset
 from shards.index import write_index
 from shards.order import EpochOrder, PositionSampler
+from shards.writer import write_shard
 
 LATENT = 128 + 4 * 32 * 32 * 4  # bytes of an npy file with a latent of the default model
-KINDS = ("open", "order", "reads")
+KINDS = ("open", "order", "reads", "finalize")
 
 
 def make_set(folder: Path, shards: int, size: int) -> None:
@@ -110,6 +114,38 @@ def measure_reads(counts: np.ndarray, ranks: int, workers: int, micro_batch: int
     return {"ranks": ranks, "samples": samples, "opens_per_sample": opens / samples, "step_seconds": seconds}
 
 
+def measure_finalize(folder: Path, shards: int, size: int) -> dict[str, Any]:
+    """Return seconds for a shard that is looked at, and for one whose rows are copied; pictures of 256 x 256 pixels."""
+    from mdaug.generation import inspected  # the code of before has none
+    from mdaug.generation.card import Manifest
+    from mdaug.generation.plan import Plan
+
+    plan = Plan(
+        {"walk": shards * size}, 0, "p" * 64, "i" * 64, [256, 256, 3], "ddim", 20, 1.0, "no", 32, size, "cpu", 1
+    )
+    ramp = np.add.outer(np.arange(256), np.arange(256)).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(0, 40, (256, 256, 3), dtype=np.uint8)
+    picture = io.BytesIO()
+    Image.fromarray(ramp[..., None] // 2 + noise).save(picture, "PNG", compress_level=1)
+    for shard in range(shards):
+        keys = plan.keys_and_labels(shard)[0]
+        meta = [json.dumps({"class": "walk", "seed": i, "source": "synthetic"}).encode() for i in range(size)]
+        rows = zip(keys, meta, strict=True)
+        members = ((key, {"png": picture.getvalue(), "cls": b"0", "json": about}) for key, about in rows)
+        write_shard(folder / plan.shard_name(shard), members)
+    seconds, before = {}, memory()
+    for name in ("looked_at", "kept", "copied"):
+        start = time.perf_counter()
+        if name == "kept":
+            inspected.keep_share(plan, folder, 0, 1)
+        else:
+            with Manifest(folder) as manifest:
+                for look in inspected.looks(plan, folder):
+                    manifest.add(look.rows, look.csv)
+        seconds[name] = (time.perf_counter() - start) / shards
+    return {"samples_per_shard": size, "seconds_per_shard": seconds, "bytes": memory() - before}
+
+
 def main() -> None:
     """Print a table and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -147,6 +183,15 @@ def main() -> None:
                 f"{ranks} rank(s) of 8 workers, batches of 128: {found['opens_per_sample']:.4f} shards opened for a "
                 f"sample, {1e3 * found['step_seconds']:.1f} ms a step for this count"
             )
+    if options.only in (None, "finalize"):
+        with tempfile.TemporaryDirectory() as scratch:
+            found = results["finalize"] = measure_finalize(Path(scratch), 6, options.samples_per_shard)
+        looked, copied = (found["seconds_per_shard"][name] for name in ("looked_at", "copied"))
+        print(
+            f"finalize, a shard of {options.samples_per_shard} pictures of 256 pixels: {looked:.2f} s to look at it, "
+            f"{copied:.3f} s to copy what a worker found; for 1e8 samples {looked * len(counts) / 3600:.1f} and "
+            f"{copied * len(counts) / 3600:.2f} hours"
+        )
     print(json.dumps({"benchmark": "scale", "options": vars(options), "results": results}))
 
 
