@@ -181,7 +181,7 @@ def from_main(value: Any) -> Any:
     _meetings += 1
     store, key = distributed_c10d._get_default_store(), f"mdaug/{_meetings}"
     if is_main():
-        store.set(key, pickle.dumps(value))
+        store.set(key, pickle.dumps(value))  # type: ignore[arg-type] - it takes bytes, too
     _until_all(store, f"{key}/here")
     value = pickle.loads(store.get(key))
     store.add(f"{key}/gone", 1)

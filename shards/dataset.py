@@ -106,7 +106,7 @@ class ShardDataset(Dataset):
 
     def key(self, i: int) -> str:
         """Return the key of sample i."""
-        field = self.fields[0] if self.fields else self._rows.dtype.names[1]
+        field = self.fields[0] if self.fields else (self._rows.dtype.names or ())[1]
         shard, start = self._place(i, field)
         return shard[start - BLOCK : start - BLOCK + NAME_ENDS].rstrip(b"\0").decode("ascii").partition(".")[0]
 

@@ -64,7 +64,7 @@ class EpochOrder:
 
     def __init__(
         self,
-        counts: int | Sequence[int],
+        counts: int | Sequence[int] | np.ndarray,
         seed: int,
         stream: int = STREAM_ORDER,
         *,

@@ -20,7 +20,7 @@ from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.index import FILE_NAME as INDEX
 from shards.index import SPLITS, read_index
-from shards.order import STREAM_AUXILIARY, BalancedOrder, EpochOrder, Order, SharedOrder
+from shards.order import STREAM_AUXILIARY, STREAM_ORDER, BalancedOrder, EpochOrder, Order, SharedOrder
 from shards.packed import open_packed, packed_hash
 
 COMPARED = 8  # pictures of a set that show its colour map
@@ -229,12 +229,10 @@ def order_of(
         counts, other_counts: images of each of their shards; default: they are shuffled as a whole.
     """
 
-    def order(of: np.ndarray, shards: Sequence[int] | None, *stream: int) -> Order:
-        return (
-            BalancedOrder(of, options.seed, *stream, counts=shards)
-            if options.balance_classes
-            else EpochOrder(len(of) if shards is None else shards, options.seed, *stream)
-        )
+    def order(of: np.ndarray, shards: Sequence[int] | None, stream: int = STREAM_ORDER) -> Order:
+        if options.balance_classes:
+            return BalancedOrder(of, options.seed, stream, shards)
+        return EpochOrder(len(of) if shards is None else shards, options.seed, stream)
 
     if not len(others):
         return order(labels, counts)
