@@ -181,9 +181,9 @@ def from_main(value: Any) -> Any:
     _meetings += 1
     store, key = distributed_c10d._get_default_store(), f"mdaug/{_meetings}"
     if is_main():
-        store.set(key, pickle.dumps(value))  # type: ignore[arg-type] - it takes bytes, too
+        store.set(key, pickle.dumps(value).hex())
     _until_all(store, f"{key}/here")
-    value = pickle.loads(store.get(key))
+    value = pickle.loads(bytes.fromhex(store.get(key).decode()))
     store.add(f"{key}/gone", 1)
     if is_main():
         _until_all(store, f"{key}/gone", 0)
