@@ -29,9 +29,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from shards import provenance
-from shards.dataset import FIELDS, ShardDataset, decode_array, decode_image
+from shards.dataset import ShardDataset, decode_array, decode_image
 from shards.index import read_index, write_index
 from shards.order import EpochOrder, PositionDataset, PositionSampler
+from shards.samples import FIELDS
 from shards.writer import write_shard
 
 

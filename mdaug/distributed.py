@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import importlib
 import logging
 import os
+import pickle
+import time
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed
+from torch.distributed import distributed_c10d
 
 from shards.errors import UserError
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # A collective that waits longer than this has lost a rank; torch's own default (30 min) hides it.
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-# For ranks that work apart, as long as it takes; a peer that dies is noticed at once all the same.
-WORK_TIMEOUT = timedelta(days=1)
+# Until all ranks are there: hundreds of processes that import torch from one file server take long.
+START_TIMEOUT = timedelta(minutes=30)
+SHORTEST_LOOK_S, LONGEST_LOOK_S = 0.001, 0.5  # between two looks for ranks that work apart
 MEETING = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # what more than one rank needs
-_workers: Any = None
+_meetings = 0  # of the ranks, at the store
 
 
 def rank() -> int:
@@ -126,10 +131,11 @@ def init() -> torch.device:
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank())
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        torch.distributed.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+        torch.distributed.init_process_group(backend, timeout=START_TIMEOUT)
+        barrier()
+        _set_timeout(COLLECTIVE_TIMEOUT)
         deepspeed.init_distributed(dist_backend=backend, verbose=False)
-        global _workers
-        _workers = torch.distributed.new_group(backend="gloo", timeout=WORK_TIMEOUT)
+        atexit.register(_leave)
     return device()
 
 
@@ -159,17 +165,49 @@ def barrier() -> None:
 
 def wait_for_work() -> None:
     """Wait until every rank is here, after work that may take one rank much longer than the others."""
-    if world_size() > 1:
-        torch.distributed.barrier(_workers)
+    from_main(None)
 
 
 def from_main(value: Any) -> Any:
-    """Return what rank 0 passes, on every rank; the others wait as long as rank 0 takes."""
+    """Return what rank 0 passes, on every rank, once all are here; they wait for each other as long as it takes.
+
+    They meet at the store of the process group, a server in rank 0 that knows all ranks already: another group for this
+    would connect each rank with each other one. Rank 0, with the server, leaves last. A rank that dies is noticed by
+    what started it, which stops the others.
+    """
     if world_size() == 1:
         return value
-    values = [value]
-    torch.distributed.broadcast_object_list(values, 0, group=_workers)
-    return values[0]
+    global _meetings
+    _meetings += 1
+    store, key = distributed_c10d._get_default_store(), f"mdaug/{_meetings}"
+    if is_main():
+        store.set(key, pickle.dumps(value).hex())
+    _until_all(store, f"{key}/here")
+    value = pickle.loads(bytes.fromhex(store.get(key).decode()))
+    store.add(f"{key}/gone", 1)
+    if is_main():
+        _until_all(store, f"{key}/gone", 0)
+    return value
+
+
+def _until_all(store: Any, counter: str, own: int = 1) -> None:
+    """Add `own` to a counter and wait until every rank has; signals are heard meanwhile."""
+    pause = SHORTEST_LOOK_S
+    while store.add(counter, own) < world_size():
+        own = 0
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_LOOK_S)
+
+
+def _set_timeout(timeout: timedelta) -> None:
+    """Let the collectives of the process group wait so long from now on."""
+    change = getattr(torch.distributed, "set_timeout", None) or distributed_c10d._set_pg_timeout  # before torch 2.15
+    change(timeout)
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:

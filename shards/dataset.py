@@ -16,18 +16,21 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from shards import samples
 from shards.errors import UserError
 from shards.index import read_index
-from shards.writer import finished
+from shards.writer import BLOCK, finished
 
-FIELDS = {"image": ("png", "jpg", "jpeg"), "array": ("npy",), "meta": ("json",)}
+OPEN_MAPS = 256  # shards that a process keeps open
+NAME_ENDS, SIZE_BEGINS, SIZE_ENDS = 100, 124, 135  # bytes of name and size, in octal, in the tar header of a member
 
 
 class ShardDataset(Dataset):
     """A map-style dataset over a folder with `index.json`, shards and their sidecars.
 
-    Sample i of the folder is sample i - first of the shard with first <= i < first + count. Maps are opened when a
-    process first needs them, so the object travels to workers by fork or pickle.
+    Sample i of the folder is sample i - first of the shard with first <= i < first + count. No Python object is kept
+    for a sample: labels and places are mapped (`shards.samples`), keys are read from the tar. Maps of shards are opened
+    when a process first needs them, so the object travels to workers by fork or pickle.
 
     Args:
         folder: the folder of shards, such as `packed/train`.
@@ -35,8 +38,7 @@ class ShardDataset(Dataset):
 
     Attributes:
         classes: class names; a label is an index into them.
-        labels: (n,) int64.
-        keys: n strings.
+        labels: (n,) uint16, mapped.
         index: the content of index.json.
         hash: the content hash of the folder.
         shards: (file name, first index, count) of every shard.
@@ -52,31 +54,28 @@ class ShardDataset(Dataset):
         self.index = read_index(self.folder)
         self.classes: list[str] = self.index["classes"]
         self.hash: str = self.index["hash"]
-        self.keys: list[str] = []
-        self.shards: list[tuple[str, int, int]] = []
-        self._maps: list[tuple[str, int, int]] = []
-        labels: list[np.ndarray] = []
-        places: dict[str, list[np.ndarray]] = {field: [] for field in fields}
-        for entry in self.index["shardlist"]:
-            record = _sidecar(self.folder / entry["url"], entry)
-            self.shards.append((entry["url"], len(self.keys), record["count"]))
-            status = (self.folder / entry["url"]).stat()
-            self._maps.append((str(self.folder / entry["url"]), status.st_size, status.st_mtime_ns))
-            self.keys += record["keys"]
-            labels.append(np.asarray(record["labels"], dtype=np.int64))
-            for field in fields:
-                extension = next((name for name in FIELDS[field] if name in record["members"]), None)
-                if extension is None:
-                    held = ", ".join(sorted(record["members"]))
-                    raise UserError(f"{self.folder / entry['url']} holds {held}, but '{field}' is needed here")
-                places[field].append(np.asarray(record["members"][extension], dtype=np.int64))
-        self.labels = np.concatenate(labels) if labels else np.empty(0, dtype=np.int64)
-        self._first = [first for _, first, _ in self.shards]
-        self._places = {field: np.concatenate(parts) for field, parts in places.items() if parts}
+        self._changed = self._require_shards()
+        self._rows = samples.read(self.folder, self.index)
+        self.labels: np.ndarray = self._rows["label"]
+        ends = np.cumsum([0, *(entry["nsamples"] for entry in self.index["shardlist"])])
+        self._first: list[int] = ends[:-1].tolist()
+        names = [entry["url"] for entry in self.index["shardlist"]]
+        self.shards = list(zip(names, self._first, np.diff(ends).tolist(), strict=True))
+        for field in self.fields if self.shards else ():
+            held = field in (self._rows.dtype.names or ())
+            lacking = np.flatnonzero(self._rows[field][self._first] == 0) if held else [0]
+            if len(lacking):
+                path = self.folder / names[lacking[0]]
+                members = ", ".join(sorted((finished(path) or {"members": ()})["members"]))
+                raise UserError(f"{path} holds {members}, but '{field}' is needed here")
+
+    def __reduce__(self) -> tuple:
+        """Travel as the folder, which the other process maps itself."""
+        return type(self), (self.folder, self.fields)
 
     def __len__(self) -> int:
         """Return the number of samples."""
-        return len(self.keys)
+        return len(self._rows)
 
     def __getitem__(self, i: int) -> dict:
         """Return sample i.
@@ -85,25 +84,64 @@ class ShardDataset(Dataset):
             {"key": str, "label": int} and per requested field "image": uint8 (H, W, C) with C in {1, 3}; "array": the
             npy array; "meta": the dict of the json.
         """
-        if not 0 <= i < len(self.keys):
-            raise IndexError(f"sample {i} of {len(self.keys)}")
-        sample = {"key": self.keys[i], "label": int(self.labels[i])}
+        if not 0 <= i < len(self):
+            raise IndexError(f"sample {i} of {len(self)}")
+        sample = {"key": self.key(i), "label": int(self.labels[i])}
         for field in self.fields:
-            data = self.raw(i, field)
             try:
-                sample[field] = DECODERS[field](data)
+                sample[field] = DECODERS[field](self.raw(i, field))
+            except UserError:
+                raise
             except Exception as error:  # decoders raise many types for damaged bytes
                 raise UserError(
-                    f"sample '{self.keys[i]}' of {self.folder} has no readable {field} ({error}); "
+                    f"sample '{sample['key']}' of {self.folder} has no readable {field} ({error}); "
                     f"find what is damaged with: python -m shards.verify {self.folder}"
                 ) from error
         return sample
 
+    @property
+    def counts(self) -> list[int]:
+        """The number of samples of each shard."""
+        return [entry["nsamples"] for entry in self.index["shardlist"]]
+
+    def key(self, i: int) -> str:
+        """Return the key of sample i."""
+        field = self.fields[0] if self.fields else (self._rows.dtype.names or ())[1]
+        shard, start = self._place(i, field)
+        return shard[start - BLOCK : start - BLOCK + NAME_ENDS].rstrip(b"\0").decode("ascii").partition(".")[0]
+
+    @functools.cached_property
+    def keys(self) -> list[str]:
+        """The keys of all samples, for sets that fit into memory."""
+        return [self.key(i) for i in range(len(self))]
+
     def raw(self, i: int, field: str) -> bytes:
         """Return the stored bytes of sample i, such as the PNG of field "image"."""
-        shard = _mapped(*self._maps[bisect.bisect_right(self._first, i) - 1])
-        offset, size = self._places[field][i].tolist()
-        return shard[offset : offset + size]
+        shard, start = self._place(i, field)
+        header = start - BLOCK
+        return shard[start : start + int(shard[header + SIZE_BEGINS : header + SIZE_ENDS], 8)]
+
+    def _place(self, i: int, field: str) -> tuple[mmap.mmap, int]:
+        """Return the map of the shard of sample i, and where the field begins in it."""
+        number = bisect.bisect_right(self._first, i) - 1
+        entry = self.index["shardlist"][number]
+        shard = _mapped(f"{self.folder}/{entry['url']}", entry["filesize"], self._changed[number])
+        return shard, BLOCK * int(self._rows[field][i])
+
+    def _require_shards(self) -> list[int]:
+        """Return when each shard was written, in ns; raises UserError where one is missing or not as long as it was.
+
+        By listing and sizes: nothing is read.
+        """
+        there, changed = set(os.listdir(self.folder)), []
+        for entry in self.index["shardlist"]:
+            name = entry["url"]
+            whole = name in there and f"{name.removesuffix('.tar')}.json" in there
+            status = os.stat(f"{self.folder}/{name}") if whole else None
+            if status is None or status.st_size != entry["filesize"]:
+                raise UserError(samples.damaged(self.folder / name))
+            changed.append(status.st_mtime_ns)
+        return changed
 
 
 def decode_image(data: bytes) -> np.ndarray:
@@ -140,25 +178,10 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
 DECODERS: dict[str, Callable[[bytes], Any]] = {"image": decode_image, "array": decode_array, "meta": json.loads}
 
 
-@functools.lru_cache(maxsize=256)
-def _mapped(path: str, size: int, changed: int) -> mmap.mmap:
-    """Map a shard, at most 256 at once in a process (file descriptors are few); `changed` identifies a new file."""
+@functools.lru_cache(maxsize=OPEN_MAPS)
+def _mapped(path: str, size: int, _changed: int) -> mmap.mmap:
+    """Map a shard, at most OPEN_MAPS at once in a process (file descriptors are few); `_changed` tells a new file."""
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size != size:
-            raise UserError(_damaged(Path(path)))
+            raise UserError(samples.damaged(Path(path)))
         return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-
-
-def _sidecar(path: Path, entry: dict) -> dict:
-    """Return the sidecar of a shard after comparing names, sizes and hashes with the index."""
-    record = finished(path)
-    if record is None or (record["bytes"], record["sha256"]) != (entry["filesize"], entry["sha256"]):
-        raise UserError(_damaged(path))
-    return record
-
-
-def _damaged(path: Path) -> str:
-    return (
-        f"{path} is missing, cut or changed since it was written, or its sidecar is; run the command that made its "
-        "folder again: it makes what is missing"
-    )

@@ -6,8 +6,10 @@ import hashlib
 import json
 from pathlib import Path
 
+from shards import samples
 from shards.atomic import remove_debris, write_text
 from shards.errors import UserError
+from shards.pool import Pool
 from shards.writer import finished
 
 FILE_NAME = "index.json"
@@ -23,20 +25,9 @@ def write_index(folder: Path, classes: list[str], **extra) -> dict:
     Raises:
         UserError: a tar is not as long as its sidecar says.
     """
-    shardlist = []
-    for path in sorted(folder.glob("*.tar")):
-        record = finished(path)
-        if record is None and path.with_suffix(".json").is_file():
-            raise UserError(f"{path} is cut or changed; delete it and run the step that makes {folder} again")
-        if record is not None:
-            shardlist.append(
-                {
-                    "url": path.name,
-                    "nsamples": record["count"],
-                    "filesize": record["bytes"],
-                    "sha256": record["sha256"],
-                }
-            )
+    paths = sorted(folder.glob("*.tar"))
+    with Pool(jobs=1 + len(paths) // samples.SHARDS_PER_PROCESS) as pool:
+        shardlist = [entry for entry in pool.map(_entry, paths, chunk=64) if entry is not None]
     index = {
         "__kind__": "wids-shard-index-v1",
         "wids_version": 1,
@@ -46,9 +37,21 @@ def write_index(folder: Path, classes: list[str], **extra) -> dict:
         **extra,
     }
     index["hash"] = index_hash(index)
+    samples.write(folder, index)
     remove_debris(folder)  # of shards whose writers were killed while another one wrote the same
     write_text(folder / FILE_NAME, json.dumps(index, indent=1, ensure_ascii=False) + "\n")
     return index
+
+
+def _entry(path: Path) -> dict | None:
+    """Return what the index lists of a shard; None for a tar without sidecar."""
+    record = finished(path)
+    if record is not None:
+        names = {"nsamples": "count", "filesize": "bytes", "sha256": "sha256"}
+        return {"url": path.name, **{name: record[kept] for name, kept in names.items()}}
+    if path.with_suffix(".json").is_file():
+        raise UserError(f"{path} is cut or changed; delete it and run the step that makes {path.parent} again")
+    return None
 
 
 def read_index(folder: Path) -> dict:

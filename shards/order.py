@@ -20,12 +20,17 @@ from torch.utils.data import Dataset, Sampler
 STREAM_ORDER, STREAM_AUXILIARY = 0, 8
 
 
-def random_at(seed: int, stream: int, position: int) -> np.random.Generator:
-    """Return the random generator of one position: a counter-based Philox keyed by (seed, stream).
+# Shards whose samples are shuffled together. Twice as many stay open (shards/dataset.py): for two sets that are read in
+# turn, and for the steps from one window to the next.
+WINDOW = 128
+
+
+def random_at(seed: int, stream: int, position: int, part: int = 0) -> np.random.Generator:
+    """Return the random generator of one position, or of a part of it: a counter-based Philox keyed by (seed, stream).
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
     """
-    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, 0, position]))
+    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, part, position]))
 
 
 class Order(Protocol):
@@ -33,59 +38,149 @@ class Order(Protocol):
 
     num_samples: int
     """Positions of an epoch."""
+    version: int
+    """1: all samples are shuffled at once, as ever; 2: in windows of shards. A run keeps to the one it began with."""
 
     def index(self, position: int) -> int:
         """Return the sample index shown at a position >= 0."""
 
+    def reading_order(self, positions: np.ndarray) -> np.ndarray:
+        """Return numbers by which ascending positions (n,) are sorted so that few shards are open at a time."""
+
 
 class EpochOrder:
-    """Position -> sample index; every epoch is a permutation of all samples, so no sample is ever dropped."""
+    """Position -> sample index; every epoch is a permutation of all samples, so no sample is ever dropped.
 
-    def __init__(self, num_samples: int, seed: int, stream: int = STREAM_ORDER):
-        self.num_samples = num_samples
-        self.seed, self.stream = seed, stream
-        self._epoch = -1
-        self._permutation = np.empty(0, dtype=np.int64)
+    An epoch shuffles the shards, takes `window` of them at a time and shuffles the samples of these. So a reader needs
+    that many open shards, whatever the size of the set, and the permutation of one window in memory, not that of the
+    epoch. A set of no more shards is shuffled as a whole.
+
+    Args:
+        counts: samples of each shard in the order of the indices; one number for a set without shards.
+        seed, stream: decide the permutations.
+        window: shards.
+        lane: (l, lanes): draws of lane l never meet those of another lane of the same seed and stream.
+    """
+
+    def __init__(
+        self,
+        counts: int | Sequence[int] | np.ndarray,
+        seed: int,
+        stream: int = STREAM_ORDER,
+        *,
+        window: int = WINDOW,
+        lane: tuple[int, int] = (0, 1),
+    ):
+        self.counts = np.atleast_1d(np.asarray(counts, dtype=np.int64))
+        self.first = np.cumsum(self.counts) - self.counts
+        self.num_samples = int(self.counts.sum())
+        self.seed, self.stream, self.lane, self.window = seed, stream, lane, window
+        self.windows = -(-len(self.counts) // window)
+        self.version = 1 if self.windows <= 1 else 2
+        # The window in memory: its epoch, its number there, the offsets in the epoch that it shows, and their samples.
+        self._epoch, self._number, self._begin, self._end = -1, 0, 0, 0
+        self._shown = np.empty(0, dtype=np.int64)
 
     def index(self, position: int) -> int:
         """Return the sample index in [0, num_samples) shown at a position >= 0."""
         epoch, offset = divmod(position, self.num_samples)
+        if epoch != self._epoch or not self._begin <= offset < self._end:
+            self._shuffle(epoch, offset)
+        return int(self._shown[offset - self._begin])
+
+    def reading_order(self, positions: np.ndarray) -> np.ndarray:
+        """Return numbers that sort ascending positions (n,) by window, and in it by sample, int64 (n,)."""
+        numbers, done = np.empty(len(positions), dtype=np.int64), 0
+        while done < len(positions):
+            self.index(int(positions[done]))
+            start = self._epoch * self.num_samples
+            stop = int(np.searchsorted(positions, start + self._end))
+            samples = self._shown[positions[done:stop] - start - self._begin]
+            numbers[done:stop] = self.window_number * self.num_samples + samples
+            done = stop
+        return numbers
+
+    @property
+    def window_number(self) -> int:
+        """The number of the window of the last position, counted through all epochs."""
+        return self._epoch * self.windows + self._number
+
+    def _shuffle(self, epoch: int, offset: int) -> None:
+        """Hold the window that shows an offset of an epoch."""
         if epoch != self._epoch:
-            self._permutation = random_at(self.seed, self.stream, epoch).permutation(self.num_samples)
+            shards = np.arange(len(self.counts))
+            if self.windows > 1:
+                self._random(epoch, self.windows).shuffle(shards)
+            self._shards, self._ends = shards, np.cumsum(self.counts[shards])
             self._epoch = epoch
-        return int(self._permutation[offset])
+        number = int(np.searchsorted(self._ends, offset, side="right")) // self.window
+        own = slice(number * self.window, (number + 1) * self.window)
+        self._number = number
+        self._begin = int(self._ends[own.start - 1]) if number else 0
+        self._end = int(self._ends[own][-1])
+        chosen = np.sort(self._shards[own])
+        samples = np.concatenate([np.arange(self.first[i], self.first[i] + self.counts[i]) for i in chosen])
+        self._shown = samples[self._random(epoch, number).permutation(len(samples))]
+
+    def _random(self, epoch: int, part: int) -> np.random.Generator:
+        lane, lanes = self.lane
+        return random_at(self.seed, self.stream, epoch * lanes + lane, part)
 
 
 class BalancedOrder:
     """Position -> sample index, such that classes of any size are shown equally often.
 
-    Every C positions are a permutation of the C classes, and of each class its samples come in permutations. So up to
-    any position two classes differ by at most one, and so do two samples of one class.
+    Every C positions are a permutation of the C classes, and of each class its samples come in the order of an
+    `EpochOrder`. So up to any position two classes differ by at most one, and so do two samples of one class.
 
     Args:
         labels: the class of each sample.
         seed, stream: decide the permutations.
+        counts: samples of each shard; default: the set has no shards.
     """
 
-    def __init__(self, labels: Sequence[int] | np.ndarray, seed: int, stream: int = STREAM_ORDER):
+    def __init__(
+        self,
+        labels: Sequence[int] | np.ndarray,
+        seed: int,
+        stream: int = STREAM_ORDER,
+        counts: Sequence[int] | None = None,
+    ):
+        labels = np.asarray(labels)
         self.num_samples = len(labels)
         self.seed, self.stream = seed, stream
-        self.members = [np.flatnonzero(np.asarray(labels) == label) for label in np.unique(labels)]
-        self._drawn: dict[int, tuple[int, np.ndarray]] = {}
+        small = np.uint32 if len(labels) < 2**32 else np.int64
+        self.members = [np.flatnonzero(labels == label).astype(small) for label in np.unique(labels)]
+        ends, lanes = np.cumsum([len(labels)] if counts is None else counts), 1 + len(self.members)
+        self.orders = [
+            EpochOrder(_held(of, ends), seed, stream, window=max(1, WINDOW // len(self.members)), lane=(lane, lanes))
+            for lane, of in enumerate(self.members, 1)
+        ]
+        self.version = max((order.version for order in self.orders), default=1)
+        self._turn, self._classes = -1, np.empty(0, dtype=np.int64)
 
     def index(self, position: int) -> int:
         """Return the sample index in [0, num_samples) shown at a position >= 0."""
         turn, place = divmod(position, len(self.members))
-        chosen = int(self._permutation(0, turn, len(self.members))[place])
-        epoch, offset = divmod(turn, len(self.members[chosen]))
-        return int(self.members[chosen][self._permutation(1 + chosen, epoch, len(self.members[chosen]))[offset]])
+        if turn != self._turn:
+            rng = random_at(self.seed, self.stream, turn * (1 + len(self.members)))
+            self._turn, self._classes = turn, rng.permutation(len(self.members))
+        chosen = int(self._classes[place])
+        return int(self.members[chosen][self.orders[chosen].index(turn)])
 
-    def _permutation(self, of: int, number: int, size: int) -> np.ndarray:
-        """Return permutation `number` of the classes (of = 0), or of the samples of class `of` - 1."""
-        if of not in self._drawn or self._drawn[of][0] != number:
-            place = number * (1 + len(self.members)) + of
-            self._drawn[of] = number, random_at(self.seed, self.stream, place).permutation(size)
-        return self._drawn[of][1]
+    def reading_order(self, positions: np.ndarray) -> np.ndarray:
+        """Return numbers that sort ascending positions (n,) by windows, and in these by sample, int64 (n,)."""
+        numbers = []
+        for position in positions.tolist():
+            sample, chosen = self.index(position), int(self._classes[position % len(self.members)])
+            numbers.append(self.orders[chosen].window_number * self.num_samples + sample)
+        return np.array(numbers, dtype=np.int64)
+
+
+def _held(members: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Return how many of some samples, ascending, each shard with any of them holds."""
+    held = np.diff(np.searchsorted(members, ends), prepend=0)
+    return held[held > 0]
 
 
 class SharedOrder:
@@ -105,6 +200,7 @@ class SharedOrder:
         self.own, self.others, self.first_other = own, others, first_other
         self.share = Fraction(str(share))
         self.num_samples = epoch_length(own.num_samples, share)
+        self.version = max(own.version, others.version)
 
     def index(self, position: int) -> int:
         """Return the sample index shown at a position >= 0."""
@@ -112,6 +208,16 @@ class SharedOrder:
         if int((position + 1) * self.share) > before:
             return self.first_other + self.others.index(before)
         return self.own.index(position - before)
+
+    def reading_order(self, positions: np.ndarray) -> np.ndarray:
+        """Return numbers that sort ascending positions (n,): the first set, then the second one, int64 (n,)."""
+        share, of = self.share.as_integer_ratio()
+        before = positions * share // of
+        is_other = (positions + 1) * share // of > before
+        numbers = np.empty(len(positions), dtype=np.int64)
+        numbers[is_other] = self.others.reading_order(before[is_other]) + 2**62
+        numbers[~is_other] = self.own.reading_order((positions - before)[~is_other])
+        return numbers
 
 
 def epoch_length(num_samples: int, share: float) -> int:
@@ -136,12 +242,22 @@ class PositionSampler(Sampler[list[int]]):
     """Yields the positions of one rank's micro batches, from one optimizer step to another.
 
     The global batch of step s is positions [s B, (s + 1) B). Micro batch j of rank r takes the
-    `micro_batch` positions that start at s B + (j world_size + r) micro_batch.
+    `micro_batch` positions that start at s B + (j world_size + r) micro_batch. With an order in windows of shards the
+    positions of a global batch are dealt out sorted by their samples, so that a rank opens few of these shards.
     """
 
     def __init__(
-        self, *, global_batch: int, micro_batch: int, rank: int, world_size: int, first_step: int, last_step: int
+        self,
+        *,
+        global_batch: int,
+        micro_batch: int,
+        rank: int,
+        world_size: int,
+        first_step: int,
+        last_step: int,
+        order: Order | None = None,
     ):
+        self.order = order if order is not None and order.version > 1 else None
         self.global_batch = global_batch
         self.micro_batch = micro_batch
         self.rank = rank
@@ -157,6 +273,8 @@ class PositionSampler(Sampler[list[int]]):
         """Yield lists of `micro_batch` positions."""
         stride = self.micro_batch * self.world_size
         for step in range(self.first_step, self.last_step):
-            start = step * self.global_batch + self.rank * self.micro_batch
-            for micro in range(start, (step + 1) * self.global_batch, stride):
-                yield list(range(micro, micro + self.micro_batch))
+            positions = np.arange(step * self.global_batch, (step + 1) * self.global_batch)
+            if self.order is not None:
+                positions = positions[np.argsort(self.order.reading_order(positions))]
+            for start in range(self.rank * self.micro_batch, self.global_batch, stride):
+                yield positions[start : start + self.micro_batch].tolist()

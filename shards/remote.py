@@ -11,7 +11,7 @@ from pathlib import Path
 
 import fsspec
 
-from shards import atomic, provenance
+from shards import atomic, provenance, samples
 from shards.errors import UserError
 from shards.index import FILE_NAME, SPLITS
 from shards.output_folder import RUN_FILE, exclusive
@@ -105,6 +105,7 @@ def _fetch_all(remote: _Remote, local: Path) -> None:
                 remote.download(f"{split}/{name}", path, entry["sha256"])
                 sidecar = remote.require(f"{split}/{path.stem}.json")
                 atomic.write_text(path.with_suffix(".json"), sidecar.decode())
+        samples.write(local / split, json.loads(text))
         atomic.write_text(local / split / FILE_NAME, text.decode())
     for name in BESIDE:
         if (data := remote.read(name)) is not None:

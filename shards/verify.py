@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shards import provenance
-from shards.dataset import DECODERS, FIELDS
+from shards.dataset import DECODERS
 from shards.errors import UserError
 from shards.index import FILE_NAME, SPLITS, content_hash, index_hash, read_index
 from shards.options import VerifyConfig
+from shards.samples import FIELDS
 from shards.writer import finished
 
 FIELD_OF = {extension: field for field, extensions in FIELDS.items() for extension in extensions}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
-from collections import Counter
+import io
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -43,36 +44,44 @@ def columns(conditions: Iterable[str]) -> dict[str, tuple[str, str]]:
     return COLUMNS | {f"condition_{name}": ("float64", f"the condition {name}") for name in conditions}
 
 
+def _schema(conditions: Iterable[str]) -> pyarrow.Schema:
+    """Return the columns of manifest.parquet."""
+    kinds = [(name, "bool_" if kind == "bool" else kind) for name, (kind, _) in columns(conditions).items()]
+    return pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in kinds])
+
+
+def render(rows: Iterable[dict[str, Any]], conditions: Iterable[str]) -> tuple[pyarrow.Table, str]:
+    """Return rows as a table and as lines of CSV; keys that are not columns are left out."""
+    schema, text = _schema(conditions), io.StringIO()
+    full = [{name: row.get(name) for name in schema.names} for row in rows]
+    csv.DictWriter(text, schema.names, lineterminator="\n").writerows(full)
+    return pyarrow.Table.from_pylist(full, schema=schema), text.getvalue()
+
+
 class Manifest:
-    """Writes both manifests row by row, and puts them in place at the end if nothing was raised; a context manager."""
+    """Writes both manifests shard by shard, and puts them in place at the end if nothing was raised; a context."""
 
     def __init__(self, folder: Path, conditions: Iterable[str] = ()):
-        self.columns = columns(conditions)
+        self.schema = _schema(conditions)
         self.paths = {kind: folder / f"manifest.{kind}" for kind in ("csv", "parquet")}
         self.files = contextlib.ExitStack()
 
     def __enter__(self) -> Manifest:
-        kinds = {
-            name: getattr(pyarrow, "bool_" if kind == "bool" else kind)() for name, (kind, _) in self.columns.items()
-        }
-        self.schema = pyarrow.schema(list(kinds.items()))
-        text, binary = (
+        self.text, binary = (
             self.files.enter_context(file)
             for file in (
                 replacing(self.paths["csv"], "w", encoding="utf-8", newline=""),
                 replacing(self.paths["parquet"]),
             )
         )
-        self.csv = csv.DictWriter(text, self.columns, lineterminator="\n")
-        self.csv.writeheader()
+        csv.writer(self.text, lineterminator="\n").writerow(self.schema.names)
         self.parquet = parquet.ParquetWriter(binary, self.schema)
         return self
 
-    def add(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Append rows; keys that are not columns are left out."""
-        full = [{name: row.get(name) for name in self.columns} for row in rows]
-        self.csv.writerows(full)
-        self.parquet.write_table(pyarrow.Table.from_pylist(full, schema=self.schema))
+    def add(self, rows: pyarrow.Table, text: str) -> None:
+        """Append the rows of a shard, in both forms."""
+        self.text.write(text)
+        self.parquet.write_table(rows)
 
     def __exit__(self, *error: Any) -> None:
         self.parquet.close()
@@ -129,33 +138,45 @@ for image, label in webdataset.WebDataset("{_urls(plan)}", shardshuffle=False).d
 """
 
 
-def sift_report(plan: Plan, statistics: list[dict]) -> dict:
-    """Return the verdicts of the sifter on all shards.
+class Sifted:
+    """The verdicts of the sifter, added up shard by shard."""
 
-    Returns:
-        {"sifters": their hashes, "max_candidates", "classes": {name: {"made", "rejected", "rate", "reasons": {reason:
-        number}, "beyond_limits"}}}; rate is the share of the images made that was rejected, and beyond_limits the
-        number of samples of which every candidate was.
-    """
-    assert plan.sift is not None
-    classes = {}
-    for name in plan.counts:
-        made = sum(shard["made"].get(name, 0) for shard in statistics)
-        reasons: Counter = Counter()
-        for shard in statistics:
-            reasons.update(shard["rejected"].get(name, {}))
-        beyond = sum(shard["beyond_limits"].get(name, 0) for shard in statistics)
-        if made:
-            rejected = reasons.total()
-            classes[name] = {
-                "made": made,
-                "rejected": rejected,
-                "rate": round(rejected / made, 4),
-                "reasons": dict(sorted(reasons.items())),
-                "beyond_limits": beyond,
-            }
-    sifters = sorted({shard["sifter"] for shard in statistics})
-    return {"sifters": sifters, "max_candidates": plan.sift["max_candidates"], "classes": classes}
+    def __init__(self) -> None:
+        self.sifters: set[str] = set()
+        self.made: Counter = Counter()
+        self.beyond: Counter = Counter()
+        self.reasons: defaultdict[str, Counter] = defaultdict(Counter)
+
+    def add(self, statistics: dict) -> None:
+        """Add those of a shard; a shard of real images has none."""
+        if statistics:
+            self.sifters.add(statistics["sifter"])
+            self.made.update(statistics["made"])
+            self.beyond.update(statistics["beyond_limits"])
+            for name, reasons in statistics["rejected"].items():
+                self.reasons[name].update(reasons)
+
+    def report(self, plan: Plan) -> dict:
+        """Return the verdicts on all shards.
+
+        Returns:
+            {"sifters": their hashes, "max_candidates", "classes": {name: {"made", "rejected", "rate", "reasons":
+            {reason: number}, "beyond_limits"}}}; rate is the share of the images made that was rejected, and
+            beyond_limits the number of samples of which every candidate was.
+        """
+        assert plan.sift is not None
+        classes = {}
+        for name in plan.counts:
+            if self.made[name]:
+                reasons = self.reasons[name]
+                classes[name] = {
+                    "made": self.made[name],
+                    "rejected": reasons.total(),
+                    "rate": round(reasons.total() / self.made[name], 4),
+                    "reasons": dict(sorted(reasons.items())),
+                    "beyond_limits": self.beyond[name],
+                }
+        return {"sifters": sorted(self.sifters), "max_candidates": plan.sift["max_candidates"], "classes": classes}
 
 
 def sift_lines(report: dict) -> list[str]:

@@ -36,8 +36,8 @@ def write_files(plan: Plan, folder: Path) -> Path:
     ):
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["file", "class", "source", "seed", *columns])
-        for i, key in enumerate(samples.keys):
-            image, meta = samples.raw(i, "image"), json.loads(samples.raw(i, "meta"))
+        for i in range(len(samples)):
+            key, image, meta = samples.key(i), samples.raw(i, "image"), json.loads(samples.raw(i, "meta"))
             path = f"{meta['class']}/{key}{suffix}"
             (temporary / meta["class"]).mkdir(exist_ok=True)
             (temporary / path).write_bytes(image if suffix == ".png" else _decibels(image, plan))

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shlex import quote
 
@@ -14,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mdaug import config
-from mdaug.generation import card, export
+from mdaug.generation import card, export, inspected
 from mdaug.generation.card import Manifest
 from mdaug.generation.options import GenerateConfig
 from mdaug.generation.plan import REAL, Plan
@@ -25,7 +22,7 @@ from shards.colormap import paint
 from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.output_folder import OutputFolder
-from shards.verify import CONSTANT, DAMAGED, MISSING, Inspection, inspect
+from shards.verify import CONSTANT, DAMAGED, MISSING
 from shards.writer import disk_full_as_user_error
 
 GRID_COLUMNS = 8
@@ -55,24 +52,19 @@ def write_data_set(plan: Plan, output: OutputFolder, options: GenerateConfig) ->
     # Every sample: a row of the manifest each, and all faults before any of them is an error.
     found: Counter = Counter()
     faults: dict[str, list[str]] = {}
-    sifted: list[dict] = []
+    sifted = card.Sifted()
     with disk_full_as_user_error(folder), Manifest(folder, plan.condition_names) as manifest:
-        for shard in _inspections(plan, folder):
+        for shard in inspected.looks(plan, folder):
             for kind, places in shard.faults.items():
                 faults.setdefault(kind, []).extend(places)
-            if not shard.is_whole:
-                continue
-            for row in shard.rows:
-                found[row["source"], row["class"]] += 1
-                if row["source"] == "synthetic":
-                    row.update(guidance_scale=plan.guidance_scale, pipeline=plan.pipeline)
-            manifest.add(shard.rows)
-            sifted.append(shard.statistics)
+            found += shard.found
+            manifest.add(shard.rows, shard.csv)
+            sifted.add(shard.statistics)
         _refuse(faults, plan, folder, options)
     # The files beside the shards.
     content = index.write_index(folder, classes, image_shape=plan.image_shape, colormap=plan.colormap)
     write_text(folder / "classes.json", json.dumps(classes, ensure_ascii=False) + "\n")
-    report = card.sift_report(plan, [statistics for statistics in sifted if statistics]) if plan.sift else None
+    report = sifted.report(plan) if plan.sift else None
     if report:
         write_text(folder / "sift.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     write_text(folder / "README.md", card.dataset_card(plan, found, report))
@@ -82,6 +74,7 @@ def write_data_set(plan: Plan, output: OutputFolder, options: GenerateConfig) ->
     if options.grid:
         write_grid(plan, folder)
     # The mark of the end is last.
+    inspected.forget(folder)
     output.finish(MIXED if plan.include_real else KIND, content["hash"], config.as_dict(options))
     lines = card.sift_lines(report) if report else []
     real = sum(count for (source, _), count in found.items() if source == "real")
@@ -112,21 +105,6 @@ def _write_grids(plan: Plan, folder: Path) -> None:
             images = [paint(dataset[i]["image"], plan.colormap) for i in first]
             rows = [images[at : at + GRID_COLUMNS] for at in range(0, len(images), GRID_COLUMNS)]
             Image.fromarray(grid(rows)).save(folder / GRIDS / f"{name}.png")
-
-
-def _inspections(plan: Plan, folder: Path) -> Iterator[Inspection]:
-    """Look at every shard of the plan, and at the real ones, in threads (decoding releases Python's lock)."""
-
-    def synthetic(shard: int) -> Inspection:
-        return inspect(folder / plan.shard_name(shard), *plan.keys_and_labels(shard), plan.image_shape)
-
-    def real(shard: int) -> Inspection:
-        keys = [plan.real_key(i) for i in plan.real_images(shard)]
-        return inspect(folder / plan.real_shard_name(shard), keys, None, plan.image_shape)
-
-    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as threads:
-        yield from threads.map(synthetic, range(plan.num_shards))
-        yield from threads.map(real, range(plan.num_real_shards))
 
 
 def _refuse(faults: dict[str, list[str]], plan: Plan, folder: Path, options: GenerateConfig) -> None:

@@ -1,8 +1,8 @@
 """`mdaug generate`: exactly the labelled samples asked for, as tar shards.
 
     plan      decide what is made, make the folder that of this plan, copy the real images, train the sifter
-    work      make the shards of this worker, skipping those that exist
-    finalize  look at every sample; write index, manifest, card and, last, the mark of the end
+    work      make the shards of this worker, skipping those that exist; of several workers each looks at its samples
+    finalize  look at the other samples; write index, manifest, card and, last, the mark of the end
 
 Workers are ranks of the launcher, or numbered by --worker and --num_workers, or both, and need not know of each other.
 """
@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass
 
 from mdaug import config, distributed
-from mdaug.generation import make_plan, real_images
+from mdaug.generation import inspected, make_plan, real_images
 from mdaug.generation import sources as redrawn
 from mdaug.generation.finalize import GRID, write_data_set, write_grid
 from mdaug.generation.options import GenerateConfig
@@ -140,6 +140,8 @@ def work(job: _Job) -> None:
         save_pipeline(pipeline, folder, made_from=made["made_from"], config=config.as_dict(options))
     placed, output = pipeline.to(device), job.output
     make_shards(job.plan, placed, output, job.worker, job.workers, sifter=judge, sources=sources, repair=options.repair)
+    if job.workers > 1:
+        inspected.keep_share(job.plan, output.path, job.worker, job.workers)
 
 
 def finalize(job: _Job) -> None:

@@ -76,7 +76,7 @@ class Sources:
             index = int(self.pools[pool][number])
             strength = self.strengths[(number + position // len(self.pools[pool])) % len(self.strengths)]
             name = self.dataset.classes[self.dataset.labels[index]]
-            found[sample] = Source(index, self.dataset.keys[index], name, strength, self._conditions(index))
+            found[sample] = Source(index, self.dataset.key(index), name, strength, self._conditions(index))
         return found
 
     def images(self, samples: np.ndarray) -> torch.Tensor:
@@ -230,5 +230,6 @@ def _training_set(options: GenerateConfig, packed: Path, pipeline: Path, trained
 def _digests(split: Path) -> Iterator[tuple[bytes, str]]:
     """Yield (digest of the pixels, key) of every image of a split."""
     dataset = ShardDataset(split)
-    for i, key in enumerate(dataset.keys):
-        yield hashlib.sha256(np.ascontiguousarray(dataset[i]["image"]).tobytes()).digest(), key
+    for i in range(len(dataset)):
+        sample = dataset[i]
+        yield hashlib.sha256(np.ascontiguousarray(sample["image"]).tobytes()).digest(), sample["key"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -54,14 +55,21 @@ def shards_of(plan: Plan, worker: int, workers: int) -> list[int]:
 
 
 def missing_shards(plan: Plan, folder: Path) -> list[int]:
-    """Return the shards that are not finished."""
-    return [shard for shard in range(plan.num_shards) if finished(folder / plan.shard_name(shard)) is None]
+    """Return the shards that are not there, by one listing: every worker asks, and there may be very many of them."""
+    there = _listed(folder)
+    return [shard for shard in range(plan.num_shards) if plan.shard_name(shard) not in there]
 
 
 def is_complete(plan: Plan, folder: Path) -> bool:
-    """Return whether all shards are finished, those of real images included."""
-    real = (folder / plan.real_shard_name(shard) for shard in range(plan.num_real_shards))
-    return not missing_shards(plan, folder) and all(finished(path) for path in real)
+    """Return whether all shards are there, those of real images included; finalize looks into them."""
+    there, real = _listed(folder), map(plan.real_shard_name, range(plan.num_real_shards))
+    return there.issuperset(map(plan.shard_name, range(plan.num_shards))) and there.issuperset(real)
+
+
+def _listed(folder: Path) -> set[str]:
+    """Return the tars that have a sidecar, which is written last."""
+    names = set(os.listdir(folder))
+    return {name for name in names if name.endswith(".tar") and f"{name.removesuffix('.tar')}.json" in names}
 
 
 def is_there(plan: Plan, folder: Path, shard: int, repair: bool) -> bool:

@@ -83,7 +83,7 @@ def load(folder: Path, *, image_size: int, max_per_class: int) -> ImageSet:
     samples = [dataset[int(i)] for i in indices]
     return ImageSet(
         images=np.stack([preprocess(sample["image"], image_size) for sample in samples]),
-        labels=dataset.labels[indices],
+        labels=dataset.labels[indices].astype(np.int64),
         groups=[str(sample["meta"].get("group", sample["key"])) for sample in samples],
         indices=indices,
         dataset=dataset,

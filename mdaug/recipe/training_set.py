@@ -92,7 +92,7 @@ def _samples(
         label = int(labels[i]) if target == TARGETS["labels"] else int(dataset.labels[index])
         data = dataset.raw(index, "image")
         extension = "png" if data[:4] == b"\x89PNG" else "jpg"
-        about = {**meta, "key": dataset.keys[index], "weight": float(weights[i])}
+        about = {**meta, "key": dataset.key(index), "weight": float(weights[i])}
         yield (
             f"{i:08d}",
             {extension: data, "cls": str(label).encode(), "json": json.dumps(about, ensure_ascii=False).encode()},

@@ -43,7 +43,7 @@ class Views(Dataset):
         pixels = to_tensor(self.images[image]["image"])
         if copy == 0:
             return pixels
-        rng = augment.generator_at(self.seed, self.images.keys[image], copy)
+        rng = augment.generator_at(self.seed, self.images.key(image), copy)
         return augment.transform(pixels[None], augment.draw(rng, self.names), rng, self.floor)[0]
 
     def row(self, j: int) -> np.ndarray:
@@ -51,12 +51,12 @@ class Views(Dataset):
         image, copy = divmod(j, 1 + self.copies)
         if copy == 0:
             return np.zeros(augment.SIZE, dtype=np.float32)
-        return augment.draw(augment.generator_at(self.seed, self.images.keys[image], copy), self.names)[0]
+        return augment.draw(augment.generator_at(self.seed, self.images.key(image), copy), self.names)[0]
 
     def key(self, j: int) -> str:
         """Return the key of view j: that of its image, with `_a1` ... `_aK` for the copies."""
         image, copy = divmod(j, 1 + self.copies)
-        key = self.images.keys[image]
+        key = self.images.key(image)
         if copy == 0:
             return key
         name = f"{key}_a{copy}"

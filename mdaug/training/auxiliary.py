@@ -20,7 +20,7 @@ from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.index import FILE_NAME as INDEX
 from shards.index import SPLITS, read_index
-from shards.order import STREAM_AUXILIARY, BalancedOrder, EpochOrder, Order, SharedOrder
+from shards.order import STREAM_AUXILIARY, STREAM_ORDER, BalancedOrder, EpochOrder, Order, SharedOrder
 from shards.packed import open_packed, packed_hash
 
 COMPARED = 8  # pictures of a set that show its colour map
@@ -213,22 +213,28 @@ def label_apart(sets: Sequence[tuple[np.ndarray, int]]) -> np.ndarray:
     return np.concatenate([np.empty(0, np.int64), *apart])
 
 
-def order_of(options: TrainingConfig, labels: np.ndarray, others: np.ndarray) -> Order:
+def order_of(
+    options: TrainingConfig,
+    labels: np.ndarray,
+    others: np.ndarray,
+    counts: Sequence[int] | None = None,
+    other_counts: Sequence[int] | None = None,
+) -> Order:
     """Return position -> image: those of the target, then the auxiliary ones.
 
     Args:
         options: seed, balance and share.
         labels: of the target images.
         others: of the auxiliary ones, empty without any.
+        counts, other_counts: images of each of their shards; default: they are shuffled as a whole.
     """
 
-    def order(of: np.ndarray, *stream: int) -> Order:
-        return (
-            BalancedOrder(of, options.seed, *stream)
-            if options.balance_classes
-            else EpochOrder(len(of), options.seed, *stream)
-        )
+    def order(of: np.ndarray, shards: Sequence[int] | None, stream: int = STREAM_ORDER) -> Order:
+        if options.balance_classes:
+            return BalancedOrder(of, options.seed, stream, shards)
+        return EpochOrder(len(of) if shards is None else shards, options.seed, stream)
 
     if not len(others):
-        return order(labels)
-    return SharedOrder(order(labels), order(others, STREAM_AUXILIARY), len(labels), options.aux_share)
+        return order(labels, counts)
+    own, other = order(labels, counts), order(others, other_counts, STREAM_AUXILIARY)
+    return SharedOrder(own, other, len(labels), options.aux_share)

@@ -39,6 +39,8 @@ class TrainingState:
     """Samples seen."""
     global_batch: int = 0
     """Samples per optimizer step; a resumed run must have the same."""
+    order: int = 1
+    """Version of the order of the samples; a resumed run must have the same."""
     best_score: float = float("inf")
     """Lowest validation score so far."""
     best_samples: int = 0
@@ -138,14 +140,19 @@ def needs_conversion(path: Path | None, stage: int) -> bool:
 def load(path: Path, engine: Engine, state: TrainingState, micro_batch: int = 1) -> dict[str, torch.Tensor]:
     """Restore engine and state from a complete checkpoint; return the task's replicated tensors (on the CPU).
 
-    Raises UserError where the global batch differs: the samples of a step would no longer be the same. It names flags
-    that restore it, with micro batches of at most `micro_batch` samples.
+    Raises UserError where the samples of a step would no longer be the same: the order is of another version, or the
+    global batch differs. For this it names flags that restore it, with micro batches of at most `micro_batch` samples.
     """
     record = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
     if record["global_batch"] != state.global_batch:
         raise UserError(
             f"{path} was trained with a global batch of {record['global_batch']}, this run has {state.global_batch}; "
             f"{flags_for(record['global_batch'], distributed.world_size(), micro_batch)}"
+        )
+    if record.get("order", 1) != state.order:
+        raise UserError(
+            f"{path} was trained with the order of samples of another version of mdaug, and a resumed run would show "
+            "some of them twice and others never; go on with that version, or choose another --output_dir"
         )
     engine.load(path)
     engine.skipped.fill_(record["skipped"])

@@ -144,6 +144,7 @@ class EMA:
     def load(self, reader: sharded_tensors.Reader) -> None:
         """Restore the shards, whatever number of ranks has written them."""
         for average, shards in self.averages.items():
-            for name, shard in zip(self._names, shards, strict=True):
-                read = reader.read(f"{average}/{name}", distributed.rank(), distributed.world_size())
+            for name, shard, shape in zip(self._names, shards, self._shapes, strict=True):
+                own = distributed.rank(), distributed.world_size()
+                read = reader.read(f"{average}/{name}", shape.numel(), *own)
                 shard.copy_(read.view(shard.shape))

@@ -114,7 +114,7 @@ def run(config: EmaConfig) -> Path:
         for name, parameter in pipeline.unet.named_parameters():
             total = torch.zeros(parameter.numel(), dtype=torch.float64)
             for weight, (reader, average, _) in zip(weights, stored, strict=True):
-                total.add_(reader.read(f"{average}/{name}"), alpha=float(weight))
+                total.add_(reader.read(f"{average}/{name}", parameter.numel()), alpha=float(weight))
             parameter.copy_(total.view_as(parameter))
     output = config.pipeline_dir
     settings = {**origin["config"], "ema_reconstructed": config.reconstruct}

@@ -183,7 +183,7 @@ def _samples(
         np.save(file, latent, allow_pickle=False)
         members = {"npy": file.getvalue(), "cls": str(views.images.labels[image]).encode()}
         if views.copies:
-            meta = {"image": views.images.keys[image], "copy": copy, "augment": views.row(j).tolist()}
+            meta = {"image": views.images.key(image), "copy": copy, "augment": views.row(j).tolist()}
             members["json"] = json.dumps(meta).encode()
         yield views.key(j), members
 

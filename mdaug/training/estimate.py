@@ -6,6 +6,7 @@ The arithmetic is that of `mdaug.training.cost`; docs/scaling.md says how far it
 from __future__ import annotations
 
 import contextlib
+import math
 import shlex
 import warnings
 from pathlib import Path
@@ -19,6 +20,7 @@ from mdaug.models.discriminator import PatchDiscriminator
 from mdaug.models.perceptual import PerceptualLoss
 from mdaug.training import cost
 from mdaug.training.batches import accumulation
+from mdaug.training.data_cost import DataCost
 from mdaug.training.deepspeed_json import stage_of
 from mdaug.training.ldm_task import build_unet
 from mdaug.training.options import EstimateConfig, LDMConfig, TrainingConfig, VQVAEConfig
@@ -28,6 +30,7 @@ from shards.index import read_index
 from shards.order import epoch_length
 from shards.validation import height_width
 
+NPY_HEADER = 128  # bytes before the numbers of a latent
 FP32_SHARE = 1 / 16  # of the bf16 peak: fp32 runs outside of the tensor cores
 
 
@@ -72,10 +75,11 @@ def estimate(options: EstimateConfig, training: TrainingConfig) -> list[str]:
     global_batch = int(training.batch_size) * ranks * passes
     flops = load.flops_per_sample * int(training.batch_size) * passes
     peak = gpu.flops * (FP32_SHARE if precision == "no" else 1)
-    network = options.network_gbit_s / 8 * 1e9
+    network, disk = options.network_gbit_s / 8 * 1e9, options.disk_gb_s * 1e9
     speed = cost.ring_bandwidth(options.gpus_per_node, options.nodes, gpu.link_gb_s * 1e9, network)
     traffic = cost.traffic(load.parameters, how, load.persistent, averaged=load.averages > 0)
     time = cost.StepTime(flops / (options.mfu * peak), traffic.sent(ranks) / speed if ranks > 1 else 0.0)
+    read = _reading(options, training, samples, channels)
     steps = -(-(training.train_samples or training.epochs * epoch) // global_batch)
     if training.train_minutes is not None:
         steps = max(1, int(60 * training.train_minutes / time.longest))
@@ -92,6 +96,12 @@ def estimate(options: EstimateConfig, training: TrainingConfig) -> list[str]:
         "nothing of it is hidden",
         f"speed      {global_batch / time.longest:,.0f} img/s, {100 * time.efficiency:.0f} % of {ranks} single GPUs",
         f"time       {hours:.1f} hours, {hours * ranks:.1f} GPU-hours, without validation, pictures and waits for data",
+        f"data       {read.shards:,} shards of {read.samples_per_shard:,}; per machine {read.mapped / 1e9:.3f} GB "
+        f"mapped and {options.gpus_per_node} x {read.memory(training.num_workers) / 1e9:.3f} GB; up to "
+        f"{read.open_files(training.num_workers):,} open files per rank ({training.num_workers} workers)",
+        f"reading    {global_batch * read.sample_bytes / 1e6:.1f} MB a step; an epoch takes "
+        f"{epoch / global_batch * time.longest:,.0f} s of computing and {epoch * read.sample_bytes / disk:,.0f} s of "
+        f"reading at {options.disk_gb_s:g} GB/s",
         f"assumed    {options.gpu}: {gpu.flops / 1e12:.0f} TFLOP/s peak (data sheet) x "
         f"{'1/16 for fp32 x ' if precision == 'no' else ''}{options.mfu:g} MFU; "
         f"{gpu.link_gb_s:g} GB/s between GPUs, {options.network_gbit_s:g} Gbit/s out of a machine; "
@@ -126,6 +136,19 @@ def _data(options: EstimateConfig, data_dir: Path) -> tuple[int, int, int]:
         return options.samples, options.channels, options.classes
     index = read_index(data_dir / "train")
     return sum(shard["nsamples"] for shard in index["shardlist"]), index["image_shape"][2], len(index["classes"])
+
+
+def _reading(options: EstimateConfig, training: TrainingConfig, samples: int, channels: int) -> DataCost:
+    """Return what is read: latents, or images, of packed shards as long as they are, else as their pixels."""
+    per_shard = options.samples_per_shard
+    if isinstance(training, LDMConfig):
+        return DataCost(samples, per_shard, NPY_HEADER + 4 * math.prod(_latent_shape(options, training)), 1)
+    if (training.data_dir / "train" / "index.json").is_file():
+        shards = read_index(training.data_dir / "train")["shardlist"]
+        length = sum(shard["filesize"] for shard in shards) // samples
+        return DataCost(samples, max(shard["nsamples"] for shard in shards), length, 2)
+    assert isinstance(training, VQVAEConfig)
+    return DataCost(samples, per_shard, math.prod(height_width(training.image_size)) * channels, 2)
 
 
 def _latent_shape(options: EstimateConfig, training: LDMConfig) -> list[int]:

@@ -42,6 +42,11 @@ class LatentSet(Dataset):
         self.labels = self.shards.labels if labels is None else labels[self.shards.labels]
 
     @property
+    def counts(self) -> list[int]:
+        """Images of each shard, copies not counted."""
+        return [count // (1 + self.copies) for count in self.shards.counts]
+
+    @property
     def num_images(self) -> int:
         """Number of images, copies not counted."""
         return len(self.shards) // (1 + self.copies)
@@ -76,15 +81,24 @@ class CopyOrder:
 
     def __init__(self, order: Order, sets: Sequence[tuple[int, int]], seed: int, probability: float):
         self.order, self.seed, self.probability = order, seed, probability
-        self.num_samples = order.num_samples
-        self.copies = np.repeat([copies for _, copies in sets], [images for images, _ in sets])
-        self.first = np.cumsum(1 + self.copies) - (1 + self.copies)  # item of each image itself
+        self.num_samples, self.version = order.num_samples, order.version
+        images, self.copies = (np.array(numbers) for numbers in zip(*sets, strict=True))
+        self.images = np.cumsum(images) - images  # the first image of each set
+        self.items = np.cumsum(images * (1 + self.copies)) - images * (1 + self.copies)  # and the item that it is
 
     def index(self, position: int) -> int:
         """Return the item shown at a position >= 0."""
-        image = self.order.index(position)
-        item, copies = int(self.first[image]), int(self.copies[image])
+        (item,), (copies,) = self._items(np.array([self.order.index(position)]))
         rng = random_at(self.seed, STREAM_AUGMENT, position)
         if copies and rng.random() < self.probability:
-            item += 1 + int(rng.integers(copies))
-        return item
+            item += 1 + rng.integers(copies)
+        return int(item)
+
+    def reading_order(self, positions: np.ndarray) -> np.ndarray:
+        """Return numbers that sort ascending positions (n,); the copies of an image lie beside it."""
+        return self.order.reading_order(positions)
+
+    def _items(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the items that images are themselves, and how many copies each has."""
+        of = np.searchsorted(self.images, images, side="right") - 1
+        return self.items[of] + (images - self.images[of]) * (1 + self.copies[of]), self.copies[of]

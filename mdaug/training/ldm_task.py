@@ -158,7 +158,13 @@ class LDMTask(Task):
         # Position -> training sample: which latent, at which timestep, with which noise.
         own, *further = [each.labels[:: 1 + each.copies] for each in sets]
         order = CopyOrder(
-            auxiliary.order_of(config, own, np.concatenate([np.empty(0, np.int64), *further])),
+            auxiliary.order_of(
+                config,
+                own,
+                np.concatenate([np.empty(0, np.int64), *further]),
+                self.train_set.counts,
+                [count for each in sets[1:] for count in each.counts],
+            ),
             [(each.num_images, each.copies) for each in sets],
             config.seed,
             config.augment_probability,

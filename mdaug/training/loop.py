@@ -31,7 +31,7 @@ from mdaug.training.run_folder import finish_run
 from mdaug.training.schedule import learning_rate
 from shards import provenance
 from shards.errors import UserError
-from shards.order import PositionSampler, random_at
+from shards.order import PositionDataset, PositionSampler, random_at
 from shards.output_folder import OutputFolder
 
 STREAM_DROPOUT = 9  # see shards/order.py
@@ -88,7 +88,7 @@ class Task(ABC):
 
     module: nn.Module
     """The network that DeepSpeed trains."""
-    dataset: Dataset
+    dataset: PositionDataset
     """Training samples by position."""
     epoch: int
     """Positions in which every training image of the target is shown once."""
@@ -187,7 +187,7 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan, output: OutputFol
     device = distributed.device()
     precision = resolve_precision(config.mixed_precision, device)
     settings = deepspeed_config(config, plan, precision)
-    state = TrainingState(global_batch=plan.global_batch)
+    state = TrainingState(global_batch=plan.global_batch, order=task.dataset.order.version)
     checkpoints = output.path / "checkpoints"
     # One rank chooses for all: a file system may show a new checkpoint to some nodes only.
     resume_from = distributed.from_main(checkpoint.latest(checkpoints) if distributed.is_main() else None)
@@ -425,7 +425,7 @@ def _pictures(task: Task, engine: Engine, state: TrainingState, config: Training
         metrics.log(f"pictures: {figures} ({time.perf_counter() - begun:.1f} s)")
 
 
-def loader(dataset: Dataset, config: TrainingConfig, plan: BatchPlan, first_step: int) -> DataLoader:
+def loader(dataset: PositionDataset, config: TrainingConfig, plan: BatchPlan, first_step: int) -> DataLoader:
     """Return this rank's micro batches from optimizer step `first_step` to the last of the plan."""
     sampler = PositionSampler(
         global_batch=plan.global_batch,
@@ -434,6 +434,7 @@ def loader(dataset: Dataset, config: TrainingConfig, plan: BatchPlan, first_step
         world_size=plan.ranks,
         first_step=first_step,
         last_step=plan.steps,
+        order=dataset.order,
     )
     return DataLoader(
         dataset,

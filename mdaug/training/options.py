@@ -470,6 +470,10 @@ class EstimateConfig:
     """Share of the GPU's peak that the networks are assumed to reach."""
     network_gbit_s: float = 400.0
     """What all network adapters of a machine send together, Gbit/s."""
+    disk_gb_s: float = 2.0
+    """What the storage gives to all machines together, GB/s."""
+    samples_per_shard: int = 1000
+    """Samples of a shard, if the configuration names no packed shards that exist."""
     samples: int = 10_000
     """Images of the training set, if the configuration names no packed shards that exist."""
     channels: int = 3
@@ -484,5 +488,5 @@ class EstimateConfig:
         """Refuse values that cannot be; raises ValueError naming field and value."""
         one_of(self, GPUS, "gpu")
         within(self, "(0, 1]", "mfu")
-        within(self, "(0, inf)", "network_gbit_s")
-        at_least(self, 1, "nodes", "gpus_per_node", "samples", "channels", "classes")
+        within(self, "(0, inf)", "network_gbit_s", "disk_gb_s")
+        at_least(self, 1, "nodes", "gpus_per_node", "samples", "samples_per_shard", "channels", "classes")

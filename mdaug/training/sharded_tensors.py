@@ -8,6 +8,7 @@ They are divided as in ZeRO-3: shards of ceil(n / ranks) elements in rank order,
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -55,28 +56,41 @@ def file_name() -> str:
 class Reader:
     """Reads the shards that any number of ranks have written, for any other number of ranks.
 
+    A file is opened when a shard of it is needed: where as many ranks read as have written, each opens its own alone.
+
     Raises UserError if files are missing in the folder.
     """
 
     def __init__(self, folder: Path):
-        paths = sorted(folder.glob("rank-*.safetensors"))
-        if not paths or len(paths) != int(paths[0].stem.rpartition("-")[2]):
-            raise UserError(f"{folder} is incomplete: it holds {len(paths)} files; resume from an older checkpoint")
-        self._files = [safe_open(path, "pt") for path in paths]
+        self._paths = sorted(folder.glob("rank-*.safetensors"))
+        if not self._paths or len(self._paths) != int(self._paths[0].stem.rpartition("-")[2]):
+            raise UserError(
+                f"{folder} is incomplete: it holds {len(self._paths)} files; resume from an older checkpoint"
+            )
+        self._opened: dict[int, Any] = {}
 
     def names(self) -> list[str]:
         """Return the names of the tensors."""
-        return list(self._files[0].keys())
+        return list(self._file(0).keys())
 
-    def read(self, name: str, rank: int = 0, ranks: int = 1) -> torch.Tensor:
-        """Return the shard that `rank` of `ranks` needs, one-dimensional fp32 on the CPU; only it is read."""
-        slices = [file.get_slice(name) for file in self._files]
-        lengths = [part.get_shape()[0] for part in slices]
-        start, stop = shard_bounds(sum(lengths), rank, ranks)
-        parts, offset = [torch.empty(0)], 0
-        for part, length in zip(slices, lengths, strict=True):
-            first, after = max(start - offset, 0), min(stop - offset, length)
+    def read(self, name: str, numel: int, rank: int = 0, ranks: int = 1) -> torch.Tensor:
+        """Return the shard that `rank` of `ranks` needs, one-dimensional fp32 on the CPU; only it is read.
+
+        Args:
+            name: of the tensor.
+            numel: elements of the whole tensor.
+            rank, ranks: default: the whole tensor.
+        """
+        start, stop = shard_bounds(numel, rank, ranks)
+        parts = [torch.empty(0)]
+        for writer in range(len(self._paths)):
+            begin, end = shard_bounds(numel, writer, len(self._paths))
+            first, after = max(start, begin), min(stop, end)
             if first < after:
-                parts.append(part[first:after].float())
-            offset += length
+                parts.append(self._file(writer).get_slice(name)[first - begin : after - begin].float())
         return torch.cat(parts)
+
+    def _file(self, writer: int) -> Any:
+        if writer not in self._opened:
+            self._opened[writer] = safe_open(self._paths[writer], "pt")
+        return self._opened[writer]

@@ -113,7 +113,8 @@ class VQVAETask(Task):
         # Position -> training image: one of the target's, or an auxiliary one.
         sets = [ShardDataset(split) for folder in auxiliary for split in splits(folder)]
         others = label_apart([(images.labels, len(images.classes)) for images in sets])
-        order = order_of(config, self.train_set.labels, others)
+        counts = [count for images in sets for count in images.counts]
+        order = order_of(config, self.train_set.labels, others, self.train_set.counts, counts)
         self.dataset = PositionDataset(ConcatDataset([self.train_set, *sets]), order, _transform)
         self.epoch = order.num_samples
         self.num_images = len(self.train_set) + len(others)

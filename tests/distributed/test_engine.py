@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed import distributed_c10d
 
 from tests.ranks import run_ranks
 
@@ -66,12 +68,35 @@ def _timeouts() -> list[float]:
 
     distributed.init()
     cpu = torch.device("cpu")
-    groups = (torch.distributed.group.WORLD, distributed._workers)
-    return [group._get_backend(cpu).options._timeout.total_seconds() for group in groups]
+    return [group._get_backend(cpu).options._timeout.total_seconds() for group in distributed_c10d._world.pg_map]
 
 
 def test_collectives_wait_as_long_as_we_say():
-    assert run_ranks(1, _timeouts) == [[600.0, 86400.0]]  # torch's own: 1800
+    assert run_ranks(2, _timeouts) == [[600.0]] * 2  # torch's own: 1800; one group, so no further mesh of connections
+
+
+def _meetings(slow: int) -> list[float]:
+    import time
+
+    from mdaug import distributed
+
+    distributed.init()
+    torch.distributed.set_timeout(timedelta(seconds=2))  # a collective would give up
+    late, begun = [], time.time()
+    for number in range(50):
+        assert distributed.from_main({"number": number} if distributed.is_main() else None) == {"number": number}
+    for done_by in (slow, 0, 1):
+        if distributed.rank() == done_by:
+            time.sleep(3)
+            late.append(time.time())
+        distributed.wait_for_work()
+    assert time.time() - begun >= 9
+    return late
+
+
+def test_ranks_wait_for_work_at_the_store_however_long_it_takes():
+    results = run_ranks(4, _meetings, 3)
+    assert [len(late) for late in results] == [1, 1, 0, 1]
 
 
 def _wide_network() -> nn.Module:

@@ -212,7 +212,7 @@ def test_average_of_another_length_is_written_as_a_pipeline(one_rank, tmp_path, 
         for folder in (tmp_path / "tracked", tmp_path / "between", one_rank / "pipeline")
     )
     for name, value in tracked.items():
-        assert np.abs(value.ravel() - last.read(f"0.1/{name}").numpy()).max() < 1e-5, name
+        assert np.abs(value.ravel() - last.read(f"0.1/{name}", value.size).numpy()).max() < 1e-5, name
     assert any((between[name] != tracked[name]).any() for name in tracked)
     assert any((tracked[name] != plain[name]).any() for name in tracked)
     _, record = find_pipeline(tmp_path / "between")

@@ -117,7 +117,7 @@ def test_the_views_of_an_image_are_itself_and_its_copies(tmp_path):
     assert torch.equal(
         views[6], Views(images, 2, augment.SAFE, 0, [0])[5]
     )  # copy 2 of image 1, however many copies there are
-    images.keys[1] = "k" * 80
+    images.key = lambda i: "k" * 80
     names = {views.key(j) for j in range(4, 8)}
     assert len(names) == 4
     assert max(map(len, names)) == 80

@@ -80,6 +80,20 @@ def test_workers_that_are_done_share_what_others_left_and_leave_nothing(ldm, tmp
     assert files(folder) == files(make(ldm, tmp_path / "again", num_samples=96, step="work"))
 
 
+def test_whether_all_shards_are_there_is_asked_of_one_listing(ldm, packed, tmp_path, monkeypatch):
+    folder = make(ldm, tmp_path / "out", num_samples=40, include_real=packed)
+    plan = read_plan(folder)
+    monkeypatch.setattr(worker, "finished", lambda path: pytest.fail(f"the sidecar of {path} was read"))
+    assert worker.is_complete(plan, folder)
+    for name in (plan.shard_name(2), plan.real_shard_name(0)):
+        for suffix in (".json", ".tar"):
+            path = (folder / name).with_suffix(suffix)
+            path.rename(path.with_suffix(".away"))
+            assert not worker.is_complete(plan, folder)
+            assert worker.missing_shards(plan, folder) == ([2] if name == plan.shard_name(2) else [])
+            path.with_suffix(".away").rename(path)
+
+
 AMBIENT = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "8"}
 
 

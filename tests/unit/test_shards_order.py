@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import ast
 import itertools
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mdaug.training import checkpoint
+from mdaug.training.checkpoint import TrainingState
+from mdaug.training.latents import CopyOrder
 from shards.dataset import ShardDataset
-from shards.order import STREAM_ORDER, EpochOrder, PositionDataset, PositionSampler, random_at
+from shards.errors import UserError
+from shards.order import (
+    STREAM_AUXILIARY,
+    STREAM_ORDER,
+    WINDOW,
+    BalancedOrder,
+    EpochOrder,
+    Order,
+    PositionDataset,
+    PositionSampler,
+    SharedOrder,
+    random_at,
+)
 
 from .shards_helpers import shard_folder
 
@@ -110,3 +127,131 @@ def test_a_loader_yields_the_stream_of_positions_whatever_its_workers(tmp_path, 
     loader = DataLoader(positions, batch_sampler=sampler, num_workers=workers, collate_fn=list)
     seen = [item for batch in loader for item in batch]
     assert seen == [(position, order.index(position)) for position in range(4, 24)]
+
+
+def sizes(shards: int, seed: int = 0) -> np.ndarray:
+    """Return counts of shards of different size."""
+    return np.random.default_rng(seed).integers(1, 20, shards)
+
+
+def large_orders() -> dict[str, Order]:
+    """Return an order of each kind over more shards than a window has."""
+    counts, others = sizes(400), sizes(300, 1)
+    labels = np.random.default_rng(2).integers(0, 5, counts.sum()).astype(np.uint16)
+    own, other = EpochOrder(counts, 3), EpochOrder(others, 3, STREAM_AUXILIARY)
+    shared = SharedOrder(own, other, own.num_samples, 0.3)
+    sets = [(own.num_samples, 2), (other.num_samples, 0)]
+    return {
+        "epoch": EpochOrder(counts, 3),
+        "balanced": BalancedOrder(labels, 3, counts=counts),
+        "shared": shared,
+        "copies": CopyOrder(shared, sets, 3, 0.5),
+    }
+
+
+@pytest.mark.parametrize("shards", [1, WINDOW, WINDOW + 1, 700])
+def test_every_epoch_in_windows_is_another_permutation_with_few_shards_at_a_time(shards):
+    counts = sizes(shards)
+    order, of = EpochOrder(counts, seed=3), np.repeat(np.arange(shards), counts)
+    n = order.num_samples
+    epochs = np.array([order.index(position) for position in range(3 * n)]).reshape(3, n)
+    assert all(np.array_equal(np.sort(epoch), np.arange(n)) for epoch in epochs)
+    assert shards == 1 or not any(np.array_equal(a, b) for a, b in itertools.combinations(epochs, 2))
+    together = [set(of[epoch[: n * WINDOW // max(WINDOW, shards) // 2]]) for epoch in epochs]
+    assert all(len(open_shards) <= WINDOW for open_shards in together)
+    assert shards < 2 * WINDOW or len(together[0] & together[1]) < WINDOW / 2  # each epoch joins others
+
+
+def test_the_order_of_a_set_of_few_shards_is_that_of_its_samples_as_ever():
+    counts = sizes(WINDOW)
+    whole, plain = EpochOrder(counts, 5), EpochOrder(int(counts.sum()), 5)
+    expected = random_at(5, STREAM_ORDER, 1).permutation(plain.num_samples)
+    shown = [whole.index(plain.num_samples + i) for i in range(plain.num_samples)]
+    assert shown == expected.tolist() == [plain.index(plain.num_samples + i) for i in range(plain.num_samples)]
+    assert (whole.version, plain.version, EpochOrder(sizes(WINDOW + 1), 5).version) == (1, 1, 2)
+
+
+@pytest.mark.parametrize("kind", ["epoch", "balanced", "shared", "copies"])
+def test_positions_in_windows_are_the_same_however_they_are_come_by(kind):
+    order, again = large_orders()[kind], large_orders()[kind]
+    positions = np.random.default_rng(0).permutation(3 * order.num_samples)[:2000]
+    there = {int(p): order.index(int(p)) for p in sorted(positions)}
+    assert {int(p): again.index(int(p)) for p in positions} == there
+
+
+@pytest.mark.parametrize("kind", ["epoch", "balanced", "shared", "copies"])
+def test_batches_in_windows_hold_the_same_positions_on_any_ranks_and_each_once(kind):
+    def dealt(world_size: int, micro_batch: int) -> list[list[int]]:
+        ranks = [
+            [
+                position
+                for batch in PositionSampler(
+                    global_batch=64,
+                    micro_batch=micro_batch,
+                    rank=rank,
+                    world_size=world_size,
+                    first_step=30,
+                    last_step=90,
+                    order=large_orders()[kind],
+                )
+                for position in batch
+            ]
+            for rank in range(world_size)
+        ]
+        assert len({len(own) for own in ranks}) == 1
+        share = 64 // world_size
+        return [sorted(p for own in ranks for p in own[step * share : (step + 1) * share]) for step in range(60)]
+
+    expected = [list(range(64 * step, 64 * step + 64)) for step in range(30, 90)]
+    assert all(dealt(*how) == expected for how in [(1, 64), (1, 16), (2, 16), (4, 8)])
+
+
+def test_a_rank_opens_few_shards_for_its_part_of_a_large_batch():
+    counts = np.full(1000, 64)
+    order = EpochOrder(counts, 0)
+    opened = []
+    for rank in (0, 17, 63):
+        sampler = PositionSampler(
+            global_batch=4096, micro_batch=64, rank=rank, world_size=64, first_step=3, last_step=9, order=order
+        )
+        opened += [len({order.index(position) // 64 for position in batch}) for batch in sampler]
+    assert max(opened) <= 10  # of 64 samples; their own window has 128 shards
+
+
+def test_samples_of_a_window_meet_in_any_order():
+    """Chi-square tests: each sample is equally likely at each place, and so is each pair of neighbours."""
+    counts, epochs = np.full(2 * WINDOW, 2), 400
+    order = EpochOrder(counts, 1)
+    n = order.num_samples
+    shown = np.array([[order.index(e * n + i) for i in range(n)] for e in range(epochs)])
+    place = np.zeros((16, 16))
+    np.add.at(place, (shown * 16 // n, np.broadcast_to(np.arange(n) * 16 // n, shown.shape)), 1)
+    expected = epochs * n / 256
+    assert ((place - expected) ** 2 / expected).sum() < 225 + 5 * np.sqrt(2 * 225)  # 225 degrees of freedom
+    steps = (np.diff(shown, axis=1) % n).ravel()
+    found = np.bincount(steps * 16 // n, minlength=16)
+    # The two samples of a shard meet twice as often as in one permutation of all, which the first bin would show.
+    assert (np.abs(found - found.mean()) < 5 * np.sqrt(found.mean()) + 0.02 * found.mean()).all()
+
+
+@pytest.mark.parametrize(("counts", "refused"), [(np.full(WINDOW, 3), False), (np.full(WINDOW + 1, 3), True)])
+def test_a_checkpoint_of_the_old_order_is_refused_where_the_order_is_another_now(tmp_path, counts, refused):
+    record = {**asdict(TrainingState(step=3, samples=24, global_batch=8))}
+    del record["order"]  # as an older version wrote it
+    (tmp_path / checkpoint.STATE_FILE).write_text(json.dumps(record))
+    state = TrainingState(global_batch=8, order=EpochOrder(counts, 0).version)
+    with pytest.raises(UserError if refused else AttributeError, match="order of samples" if refused else "None"):
+        checkpoint.load(tmp_path, None, state)  # type: ignore[arg-type]
+
+
+def test_a_process_holds_the_permutation_of_one_window_only():
+    import tracemalloc
+
+    counts = np.full(10_000, 1000)  # 1e7 samples
+    tracemalloc.start()
+    order = EpochOrder(counts, 0)
+    for epoch in range(3):
+        order.index(epoch * order.num_samples + 4_567_890)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8e6  # a permutation of 1e7 samples takes 80 MB

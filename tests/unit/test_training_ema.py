@@ -88,14 +88,30 @@ def test_pieces_of_any_number_of_ranks_come_back_whole_or_cut_otherwise(tmp_path
     reader = sharded_tensors.Reader(tmp_path)
     assert set(reader.names()) == set(tensors)
     for name, tensor in tensors.items():
-        assert torch.equal(reader.read(name).view_as(tensor), tensor)
+        assert torch.equal(reader.read(name, tensor.numel()).view_as(tensor), tensor)
         for readers in (2, 5):
-            parts = [reader.read(name, rank, readers) for rank in range(readers)]
+            parts = [reader.read(name, tensor.numel(), rank, readers) for rank in range(readers)]
             assert torch.equal(torch.cat(parts), tensor.flatten())
             assert max(map(len, parts)) == -(-tensor.numel() // readers)
     (tmp_path / sharded_tensors.file_name()).unlink()
     with pytest.raises(UserError, match="incomplete"):
         sharded_tensors.Reader(tmp_path)
+
+
+@pytest.mark.parametrize(("readers", "opened"), [(4, 1), (2, 2), (8, 1), (1, 4), (3, 2)])
+def test_a_rank_opens_the_files_that_hold_its_shards_alone(tmp_path, monkeypatch, readers, opened):
+    tensor = torch.randn(24)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    for rank in range(4):
+        monkeypatch.setenv("RANK", str(rank))
+        save_file({"a/w": sharded_tensors.local_shard(tensor).clone()}, tmp_path / sharded_tensors.file_name())
+    names, original = [], sharded_tensors.safe_open
+    monkeypatch.setattr(sharded_tensors, "safe_open", lambda path, kind: names.append(path) or original(path, kind))
+    for rank in range(readers):
+        names.clear()
+        start, stop = sharded_tensors.shard_bounds(24, rank, readers)
+        assert torch.equal(sharded_tensors.Reader(tmp_path).read("a/w", 24, rank, readers), tensor[start:stop])
+        assert len(names) <= opened
 
 
 def test_state_of_the_averages_is_restored(tmp_path):

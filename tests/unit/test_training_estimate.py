@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -20,10 +22,13 @@ from mdaug.training.cost import (
     saved_bytes,
     traffic,
 )
+from mdaug.training.data_cost import DataCost
 from mdaug.training.ema import EMA
 from mdaug.training.estimate import ldm_workload
 from mdaug.training.ldm_task import build_unet
 from mdaug.training.options import LDMConfig
+from shards.order import EpochOrder
+from tests.unit.shards_helpers import shard_folder
 
 DEEPSPEED = Path(__file__).parents[2] / "deepspeed_configs"
 
@@ -101,6 +106,20 @@ def preset(tmp_path: Path) -> Path:
     return tmp_path / "preset.yaml"
 
 
+def test_what_reading_costs_is_what_the_files_and_the_order_take(tmp_path):
+    folder = shard_folder(tmp_path, (4, 4, 4, 1))
+    cost = DataCost(samples=13, samples_per_shard=4, sample_bytes=0, fields=3)
+    (table,) = folder.glob("samples-*.npy")
+    assert cost.mapped == np.load(table).nbytes
+    assert (cost.shards, cost.open_files(0), cost.open_files(8)) == (4, 4, 32)
+    large = DataCost(samples=10**7, samples_per_shard=1000, sample_bytes=0, fields=1)
+    tracemalloc.start()
+    EpochOrder(np.full(large.shards, 1000), 0).index(5_000_000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0.9 < peak / large.order < 1.1
+
+
 @pytest.mark.slow
 def test_estimate_of_a_preset_prints_memory_hours_and_assumptions(preset, capsys):
     argv = ["estimate", "train-ldm", "--config", str(preset), "--gpu", "T4", "--gpus_per_node", "2"]
@@ -114,7 +133,18 @@ def test_estimate_of_a_preset_prints_memory_hours_and_assumptions(preset, capsys
     assert "120 steps of 128 samples" in four
     computing = [float(re.search(r"ms: ([\d.]+) ms computing", text)[1]) for text in (one, four)]
     assert computing[1] == pytest.approx(2 * computing[0], rel=0.1)
-    for word in ("GB per GPU", "GPU-hours", "65 TFLOP/s peak", "0.3 MFU", "400 Gbit/s", "nothing was measured"):
+    assert "10 shards of 1,000" in one
+    assert "up to 10 open files per rank (0 workers)" in one
+    for word in (
+        "MB a step",
+        "of reading at 2 GB/s",
+        "GB per GPU",
+        "GPU-hours",
+        "65 TFLOP/s peak",
+        "0.3 MFU",
+        "400 Gbit/s",
+        "nothing was measured",
+    ):
         assert word in one
     own = shown("--nodes", "4", "--flags", f"--zero_stage 0 --deepspeed_config {DEEPSPEED / 'zero2.json'}")
     assert own == shown("--nodes", "4", "--flags", "--zero_stage 2 --seed 1")
