@@ -46,7 +46,7 @@ LIBRARIES = (
 SHORT_VQVAE, SHORT_UNET = 160, 320  # samples
 # The run that measures: large enough for a speed, small enough for seconds.
 SHORT = {
-    "simulate": "--images_per_class 16 --images_per_group 2",
+    "simulate": "--images_per_class 8 --images_per_group 1",
     "pack": "",
     "train-vqvae": f"--train_samples {SHORT_VQVAE} --val_samples 1000000 --save_samples 1000000 --logging_steps 5 "
     "--save_images false",
