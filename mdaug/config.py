@@ -187,6 +187,8 @@ def _section_of(
     if not all(value is None or isinstance(value, dict) for value in values.values()):
         return str(path)
     if unknown := [name for name in values if name != COMMON and name not in sections]:
+        if not sections:
+            raise UserError(f"{prog}: {path} is a preset for commands; give it as --preset, or after '--' as --config")
         raise UserError(f"{prog}: {path} has a section '{unknown[0]}'; sections are {COMMON}, {', '.join(sections)}")
     common, own = values.get(COMMON) or {}, values.get(section) or {}
     for name in common.keys() - names:

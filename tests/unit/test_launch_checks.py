@@ -76,6 +76,10 @@ def launched(monkeypatch):
             ["encode", "--preset", "typo", "--", "--output_dir", "{out}"],
             "typo does not exist; presets are default, demo, gpu",
         ),
+        (
+            ["encode", "--config", "demo", "--", "--output_dir", "{out}"],
+            "is a preset for commands; give it as --preset, or after '--' as --config",
+        ),
         (["encode", "--data", "images", "--", "--output_dir", "{out}"], "give --out"),
         (["one-process", "--out", "{out}"], "one-process is not a stage"),
         (["encode", "--cluster", "moon", "--", "--output_dir", "{out}"], "moon"),
