@@ -153,11 +153,11 @@ def choose(seconds: float, speeds: Speeds, classes: int, images: int | None = No
         ("train-vqvae", speeds.vqvae, VQVAE_SHARE),
         ("train-ldm", speeds.unet, 1 - VQVAE_SHARE),
     ):
-        expected[command] = share * training
         whole, pause = share * training * rate, passes[command] / FORWARD  # in trained samples
         validations = min(2 if seconds < 600 else 4, max(1, int(MOST_VALIDATION * whole / pause)))
         samples[command] = max(64, int(whole - validations * pause) // 16 * 16)
         every[command] = math.ceil(samples[command] / validations)
+        expected[command] = max(share * training, (samples[command] + validations * pause) / rate)
     return Lengths(
         simulated_per_class=per_class,
         vqvae_samples=samples["train-vqvae"],
