@@ -133,8 +133,9 @@ def main() -> None:
         else:
             rows.append({**row, **judged(sampled(folder, labels), labels)})
     for row in rows:
-        ms, count, psnr = (row.get(name, "") for name in ("ms", "samples", "psnr"))
-        print(f"{row['name']:18s}{ms:>15}{count:>9}{row['fd']:8.2f}{row['found']:11.1f} %{psnr:>8}")
+        known = [str(row.get(name, "")) for name in ("ms", "samples", "psnr")]
+        figures = f"{row['fd']:8.2f}{row['found']:11.1f} %"
+        print(f"{row['name']:18s}{known[0]:>15s}{known[1]:>9s}{figures}{known[2]:>8s}")
     print(json.dumps({"benchmark": "demo_search", "rows": rows, "version": code_version()}))
 
 
