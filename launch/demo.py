@@ -46,7 +46,7 @@ LIBRARIES = (
 SHORT_VQVAE, SHORT_UNET = 160, 320  # samples
 # The run that measures: large enough for a speed, small enough for seconds.
 SHORT = {
-    "simulate": "--images_per_class 16 --images_per_group 2",
+    "simulate": "--images_per_class 8 --images_per_group 1",
     "pack": "",
     "train-vqvae": f"--train_samples {SHORT_VQVAE} --val_samples 1000000 --save_samples 1000000 --logging_steps 5 "
     "--save_images false",
@@ -332,10 +332,13 @@ def _summary(demo: DemoConfig, table: list[str], seconds: float, peak: int, leng
     lines = ["", "=== summary ===", *table, f"  {'all':12s} {seconds:7.1f} s   {peak / 1e9:5.2f} GB at most", ""]
     lines += [f"  {name:14s} {path}" for name, path in outputs.items() if path.exists()]
     lines.append("")
-    for command, (samples, least) in (lengths.too_short() if lengths is not None else {}).items():
+    if lengths is not None and (short := lengths.too_short()):
+        saw = " and ".join(
+            f"{command} saw {samples} samples, not {least}" for command, (samples, least) in short.items()
+        )
         lines.append(
-            f"This machine is too slow for this budget: {command} saw {samples} samples, and below {least} its images "
-            "say nothing about the method. Give it more time, for example make demo MINUTES=30 OUT=runs/longer."
+            f"This machine is too slow for this budget: {saw}, the least that say anything about the method. Give it "
+            "more time, for example make demo MINUTES=30 OUT=runs/longer."
         )
     metrics = json.loads((outputs["evaluate"] / "metrics.json").read_text(encoding="utf-8"))
     return "\n".join([*lines, *metrics["verdict"]["sentences"]])

@@ -27,7 +27,7 @@ def test_what_is_expected_adds_up_to_the_budget(minutes, factor):
     assert sorted(found.seconds) == sorted(stages.CHAIN)
 
 
-@pytest.mark.parametrize(("classes", "images"), [(1, 30), (5, 60), (31, 3000), (2, 5000)])
+@pytest.mark.parametrize(("classes", "images"), [(1, 30), (2, 8), (5, 60), (31, 372), (31, 3000), (2, 5000)])
 def test_a_set_of_ones_own_is_no_longer_than_its_budget(classes, images):
     found = choose(600, QUIET, classes, images)
     assert found.simulated_per_class == 0
@@ -62,6 +62,17 @@ def test_a_machine_that_is_too_slow_is_found_out():
     found = choose(120, slower(3), 5)
     assert set(found.too_short()) == set(LEAST)
     assert all(samples < least for samples, least in found.too_short().values())
+
+
+def test_the_summary_says_once_what_was_too_short_and_what_to_do(tmp_path):
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "metrics.json").write_text(json.dumps({"verdict": {"sentences": []}}))
+    for seconds, factor, count in ((1800, 1, 0), (120, 3, 1)):
+        lengths = choose(seconds, slower(factor), 5)
+        said = demo._summary(options(tmp_path), [], 1.0, 0, lengths)
+        assert said.count("too slow") == said.count("make demo MINUTES=30 OUT=runs/longer") == count
+        for command, (samples, least) in lengths.too_short().items():
+            assert f"{command} saw {samples} samples, not {least}" in said
 
 
 def record(minutes: float = 5) -> dict:

@@ -7,16 +7,17 @@ import json
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from launch import stages
-from mdaug import cli
+from launch import demo, stages
+from mdaug import cli, config
 from tests.toy import CLASSES, toy_image
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "docs" / "kaggle.ipynb"
-LDM_CELL = 6  # the code cell that trains the diffusion model
+LDM_CELL = 7  # the code cell that trains the diffusion model
 STEPS = 60  # of the diffusion model at the tiny size
 
 
@@ -120,6 +121,31 @@ def test_the_flags_of_full_size_parse(inputs, tmp_path, monkeypatch):
         cli.parse(
             command, [*stages.flags(command, Path("out"), None, flags["preset"]), *flags.get(command, "").split()]
         )
+
+
+def test_the_demo_runs_first_where_minutes_are_given_and_once(inputs, tmp_path, monkeypatch):
+    session = Session(monkeypatch, inputs, tmp_path / "demo", DEMO_MINUTES="5")
+    *preparation, demo_cell = cells()[: LDM_CELL - 2]
+    for cell in preparation:
+        session.run(cell)
+    lines = []
+
+    def popen(line, **_):
+        lines.append(line)
+        return SimpleNamespace(stdout=["demo: done\n"], wait=lambda: 0)
+
+    session.variables["subprocess"] = SimpleNamespace(Popen=popen, PIPE=None, STDOUT=None)
+    assert session.run(demo_cell) == "demo: done\n"
+    options = config.parse(demo.DemoConfig, lines[0][3:], prog="demo")
+    assert (options.out, options.minutes) == (session.runs / "demo", 5)
+    report = session.runs / "demo" / "evaluation" / "report.html"
+    report.parent.mkdir(parents=True)
+    report.touch()
+    session.run(demo_cell)
+    session.variables["DEMO_MINUTES"] = 0
+    report.unlink()
+    session.run(demo_cell)
+    assert len(lines) == 1
 
 
 def test_when_the_hours_are_over_the_rest_waits(inputs, tmp_path, monkeypatch):
