@@ -36,6 +36,7 @@ class Auxiliary:
         same: whether the labels are those of the target classes.
         content: hash of the packed set.
         places: of each image, the split that it lies in and its index there.
+        groups: n names of recordings (or persons).
     """
 
     pixels: np.ndarray
@@ -44,6 +45,7 @@ class Auxiliary:
     same: bool
     content: str
     places: list[tuple[ShardDataset, int]] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -62,6 +64,7 @@ def load(
     same_names: Literal["ask", "same", "other"],
     image_size: int,
     max_per_class: int,
+    role: str = "aux_dir",
 ) -> Auxiliary:
     """Return all images of an auxiliary folder, whatever their split.
 
@@ -71,6 +74,7 @@ def load(
         known: such as "training" -> pixels of target images, among which no auxiliary image may be.
         same_names: whether classes of one name are the same class; "ask": it has to be said.
         image_size, max_per_class: as in `image_set.load`.
+        role: the option that names the folder.
 
     Raises:
         UserError: images of other channels, or among the known ones by the hash of their pixels; classes of the same
@@ -84,11 +88,11 @@ def load(
     (height, width, channels), (own_height, own_width, own_channels) = target["image_shape"], own["image_shape"]
     if own_channels != channels:
         raise UserError(
-            f"aux_dir {aux_dir} holds images of {own_channels} channel(s), data_dir {data_dir} of {channels}; pack "
+            f"{role} {aux_dir} holds images of {own_channels} channel(s), data_dir {data_dir} of {channels}; pack "
             "both with the same --image_mode"
         )
     if (own_height, own_width) != (height, width):
-        say(f"auxiliary images are {own_height}x{own_width}, the others {height}x{width}: all are resized alike")
+        say(f"the images of {role} are {own_height}x{own_width}, the others {height}x{width}: all are resized alike")
     parts = [
         image_set.load(folder / split, image_size=image_size, max_per_class=max_per_class)
         for split in SPLITS
@@ -97,13 +101,14 @@ def load(
     pixels = np.concatenate([part.images for part in parts])
     labels = np.concatenate([part.labels for part in parts])
     places = [(part.dataset, int(i)) for part in parts for i in part.indices]
+    groups = [group for part in parts for group in part.groups]
     # Kept apart from the images that train and judge.
     for what, images in known.items():
         there = {digest(image) for image in images}
         if overlap := sum(digest(image) in there for image in pixels):
             raise UserError(
-                f"{overlap} of {len(pixels)} images of aux_dir {aux_dir} are {what} images of {data_dir}; leave them "
-                "out of the auxiliary folder"
+                f"{overlap} of {len(pixels)} images of {role} {aux_dir} are {what} images of {data_dir}; leave them "
+                "out of that folder"
             )
     # Which classes these are.
     names: list[str] = own["classes"]
@@ -121,10 +126,11 @@ def load(
         place = np.array([target["classes"].index(name) if name in shared else -1 for name in names])
         pixels, labels, names = pixels[kept], place[labels[kept]], target["classes"]
         places = [places[i] for i in np.flatnonzero(kept)]
+        groups = [groups[i] for i in np.flatnonzero(kept)]
     else:  # classes without images are no outputs of the network
         present, labels = np.unique(labels, return_inverse=True)
         names = [names[int(label)] for label in present]
-    return Auxiliary(pixels, labels, names, same, provenance.read(folder, "images")["hash"], places)
+    return Auxiliary(pixels, labels, names, same, provenance.read(folder, "images")["hash"], places, groups)
 
 
 def digest(image: np.ndarray) -> bytes:
