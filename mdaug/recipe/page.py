@@ -156,7 +156,7 @@ def sentences(recipe: dict[str, Any]) -> list[str]:
             why = ", another addition gains more" if proven else ", its interval does not lie above zero"
         said.append(f"{row['arm'].removeprefix('+ ')}: {_points(row['gain'])} over {row['against']}; {verb}{why}.")
     if len(recipe["made_from"]) == 1 and not recipe["config"]["generate"]:
-        said.append("No auxiliary, unlabelled or generated images were given, so transforms are all there was to choose.")
+        said.append("No auxiliary, unlabelled or generated images were given: transforms are all there was to choose.")
     return [*said, _enough(recipe)]
 
 
