@@ -133,7 +133,7 @@ augment: $(READY)
 	  -- $(if $(AUX),--aux_dir '$(AUX)') $(if $(GROUP_BY),--group_by '$(GROUP_BY)') $(ARGS)
 
 base: $(READY)
-	$(MAKE) --no-print-directory CONFIG=base $(if $(DATA),,simulate) pack train-vqvae encode train-ldm
+	$(MAKE) --no-print-directory CONFIG=base CLUSTER=inline $(if $(DATA),,simulate) pack train-vqvae encode train-ldm
 
 weights: $(READY)
 	$(BIN)/mdaug weights --net $(NET) $(ARGS)
