@@ -22,7 +22,7 @@ ARGS ?=
 BIN := .venv/bin
 READY := .venv/ready
 REQUIREMENTS := requirements.txt requirements-dev.txt constraints.txt pyproject.toml
-STAGES := simulate spectrogram pack train-vqvae reconstruct encode train-ldm ema generate evaluate
+STAGES := simulate spectrogram pack train-vqvae reconstruct encode train-ldm distil ema generate evaluate
 BENCHMARKS := $(filter-out bench-gpu%,$(patsubst benchmarks/%.py,bench-%,$(wildcard benchmarks/*.py)))
 
 # What every way to run the stages is given. --profile and --wait only where asked for: without SLURM they are mistakes.
@@ -48,6 +48,7 @@ help:
 	@echo 'make reconstruct      what the VQ-VAE keeps of held-out images: table, JSON, picture strip'
 	@echo 'make encode           packed images -> latent shards with their mean and std'
 	@echo 'make train-ldm        latent diffusion model'
+	@echo 'make distil           that model fine-tuned to sample in 1 to 4 steps'
 	@echo 'make ema ARGS="--reconstruct 0.075"     averaged diffusion model of another length, after the training'
 	@echo 'make generate         labelled synthetic tar shards (SAMPLES=1000000 WORKERS=64: a job array)'
 	@echo 'make evaluate         fidelity and usefulness, with a report (WORKERS=8: a job array)'

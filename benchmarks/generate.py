@@ -8,6 +8,7 @@ medians count. Lists of values make a sweep.
     python benchmarks/generate.py --pipeline runs/demo/ldm/best
     python benchmarks/generate.py --pipeline runs/demo/ldm/best --steps 10,20 --batch_size 8,32
     python benchmarks/generate.py --config gpu-80gb --mixed_precision bf16  # untrained
+    python benchmarks/generate.py --config gpu-80gb --mixed_precision bf16 --scheduler_type lcm --steps 2  # distilled
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from mdaug.generation.worker import Done, make_shards
 from mdaug.models.vqvae import build_vqvae
 from mdaug.pipeline.folder import save_pipeline
 from mdaug.pipeline.pipeline import MicroDopplerPipeline
-from mdaug.pipeline.schedulers import build_scheduler, scheduler_like
+from mdaug.pipeline.schedulers import LCM, build_scheduler, scheduler_like
 from mdaug.training.cost import GPUS
 from mdaug.training.ldm_task import build_unet
 from shards.provenance import code_version
@@ -49,8 +50,8 @@ PLAIN_BATCH = 4
 SETTINGS = ("scheduler_type", "num_inference_steps", "mixed_precision", "batch_size")
 
 
-def untrained(preset: str, folder: Path) -> Path:
-    """Write the untrained pipeline of a preset: sampling is the same work."""
+def untrained(preset: str, folder: Path, distilled: bool = False) -> Path:
+    """Write the untrained pipeline of a preset: sampling is the same work, that of a distilled one, too."""
     flags = ["--config", preset, "--data_dir=d", "--output_dir=o"]
     vq, config = cli.parse("train-vqvae", flags), cli.parse("train-ldm", [*flags, "--vqvae_path=v"])
     height, width = height_width(vq.image_size)
@@ -61,7 +62,8 @@ def untrained(preset: str, folder: Path) -> Path:
         base_channels=vq.base_channels,
     ).eval()  # fmt: skip
     pipeline = MicroDopplerPipeline(
-        vqvae, build_unet(config, shape, len(classes)).eval(), build_scheduler("ddim"), classes=classes,
+        vqvae, build_unet(config, shape, len(classes)).eval(),
+        build_scheduler(LCM if distilled else "ddim", prediction_type="v_prediction"), classes=classes,
         latent_mean=[0.0] * shape[0], latent_std=[1.0] * shape[0], latent_shape=shape, image_shape=[height, width, 3],
     )  # fmt: skip
     save_pipeline(pipeline, folder, made_from=dict.fromkeys(("images", "vqvae", "latents"), ""), config={})
@@ -220,7 +222,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        compare(options, options.pipeline or untrained(options.config, Path(scratch) / "pipeline"))
+        made = options.pipeline or untrained(options.config, Path(scratch) / "pipeline", options.scheduler_type == LCM)
+        compare(options, made)
 
 
 def compare(options: argparse.Namespace, folder: Path) -> None:

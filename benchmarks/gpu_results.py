@@ -73,6 +73,8 @@ def _targets(results: dict[str, Any]) -> Iterator[Target]:
     yield 4, "img/s at 50 DDIM steps", ">=", 110, at_50, hopper
     rate = _fastest(results, "generate-few", "img_per_s")
     yield 4, "GPU-hours for a million samples, 20 steps or fewer", "<=", 1, 1e6 / rate / 3600 if rate else None, hopper
+    rate = _fastest(results, "generate-2-calls", "img_per_s")
+    yield 16, "img/s of a distilled model, 2 calls", ">=", 1390, rate, hopper
     yield 5, "VQ-VAE step against a plain torch loop", ">=", 1.5, of("train_vqvae", "ours_against", "plain"), True
     yield 5, "data wait of the VQ-VAE", "<=", 0.03, of("train_vqvae", "data_wait", "ours"), True
     for issue, command in ((5, "train-vqvae"), (6, "train-ldm")):

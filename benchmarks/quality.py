@@ -2,9 +2,11 @@
 
 Features are those of the classifier that `mdaug evaluate` trains on the real training images. Every setting makes the
 same number of images from the same noise, several times from other noise: the spread over these is how far a figure
-can be trusted. The floor is the distance of as many held-out real images, several draws of them.
+can be trusted. The floor is the distance of as many held-out real images, several draws of them. Recall is the share of
+the training images within reach of generated ones: variety. Distilled pipelines are sampled by their own scheduler.
 
     python benchmarks/quality.py --pipeline runs/demo/ldm/best --data runs/demo/packed --cache runs/quality
+    python benchmarks/quality.py --pipeline runs/demo/ldm runs/demo/distilled --steps 1,2,4,20 --data ...
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ import torch
 
 from mdaug.artifacts import find_pipeline
 from mdaug.measures import classifier, image_set
-from mdaug.measures.fidelity import frechet_distance
+from mdaug.measures.fidelity import frechet_distance, manifold_shares
 from mdaug.pipeline.pipeline import MicroDopplerPipeline
-from mdaug.pipeline.schedulers import SCHEDULERS, scheduler_like, validate_steps
+from mdaug.pipeline.schedulers import LCM, MOST_CALLS, SCHEDULERS, is_distilled, scheduler_like, validate_steps
 from shards.provenance import code_version
 from shards.subset import take_per_class
 
@@ -58,7 +60,7 @@ def sample(pipeline: Any, labels: np.ndarray, steps: int, seed: int, guidance: f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pipeline", type=Path, required=True)
+    parser.add_argument("--pipeline", type=Path, nargs="+", required=True)
     parser.add_argument("--data", type=Path, required=True, help="the packed set that the pipeline was trained on")
     parser.add_argument("--cache", type=Path, required=True, help="keeps the images made: the same command goes on")
     parser.add_argument("--per_class", type=int, default=48)
@@ -71,25 +73,30 @@ def main() -> None:
     parser.add_argument("--judge_steps", type=int, default=400, help="optimizer steps of the classifier")
     options = parser.parse_args()
 
-    folder, made = find_pipeline(options.pipeline)
-    pipeline = MicroDopplerPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-    trained, classes = pipeline.scheduler, len(pipeline.config.classes)
-    labels = np.tile(np.arange(classes), options.per_class)
-    chosen = settings(options.schedulers.split(","), [int(n) for n in options.steps.split(",")], options.most_calls)
-    cache = options.cache / f"{made['hash'][:12]}-{options.per_class}-g{options.guidance_scale:g}"
-    cache.mkdir(parents=True, exist_ok=True)
-    for seed in range(options.seeds):
-        for scheduler_type, steps in chosen:
-            path = cache / f"{scheduler_type}-{steps}-{seed}.npy"
-            if path.is_file():
-                continue
-            pipeline.scheduler = scheduler_like(trained, scheduler_type)
-            images = sample(pipeline, labels, steps, seed, options.guidance_scale, options.batch_size)
-            np.save(path.with_suffix(".tmp.npy"), images)
-            path.with_suffix(".tmp.npy").rename(path)
-            print(f"made {path.name}", flush=True)
+    chosen: list[tuple[Path, Path, str, int]] = []  # pipeline, its cache, sampler, steps
+    for given in options.pipeline:
+        folder, made = find_pipeline(given)
+        pipeline = MicroDopplerPipeline.from_pretrained(folder)
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+        trained, classes = pipeline.scheduler, len(pipeline.config.classes)
+        labels = np.tile(np.arange(classes), options.per_class)
+        schedulers, most = options.schedulers.split(","), options.most_calls
+        if is_distilled(type(trained).__name__):
+            schedulers, most = [LCM], MOST_CALLS
+        cache = options.cache / f"{made['hash'][:12]}-{options.per_class}-g{options.guidance_scale:g}"
+        cache.mkdir(parents=True, exist_ok=True)
+        for scheduler_type, steps in settings(schedulers, [int(n) for n in options.steps.split(",")], most):
+            chosen.append((given, cache, scheduler_type, steps))
+            for seed in range(options.seeds):
+                path = cache / f"{scheduler_type}-{steps}-{seed}.npy"
+                if path.is_file():
+                    continue
+                pipeline.scheduler = scheduler_like(trained, scheduler_type)
+                images = sample(pipeline, labels, steps, seed, options.guidance_scale, options.batch_size)
+                np.save(path.with_suffix(".tmp.npy"), images)
+                path.with_suffix(".tmp.npy").rename(path)
+                print(f"made {path.name}", flush=True)
 
     train, held_out = (
         image_set.load(options.data / part, image_size=64, max_per_class=2000) for part in ("train", "val")
@@ -109,23 +116,33 @@ def main() -> None:
     floor = [frechet_distance(real, features[draw]) for draw in draws]
     accuracy = float((predicted == held_out.labels).mean())
     print(f"{len(labels)} images a setting and seed, {options.seeds} seeds, guidance {options.guidance_scale:g}")
-    print(f"held-out images: FD {np.mean(floor):.2f}; the classifier finds {100 * accuracy:.1f} % of their classes")
+    known = float(np.mean([manifold_shares(real, features[draw])["recall"] for draw in draws]))
+    print(
+        f"held-out images: FD {np.mean(floor):.2f}, recall {known:.2f}; the classifier finds {100 * accuracy:.1f} % of "
+        "their classes"
+    )
 
-    print(f"{'sampler':12s}{'steps':>6s}{'calls':>6s}{'FD':>9s}{'range over seeds':>20s}{'class found':>12s}")
+    print(
+        f"{'pipeline':16s}{'sampler':12s}{'steps':>6s}{'calls':>6s}{'FD':>9s}{'range over seeds':>20s}"
+        f"{'class found':>12s}{'recall':>8s}"
+    )
     rows = []
-    for scheduler_type, steps in chosen:
-        distances, found = [], []
+    for given, cache, scheduler_type, steps in chosen:
+        distances, found, recalls = [], [], []
         for seed in range(options.seeds):
             images = np.load(cache / f"{scheduler_type}-{steps}-{seed}.npy")
             predicted, features = classifier.outputs(judge, np.stack([image_set.preprocess(i, 64) for i in images]))
             distances.append(frechet_distance(real, features))
+            recalls.append(manifold_shares(real, features)["recall"])
             found.append(float((predicted == labels).mean()))
         row = {"scheduler": scheduler_type, "steps": steps, "calls": calls(scheduler_type, steps)}
-        rows.append({**row, "fd": [round(d, 3) for d in distances], "found": round(float(np.mean(found)), 4)})
+        row |= {"pipeline": given.name, "fd": [round(d, 3) for d in distances]}
+        row |= {"found": [round(each, 3) for each in found], "recall": [round(each, 3) for each in recalls]}
+        rows.append(row)
         spread = f"{min(distances):.2f} to {max(distances):.2f}"
         print(
-            f"{scheduler_type:12s}{steps:6d}{row['calls']:6d}{np.mean(distances):9.2f}{spread:>20s}"
-            f"{np.mean(found):12.2f}"
+            f"{given.name:16s}{scheduler_type:12s}{steps:6d}{row['calls']:6d}{np.mean(distances):9.2f}{spread:>20s}"
+            f"{np.mean(found):12.3f}{np.mean(recalls):8.3f}"
         )
     record = {"benchmark": "quality", "floor": [round(d, 3) for d in floor], "images": len(labels)}
     print(json.dumps({**record, "guidance": options.guidance_scale, "rows": rows, "version": code_version()}))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -31,7 +32,11 @@ from mdaug.training.cost import _autocast
 from mdaug.training.ldm_task import build_unet
 from shards import provenance
 
-CARDS = {"H100": (989e12, 3.35e12), "T4": (65e12, 0.32e12)}  # FLOP/s of bf16 or fp16, bytes/s, of the data sheets
+CARDS = {
+    "H100": (989e12, 3.35e12),
+    "H200": (989e12, 4.8e12),
+    "T4": (65e12, 0.32e12),
+}  # FLOP/s of bf16 or fp16, bytes/s, of the data sheets
 PASSES = 3  # a backward pass counts twice a forward pass
 COMPUTE, BANDWIDTH = 0.6, 0.8  # shares of them that kernels are taken to reach
 ADAMW, NORM, AVERAGE = 28, 4, 12  # bytes per parameter: read and written by the optimizer, the norm, an average
@@ -68,7 +73,14 @@ class Kernels(TorchDispatchMode):
         return result
 
 
-def fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None):
+def fused(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+):
     """scaled_dot_product_attention as the kernel that a GPU runs."""
     if attn_mask is not None:
         attn_mask = attn_mask.expand(len(query), -1, -1, -1)
@@ -79,6 +91,16 @@ def count(config: Any, latent: list[int], batch: int) -> tuple[list[tuple[str, i
     """Return the kernels of a forward pass under bf16 autocast in channels_last, and the parameters."""
     with torch.device("meta"):
         network = build_unet(config, latent, 10)
+
+    def inputs() -> tuple[torch.Tensor, ...]:
+        label = torch.zeros(batch, dtype=torch.long)
+        return torch.empty(batch, *latent, memory_format=torch.channels_last), label, label
+
+    return kernels_of(network, inputs), sum(parameter.numel() for parameter in network.parameters())
+
+
+def kernels_of(network: nn.Module, inputs: Callable[[], tuple[torch.Tensor, ...]]) -> list[tuple[str, int, int]]:
+    """Return the kernels of a forward pass of a network on the meta device, as a GPU would run them."""
     with FakeTensorMode(), torch.device("cuda"), _autocast(True):
         layout = torch.channels_last
         tensors: dict[str, torch.Tensor] = {
@@ -87,12 +109,11 @@ def count(config: Any, latent: list[int], batch: int) -> tuple[list[tuple[str, i
             )
             for name, value in network.named_parameters()
         }
-        images = torch.empty(batch, *latent, memory_format=layout)
-        label = torch.zeros(batch, dtype=torch.long)
+        given = inputs()
         counter = FlopCounterMode(display=False)
         with mock.patch.object(nn.functional, "scaled_dot_product_attention", fused), counter, Kernels(counter) as seen:
-            functional_call(network, tensors, (images, label, label))
-        return seen.rows, sum(parameter.numel() for parameter in network.parameters())
+            functional_call(network, tensors, given)
+        return seen.rows
 
 
 def milliseconds(moved: float, flops: float, card: str) -> float:

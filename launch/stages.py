@@ -34,6 +34,10 @@ def folders(command: str, out: Path, data: Path | None = None) -> dict[str, Path
         "reconstruct": {"data_dir": packed, "vqvae_path": vqvae},
         "encode": {"data_dir": packed, "vqvae_path": vqvae, "output_dir": latents},
         "train-ldm": {"data_dir": packed, "vqvae_path": vqvae, "latents_dir": latents, "output_dir": ldm},
+        "distil": {
+            "data_dir": packed, "vqvae_path": vqvae, "latents_dir": latents, "ldm_path": ldm,
+            "output_dir": out / "distilled",
+        },
         "ema": {"run_dir": ldm},
         "generate": {"ldm_path": ldm, "output_dir": synthetic},
         "evaluate": {

@@ -104,6 +104,14 @@ COMMANDS = {
         given=("deepspeed_config",),
         parallel=True,
     ),
+    "distil": Command(
+        "mdaug.training.options:DistilConfig",
+        "mdaug.training.distil",
+        "fine-tune a trained pipeline to sample in 1 to 4 steps",
+        inputs=("data_dir", "aux_dir", "ldm_path", "vqvae_path", "deepspeed_config"),
+        given=("deepspeed_config",),
+        parallel=True,
+    ),
     "ema": Command(
         "mdaug.training.options:EmaConfig",
         "mdaug.training.ema_snapshots",

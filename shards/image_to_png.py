@@ -9,6 +9,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -120,10 +121,15 @@ def _shown(image: Image.Image) -> np.ndarray:
 
 def _look(image: Image.Image, digest: str, mode: str, turned: bool) -> Checked:
     """Return what a decoded, upright picture shows."""
+    if image.mode == "L":  # the plainest picture needs no array
+        low, high = cast(tuple[int, int], image.getextrema())
+        return Checked(
+            digest, None, mode, image.size, 1, high, constant=low == high, turned=turned, thumbnail=_thumbnail(image)
+        )
     shown = _shown(image)
     grey = shown.ndim == 2 or _equal_channels(shown)
     levels = shown if shown.ndim == 2 else shown[..., 0]
-    eight_bit = image if image.mode in ("L", "RGB") else Image.fromarray(_eight_bit(shown))
+    eight_bit = image if image.mode == "RGB" else Image.fromarray(_eight_bit(shown))
     seen: dict = {}
     if not grey:
         seen["maps"], seen["off_map"], seen["frame"] = _colours(shown)

@@ -257,16 +257,16 @@ def _look_alike(images: list[SourceImage], checked: dict[str, Checked], split: S
     """Return sentences on images that look the same in different classes or splits."""
     notes = []
     classes, splits = duplicates.look_alike(images, checked, split.side)
-    if classes:
-        first, second = classes[0]
+    if classes.count:
+        first, second = classes.first
         notes.append(
-            f"{len(classes)} pairs of images in different classes look the same, such as {first} and {second}; one of "
+            f"{classes.count} pairs of images in different classes look the same, such as {first} and {second}; one of "
             "the labels is wrong, or they show nothing"
         )
-    if splits:
-        first, second = splits[0]
+    if splits.count:
+        first, second = splits.first
         notes.append(
-            f"{len(splits)} pairs of images on different sides of the split look the same, such as {first} and "
+            f"{splits.count} pairs of images on different sides of the split look the same, such as {first} and "
             f"{second}: val and test leak; remove one of each pair"
         )
     return notes

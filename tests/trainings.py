@@ -76,6 +76,30 @@ def train_ldm(folders: tuple[Path, Path], output: Path, stop_after: int | None =
         run(LDMConfig(data_dir=packed, vqvae_path=vqvae, output_dir=output, **{**settings, **changes}))
 
 
+def distil(folders: tuple[Path, Path, Path], output: Path, changes: dict, stop_after: int | None = None) -> None:
+    """Distil the pipeline of a tiny diffusion model, folders (packed, VQ-VAE, run); `stop_after` as for `train_ldm`."""
+    from mdaug.training.distil import run
+    from mdaug.training.ldm_task import LDMTask
+    from mdaug.training.options import DistilConfig
+
+    if stop_after is not None:
+        after_step = LDMTask.after_step
+
+        def stopping(task, engine, state):
+            after_step(task, engine, state)
+            if state.samples == stop_after * state.global_batch:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        LDMTask.after_step = stopping
+    settings = {
+        "image_size": 16, "global_batch_size": 16, "batch_size": 4, "epochs": 4, "lr": 5e-4, "logging_steps": 1,
+        "num_workers": 0, "early_stop_patience": 0, "fd_samples": 16,
+    }  # fmt: skip
+    packed, vqvae, ldm = folders
+    with pytest.raises(SystemExit, match="143") if stop_after is not None else contextlib.nullcontext():
+        run(DistilConfig(data_dir=packed, vqvae_path=vqvae, ldm_path=ldm, output_dir=output, **{**settings, **changes}))
+
+
 def train_ldm_with(folders, output, changes: dict) -> None:
     train_ldm(folders, output, **changes)
 

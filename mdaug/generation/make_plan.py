@@ -79,11 +79,11 @@ def make_plan(options: GenerateConfig, device: str) -> Plan:
             max_candidates=options.max_candidates,
         )
     assert not isinstance(options.conditions, str)
-    sampler = _sampler(options, model["scheduler"][1], noise)
+    sampler, steps = _sampler(options, model["scheduler"][1], noise)
     # What the samples begin with, if not with noise; a plan that is claimed has been looked through.
     redraw, packed = None, options.from_dir or Path()
     if options.from_dir:
-        _require_steps(sampler, options)
+        _require_steps(sampler, steps, options)
         packed = sources.open_sources(options, source)
         redraw = sources.describe(options, packed, image_shape, colormap)
         if read_plan(options.output_dir) is None:
@@ -100,7 +100,7 @@ def make_plan(options: GenerateConfig, device: str) -> Plan:
         colormap=colormap,
         floor=floor,
         scheduler_type=sampler,
-        num_inference_steps=options.steps,
+        num_inference_steps=steps,
         guidance_scale=options.guidance_scale,
         guidance_interval=list(options.guidance_interval),
         mixed_precision=options.mixed_precision,
@@ -173,11 +173,11 @@ def _require_levels(source: Path, image_shape: list[int], floor: list[int] | Non
         )
 
 
-def _require_steps(sampler: str, options: GenerateConfig) -> None:
+def _require_steps(sampler: str, steps: int, options: GenerateConfig) -> None:
     """Refuse a strength that leaves fewer steps than the sampler needs."""
     try:
         for strength in options.strengths:
-            schedulers.validate_strength(sampler, options.steps, strength)
+            schedulers.validate_strength(sampler, steps, strength)
     except ValueError as error:
         raise UserError(str(error)) from None
 
@@ -208,15 +208,16 @@ def _counts(options: GenerateConfig, known: list[str], redraw: dict | None, pack
     return counts.even(samples or counts.DEFAULT_SAMPLES, chosen, known, real)
 
 
-def _sampler(options: GenerateConfig, scheduler_class: str, noise: dict[str, Any]) -> str:
-    """Return the name of the sampler, after checking that it fits the scheduler of the training and the steps."""
-    name = options.scheduler_type or (schedulers.sampler_of(options.quality, noise) if options.quality else None)
-    name = schedulers.fitting(scheduler_class, noise, name, options.beta_schedule)
+def _sampler(options: GenerateConfig, scheduler_class: str, noise: dict[str, Any]) -> tuple[str, int]:
+    """Return sampler and steps, after checking that they fit each other and the scheduler of the training."""
+    of_quality, steps = schedulers.sampling_of(options.quality, scheduler_class, noise)
+    steps = options.num_inference_steps or steps
+    name = schedulers.fitting(scheduler_class, noise, options.scheduler_type or of_quality, options.beta_schedule)
     try:
-        schedulers.validate_steps(name, options.steps, noise["num_train_timesteps"])
+        schedulers.validate_steps(name, steps, noise["num_train_timesteps"])
     except ValueError as error:
         raise UserError(str(error)) from None
-    return name
+    return name, steps
 
 
 def _conditions(of_model: dict[str, Any] | None, fixed: dict[str, float]) -> dict[str, Any] | None:

@@ -10,7 +10,6 @@ from typing import ClassVar, Literal
 from mdaug.pipeline import schedulers
 from shards.validation import at_least, one_of_workers, operational, within
 
-DEFAULT_STEPS = 50  # of the sampler
 DEFAULT_STRENGTH = 0.6
 
 
@@ -64,9 +63,10 @@ class GenerateConfig:
     quality: Literal["draft", "standard", "best"] | None = None
     """Sampler and steps in one word; docs/sampling.md has what each costs."""
     num_inference_steps: int | None = None
-    """Steps of the sampler (default: 50, or those of quality)."""
+    """Steps of the sampler (default: those of quality; else 50, of a distilled model 4)."""
     scheduler_type: str | None = None
-    """ddpm, ddim, pndm, dpmsolver++, unipc, euler or heun (default: that of quality, or the one of the model)."""
+    """ddpm, ddim, pndm, dpmsolver++, unipc, euler or heun; of a distilled model lcm (default: that of quality, or the
+    one of the model)."""
     beta_schedule: str | None = None
     """Kept for compatibility with the original: linear, cosine or squaredcos_cap_v2, only checked to be that of the
     training."""
@@ -129,9 +129,9 @@ class GenerateConfig:
         within(self, "(0, inf)", "dynamic_range_db")
         within(self, "[0, 1]", "guidance_interval")
         within(self, "(0, 1]", "strength")
-        schedulers.validate(self.scheduler_type or "ddim", self.beta_schedule or "linear")
-        if self.scheduler_type:
-            schedulers.validate_steps(self.scheduler_type, self.steps)
+        schedulers.validate(self.scheduler_type or "ddim", self.beta_schedule or "linear", "v_prediction")
+        if self.scheduler_type and self.num_inference_steps is not None:
+            schedulers.validate_steps(self.scheduler_type, self.num_inference_steps)
         # One against another.
         if len(self.guidance_interval) != 2 or self.guidance_interval[0] >= self.guidance_interval[1]:
             raise ValueError(
@@ -155,11 +155,6 @@ class GenerateConfig:
         """The strengths that take turns."""
         given = DEFAULT_STRENGTH if self.strength is None else self.strength
         return list(given) if isinstance(given, list) else [given]
-
-    @property
-    def steps(self) -> int:
-        """The steps of the sampler."""
-        return self.num_inference_steps or (schedulers.QUALITY[self.quality][1] if self.quality else DEFAULT_STEPS)
 
 
 def _counts(field: str, value: str | dict[str, int] | None) -> dict[str, int] | None:

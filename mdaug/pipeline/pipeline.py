@@ -27,6 +27,22 @@ from PIL import Image
 # Read now: diffusers keeps remote code under its file name, where the code of another pipeline may replace it later.
 _SOURCE = Path(__file__).read_text(encoding="utf-8")
 
+DISTILLED = ("LCMScheduler", "FlowMatchLCMScheduler")  # of models that need 1 to 4 steps
+LAST_CALL = 0.65  # their last step begins at this share of the noise schedule
+
+
+def _steps_of(strength: float, num_inference_steps: int) -> int:
+    """Return how many of the steps are done with a strength; raises ValueError for none."""
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength={strength} must be greater than 0 and at most 1")
+    done = int(num_inference_steps * strength + 1e-9)  # 0.29 * 100 is 28.999999999999996
+    if done == 0:
+        raise ValueError(
+            f"strength={strength} of {num_inference_steps} steps leaves none to do; "
+            f"give num_inference_steps={math.ceil(1 / strength)} or more"
+        )
+    return done
+
 
 class MicroDopplerPipeline(DiffusionPipeline):
     """Class-conditional latent diffusion: noise -> U-Net -> VQ-VAE decoder.
@@ -102,7 +118,7 @@ class MicroDopplerPipeline(DiffusionPipeline):
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         guidance_scale: float = 1.0,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         guidance_interval: Sequence[float] = (0.0, 1.0),
@@ -119,7 +135,7 @@ class MicroDopplerPipeline(DiffusionPipeline):
                 give the same noise whatever the device.
             guidance_scale: classifier-free guidance (Ho & Salimans 2022): prediction without class + scale
                 (prediction with class - prediction without). 1 is no guidance, and costs half.
-            num_inference_steps: steps of the scheduler.
+            num_inference_steps: steps of the scheduler (default: 50, of a distilled model 4).
             output_type: "pil": list of images; "np": float32 (B, H, W, C) in [0, 1]; "pt": float32
                 (B, C, H, W) in [0, 1]; "latent": normalised latents, float32 (B, c, h, w).
             return_dict: return an `ImagePipelineOutput` rather than a tuple.
@@ -156,6 +172,8 @@ class MicroDopplerPipeline(DiffusionPipeline):
             both_given = {"conditions": torch.cat([torch.full_like(values, torch.nan), values])}
 
         # The path from noise to latents, or its last part.
+        if num_inference_steps is None:
+            num_inference_steps = 4 if type(self.scheduler).__name__ in DISTILLED else 50
         if (image is None) != (strength is None):
             raise ValueError("image and strength belong together; give both, or neither to sample from noise")
         timesteps = self._timesteps(num_inference_steps, strength)
@@ -206,22 +224,17 @@ class MicroDopplerPipeline(DiffusionPipeline):
 
     def _timesteps(self, num_inference_steps: int, strength: float | None) -> torch.Tensor:
         """Set the scheduler, and return the timesteps to go through; with a strength, the last of them."""
+        if type(self.scheduler).__name__ in DISTILLED:
+            return self._few_timesteps(num_inference_steps, strength)
         self.scheduler.set_timesteps(num_inference_steps)
         timesteps = self.scheduler.timesteps
         if strength is None:
             return timesteps
-        if not 0 < strength <= 1:
-            raise ValueError(f"strength={strength} must be greater than 0 and at most 1")
+        done = _steps_of(strength, num_inference_steps)
         if not self.scheduler.config.get("skip_prk_steps", True):
             raise ValueError(
                 "the Runge-Kutta start of PNDMScheduler cannot begin on the way; set skip_prk_steps=True, or take "
                 "another scheduler"
-            )
-        done = int(num_inference_steps * strength + 1e-9)  # 0.29 * 100 is 28.999999999999996
-        if done == 0:
-            raise ValueError(
-                f"strength={strength} of {num_inference_steps} steps leaves none to do; "
-                f"give num_inference_steps={math.ceil(1 / strength)} or more"
             )
         left_out = num_inference_steps - done
         # PNDM does its first step twice, wherever it begins.
@@ -232,6 +245,21 @@ class MicroDopplerPipeline(DiffusionPipeline):
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(begin)
         return timesteps[begin:]
+
+    def _few_timesteps(self, num_inference_steps: int, strength: float | None) -> torch.Tensor:
+        """Set the scheduler of a distilled model: evenly from the noise it begins with to LAST_CALL of that.
+
+        What a picture shows is decided where there is much noise; a single call finds the rest (docs/sampling.md).
+        """
+        begin = 1.0 if strength is None else strength
+        count = num_inference_steps if strength is None else _steps_of(strength, num_inference_steps)
+        shares = [begin * (1 - (1 - LAST_CALL) * i / max(1, count - 1)) for i in range(count)]
+        if type(self.scheduler).__name__ == "FlowMatchLCMScheduler":
+            self.scheduler.set_timesteps(sigmas=shares)
+        else:
+            last = self.scheduler.config.num_train_timesteps - 1
+            self.scheduler.set_timesteps(timesteps=[round(share * last) for share in shares])
+        return self.scheduler.timesteps
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Return normalised latents, float32 (B, c, h, w), of images (B, C, H, W) in [-1, 1]; `decode` goes back."""
@@ -400,6 +428,7 @@ class MicroDopplerPipeline(DiffusionPipeline):
             mode="RGB" if channels == 3 else "grey",
             latents=" x ".join(str(side) for side in self.config.latent_shape),
             scheduler=f"{type(self.scheduler).__name__}, {path}",
+            steps="Distilled: 1 to 4 steps.\n" if type(self.scheduler).__name__ in DISTILLED else "",
             label=json.dumps(self.config.classes[0], ensure_ascii=False),
             conditions=self._conditions_card(),
             table="\n".join(
@@ -441,7 +470,7 @@ tags: [micro-doppler, radar, spectrogram, latent-diffusion]
 
 A latent diffusion pipeline for {height} x {width} {mode} spectrograms (latents {latents}).
 Scheduler: {scheduler}.
-
+{steps}
 With torch, diffusers, accelerate and safetensors installed, run in this folder:
 
 ```python

@@ -13,6 +13,10 @@ All schedulers are diffusers' own. What they have in common:
 
 A model trained by flow matching has no betas: x_t = (1 - t) x_0 + t n, and timestep t T. It is recognised by the
 class of its scheduler, or by prediction_type "flow_prediction" (as diffusers calls it).
+
+A distilled model (mdaug/training/consistency.py) is no longer a denoiser but maps noise of any level to a sample. "lcm"
+samples it, and nothing else: a call, fresh noise to the next lower level, a call; at which levels, pipeline.py says. It
+is recognised by the class of its scheduler, too. LCMScheduler's own boundary scaling is none above the first timesteps.
 """
 
 from __future__ import annotations
@@ -38,10 +42,12 @@ _CLASSES: dict[str, tuple[str, dict[str, Any], int]] = {
     "unipc": ("UniPCMultistepScheduler", {"thresholding": False}, 2),
     "euler": ("EulerDiscreteScheduler", {}, 1),
     "heun": ("HeunDiscreteScheduler", {"clip_sample": False}, 1),
+    "lcm": ("LCMScheduler", {"clip_sample": False, "thresholding": False}, 1),
 }
-SCHEDULERS = tuple(_CLASSES)
+LCM, MOST_CALLS = "lcm", 8  # of distilled models
+SCHEDULERS = tuple(name for name in _CLASSES if name != LCM)
 # Those that can start at pure noise: their classes know `rescale_betas_zero_snr`.
-_ZERO_SNR = ("ddpm", "ddim", "dpmsolver++", "unipc", "euler")
+_ZERO_SNR = ("ddpm", "ddim", "dpmsolver++", "unipc", "euler", LCM)
 
 # The same for flow matching. The first two name the prediction type in their configuration, so that `from_config` of
 # another class takes it over; the others are flow matching by their class.
@@ -51,10 +57,13 @@ _FLOW_CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "unipc": ("UniPCMultistepScheduler", _FLOW_SIGMAS),
     "euler": ("FlowMatchEulerDiscreteScheduler", {}),
     "heun": ("FlowMatchHeunDiscreteScheduler", {}),
+    LCM: ("FlowMatchLCMScheduler", {}),
 }
 
 # What --quality stands for: sampler and steps; docs/sampling.md has the measurement.
 QUALITY = {"draft": ("unipc", 8), "standard": ("ddpm", 20), "best": ("ddpm", 50)}
+QUALITY_DISTILLED = {"draft": (LCM, 2), "standard": (LCM, 4), "best": (LCM, 4)}
+DEFAULT_STEPS, DEFAULT_STEPS_DISTILLED = 50, 4  # as in pipeline.py, which is shipped without this module
 
 
 def default_scheduler(prediction_type: str) -> Literal["ddim", "dpmsolver++"]:
@@ -75,7 +84,7 @@ def validate(
     """
     flow = prediction_type == FLOW
     for field, value, accepted in (
-        ("scheduler_type", scheduler_type, SCHEDULERS),
+        ("scheduler_type", scheduler_type, (*SCHEDULERS, LCM)),
         ("beta_schedule", "linear" if flow and beta_schedule is None else beta_schedule, tuple(BETA_SCHEDULES)),
         ("prediction_type", prediction_type, PREDICTION_TYPES),
     ):
@@ -101,6 +110,11 @@ def validate(
             "scheduler_type 'pndm' cannot use a model that predicts 'sample': its multistep formula combines noise "
             "predictions; choose another scheduler_type, or prediction_type epsilon or v_prediction"
         )
+    if scheduler_type == LCM and prediction_type == "epsilon":
+        raise ValueError(
+            "few calls begin at pure noise, where a prediction of epsilon carries no information about the latent; "
+            "train a model with prediction_type v_prediction, sample or flow_matching"
+        )
     if rescale_betas_zero_snr and prediction_type == "epsilon":
         raise ValueError(
             "rescale_betas_zero_snr contradicts prediction_type 'epsilon': the last timestep is pure noise, from which "
@@ -120,7 +134,7 @@ def validate_steps(scheduler_type: str, num_inference_steps: int, num_train_time
         ValueError: too few steps for its formula, or more than the training has.
     """
     fewest = _CLASSES[scheduler_type][2]
-    most = num_train_timesteps - 1
+    most = MOST_CALLS if scheduler_type == LCM else num_train_timesteps - 1
     if not fewest <= num_inference_steps <= most:
         raise ValueError(
             f"num_inference_steps={num_inference_steps} must be {fewest} to {most} for scheduler_type "
@@ -201,6 +215,8 @@ def build_scheduler(
         name, settings = _FLOW_CLASSES[scheduler_type]
         return getattr(diffusers, name)(num_train_timesteps=num_train_timesteps, **settings)
     name, settings, _ = _CLASSES[scheduler_type]
+    if scheduler_type == LCM:  # it takes its timesteps from as many: from all
+        settings = {**settings, "original_inference_steps": num_train_timesteps}
     if rescale_betas_zero_snr:
         settings = {**settings, "rescale_betas_zero_snr": True}
     return getattr(diffusers, name)(
@@ -233,14 +249,23 @@ def trained_objective(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def sampler_of(quality: str, config: Mapping[str, Any]) -> str:
-    """Return the sampler of a --quality for a model whose scheduler has this configuration.
+def is_distilled(class_name: str) -> bool:
+    """Return whether a model whose scheduler is of this class was distilled to few calls."""
+    return _type_of_class(class_name) == LCM
 
-    ddpm cannot sample flow matching; dpmsolver++ takes its place.
+
+def sampling_of(quality: str | None, class_name: str, config: Mapping[str, Any]) -> tuple[str | None, int]:
+    """Return sampler and steps of a --quality, or of none, for a model whose scheduler has this class and config.
+
+    Without a quality the sampler is None, which means that of the model. ddpm cannot sample flow matching; dpmsolver++
+    takes its place.
     """
-    name = QUALITY[quality][0]
+    distilled = is_distilled(class_name)
+    if quality is None:
+        return None, DEFAULT_STEPS_DISTILLED if distilled else DEFAULT_STEPS
+    name, steps = (QUALITY_DISTILLED if distilled else QUALITY)[quality]
     flow = trained_objective(config)["prediction_type"] == FLOW
-    return "dpmsolver++" if flow and name not in _FLOW_CLASSES else name
+    return "dpmsolver++" if flow and name not in _FLOW_CLASSES else name, steps
 
 
 def fitting(
@@ -255,7 +280,8 @@ def fitting(
         beta_schedule: the schedule that the user expects; only checked.
 
     Raises:
-        UserError: `beta_schedule` is not that of the training, or the sampler cannot use the prediction type.
+        UserError: `beta_schedule` is not that of the training, the sampler cannot use the prediction type, or it is
+            not that of a distilled model.
     """
     trained = trained_objective(config)
     if beta_schedule is not None and BETA_SCHEDULES.get(beta_schedule) != trained["beta_schedule"]:
@@ -264,6 +290,12 @@ def fitting(
             f"{trained['beta_schedule'] or FLOW}; leave it out, or train a model with it"
         )
     name = scheduler_type or _type_of_class(class_name)
+    if is_distilled(class_name) and name != LCM:
+        raise UserError(
+            f"this model was distilled to few calls, which {name} cannot use; leave --scheduler_type out, or give {LCM}"
+        )
+    if name == LCM and not is_distilled(class_name):
+        raise UserError(f"{LCM} samples distilled models, and this is none; mdaug distil makes one of it")
     try:
         validate(name, trained["beta_schedule"], trained["prediction_type"], trained["rescale_betas_zero_snr"])
     except ValueError as error:

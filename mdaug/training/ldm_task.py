@@ -34,7 +34,7 @@ from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.initial import start_unet
 from mdaug.training.latents import CopyOrder, LatentSet
 from mdaug.training.loop import VALIDATION_SAMPLES, Task, validation_batches
-from mdaug.training.objective import VALIDATION_SEED, Diffuse, Objective
+from mdaug.training.objective import VALIDATION_SEED, Diffuse, Noised, Objective
 from mdaug.training.options import LDMConfig
 from mdaug.training.run_folder import LAST_FOLDERS
 from mdaug.training.sampled_distance import SampledDistance
@@ -74,14 +74,33 @@ def build_unet(
     return unet
 
 
-def check_before_latents(config: LDMConfig, packed: Path, latent_shape: list[int], others: Sequence[Path] = ()) -> None:
-    """Raise UserError for what `LDMTask` would refuse, as far as that shows without latents."""
+def check_before_latents(
+    config: LDMConfig,
+    packed: Path,
+    latent_shape: list[int],
+    others: Sequence[Path] = (),
+    known: list[str] | None = None,
+) -> None:
+    """Raise UserError for what `LDMTask` would refuse, as far as that shows without latents.
+
+    Args:
+        config: options of the network.
+        packed: the packed target images.
+        latent_shape: [c, h, w].
+        others: the auxiliary folders.
+        known: the classes that the model must have; None for any.
+    """
     if read_index(packed / "val")["nsamples"] == 0:
         raise UserError(NO_VALIDATION.format(packed))
     if config.condition_on:
         conditions.read(packed, list(config.condition_on))
     classes: list[str] = read_index(packed / "train")["classes"]
     further, _ = auxiliary.name_classes(config, classes, others)
+    if known is not None and known != [*classes, *further]:
+        raise UserError(
+            f"the model knows the classes {', '.join(known)}, and the images have {', '.join([*classes, *further])}; "
+            "give data_dir and aux_dir that it was trained on"
+        )
     with torch.device("meta"):
         build_unet(config, latent_shape, len(classes) + len(further))
 
@@ -145,7 +164,7 @@ class LDMTask(Task):
             config.augment_probability,
         )
         self.epoch = order.num_samples
-        self.diffuse = Diffuse(self.statistics["mean"], self.statistics["std"], config, len(self.classes))
+        self.diffuse = self._diffuse()
         self.dataset = PositionDataset(ConcatDataset(sets), order, self.diffuse)
 
         # The network, its averages, and what it learns.
@@ -168,6 +187,12 @@ class LDMTask(Task):
             self.score, self.sampled = "fd", SampledDistance(images, config.fd_samples, VALIDATION_SEED)
         self.pictures = SamplePictures(packed, self.train_set.classes, self.conditions, self.geometry.get("colormap"))
         self.figures: dict[str, float] = {}  # of the last validation, for the model card
+        # What the provenance of a pipeline has beside the options.
+        self.about: dict[str, Any] = {"auxiliary_classes": self.auxiliary} if self.auxiliary else {}
+
+    def _diffuse(self) -> Diffuse:
+        """Return what turns the latent of a position into a training sample."""
+        return Diffuse(self.statistics["mean"], self.statistics["std"], self.config, len(self.classes))
 
     def _auxiliary_sets(
         self, others: Sequence[tuple[Path, Path]], places: Sequence[np.ndarray], columns: conditions.Conditions | None
@@ -232,10 +257,19 @@ class LDMTask(Task):
     def _errors(self, network: Any, batch: dict[str, Any]) -> torch.Tensor:
         """Return the squared error per sample, (B,), in fp32."""
         noised = self.objective.noised(batch["latent"], batch["noise"], batch["timestep"])
+        target = self._target(network, batch, noised)
+        prediction = self._predict(network, batch, noised)
+        return functional.mse_loss(prediction, target, reduction="none").flatten(1).mean(1)
+
+    def _target(self, network: Any, batch: dict[str, Any], noised: Noised) -> torch.Tensor:
+        """Return what the network should predict, (B, C, h, w)."""
+        return noised.target
+
+    def _predict(self, network: Any, batch: dict[str, Any], noised: Noised) -> torch.Tensor:
+        """Return what the network predicts, in fp32."""
         extra = {name: batch[name] for name in ("conditions", "augment") if name in batch}
         sample = noised.sample.contiguous(memory_format=distributed.memory_format())
-        prediction = network(sample, noised.time, batch["label"], **extra).sample
-        return functional.mse_loss(prediction.float(), noised.target, reduction="none").flatten(1).mean(1)
+        return network(sample, noised.time, batch["label"], **extra).sample.float()
 
     def after_step(self, engine: Engine, state: TrainingState) -> None:
         """Let the averaged weights follow, every few steps."""
@@ -251,7 +285,7 @@ class LDMTask(Task):
     @torch.no_grad()
     def validate(self, engine: Engine) -> dict[str, float]:
         """Return the unweighted loss of the averaged weights over fixed noise and timesteps: mean, by bin, score."""
-        draws = min(VALIDATION_DRAWS * len(self.val_set), VALIDATION_SAMPLES)
+        draws = self._draws()
         batches = validation_batches(
             partial(_validation_sample, self.val_set, self.diffuse, draws), draws, self.config, self.stopped
         )
@@ -269,13 +303,18 @@ class LDMTask(Task):
             "score": float(by_bin.log().mean().exp()),
         }
         if self.sampled is not None:
-            steps, batch_size = self.config.num_inference_steps, int(self.config.batch_size)
-            with self.ema.network() as network, self._precision():
-                pipeline = self.pipeline(network).to(engine.device)
-                pipeline.set_progress_bar_config(disable=True)
-                self.figures["fd"] = self.sampled.measure(pipeline, steps, batch_size)
-            self.vqvae.to("cpu")
+            self.figures["fd"] = self._distance(engine, self.sampled)
         return self.figures
+
+    def _distance(self, engine: Engine, sampled: SampledDistance) -> float:
+        """Return the Fréchet distance of samples of the averaged weights."""
+        steps, batch_size = self.config.num_inference_steps, int(self.config.batch_size)
+        with self.ema.network() as network, self._precision():
+            pipeline = self.pipeline(network).to(engine.device)
+            pipeline.set_progress_bar_config(disable=True)
+            distance = sampled.measure(pipeline, steps, batch_size)
+        self.vqvae.to("cpu")
+        return distance
 
     def _precision(self) -> torch.autocast:
         """Return the context in which the averaged network works as the trained one does."""
@@ -284,10 +323,14 @@ class LDMTask(Task):
 
     def validation_passes(self) -> int:
         """Return the latents that a validation denoises: those of the loss, of the pictures and of best_by fd."""
-        config, passes = self.config, min(VALIDATION_DRAWS * len(self.val_set), VALIDATION_SAMPLES)
+        config, passes = self.config, self._draws()
         if config.save_images:  # on the first rank alone, for which the others wait
             passes += distributed.world_size() * PICTURES_PER_CLASS * len(self.classes) * config.num_inference_steps
         return passes + (config.fd_samples * config.num_inference_steps if self.sampled is not None else 0)
+
+    def _draws(self) -> int:
+        """Return the (image, noise, timestep) draws whose loss a validation takes."""
+        return min(VALIDATION_DRAWS * len(self.val_set), VALIDATION_SAMPLES)
 
     def image_step(self, step: int, plan: BatchPlan) -> bool:
         """Return whether `eval_steps` are over."""
@@ -340,8 +383,7 @@ class LDMTask(Task):
             save_pipeline,
             copied,
             made_from=self.made_from,
-            config=configuration.as_dict(self.config)
-            | ({"auxiliary_classes": self.auxiliary} if self.auxiliary else {}),
+            config=configuration.as_dict(self.config) | self.about,
             metrics=dict(self.figures),
         )
 

@@ -110,10 +110,23 @@ class Objective:
 
     def noised(self, latent: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> Noised:
         """Return what the network sees of normalised latents, noise (both (B, C, h, w)) and timesteps (B,)."""
-        a, s, p, q = (
-            values[timestep].view(-1, 1, 1, 1) for values in (self.signal, self.sigma, self.of_latent, self.of_noise)
-        )
+        a, s, p, q = self._coefficients(timestep)
         return Noised(a * latent + s * noise, self.time[timestep], p * latent + q * noise)
+
+    def denoised(self, prediction: torch.Tensor, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Return the latents, (B, C, h, w), that predictions for noisy latents at timesteps (B,) stand for."""
+        a, s, p, q = self._coefficients(timestep)
+        return (s * prediction - q * sample) / (s * p - q * a)
+
+    def target_of(self, latent: torch.Tensor, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Return the predictions for noisy latents at timesteps (B,) that stand for the latents; undoes `denoised`."""
+        a, s, p, q = self._coefficients(timestep)
+        return p * latent + q * (sample - a * latent) / s
+
+    def _coefficients(self, timestep: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return a, s, p and q of timesteps (B,), each (B, 1, 1, 1)."""
+        of_each = (self.signal, self.sigma, self.of_latent, self.of_noise)
+        return tuple(values[timestep].view(-1, 1, 1, 1) for values in of_each)
 
 
 VALIDATION_SEED = 20_000_003  # validation noise is the same in every run, whatever its seed

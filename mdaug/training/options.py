@@ -259,14 +259,44 @@ class EncodeConfig:
 
 
 @dataclass(kw_only=True)
-class LDMConfig(TrainingConfig):
-    """Train the class-conditional latent diffusion model on the latents of a VQ-VAE."""
+class DiffusionConfig(TrainingConfig):
+    """What train-ldm and distil have in common."""
 
     vqvae_path: Path = operational()
     """VQ-VAE: the run folder of train-vqvae (its best/) or a diffusers folder."""
     latents_dir: Path | None = operational(None)
     """Latent shards of `mdaug encode`; default <output_dir>/latents. Made now if they do not exist. Folders of latents
     may be named in aux_dir, too."""
+    ema_half_life: float = 100_000
+    """Half-life of the averaged weights in samples, shortened to 5 % of the samples seen at the start."""
+    warmup_steps: int = 2000
+    """Optimizer steps of linear warm-up (at most a tenth of the run), before the cosine decay to 0."""
+    fd_samples: int = 256
+    """Samples made at each validation, over all ranks, where best/ is decided by their Fréchet distance."""
+    eval_steps: int = operational(1000)
+    """With --save_images: optimizer steps between pictures of samples."""
+    num_inference_steps: int = operational(50)
+    """Sampling steps for those pictures, and for that distance."""
+    compile: bool = operational(False)
+    """Compile the U-Net (torch.compile; needs a C compiler, Python.h): slow first steps, then faster ones on a GPU."""
+
+    ALIASES: ClassVar[dict[str, str]] = {**TrainingConfig.ALIASES, "vqvae_model_path": "vqvae_path"}
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        super().__post_init__()
+        at_least(self, 1, "eval_steps", "num_inference_steps")
+        within(self, "(0, inf)", "ema_half_life")
+        at_least(self, 2, "fd_samples")
+        at_least(self, 0, "warmup_steps")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile=True and zero_stage=3 exclude each other; use --zero_stage 2 or less")
+
+
+@dataclass(kw_only=True)
+class LDMConfig(DiffusionConfig):
+    """Train the class-conditional latent diffusion model on the latents of a VQ-VAE."""
+
     aux_labels: Literal["auto", "classes", "none"] = "auto"
     """classes: auxiliary classes are further classes of the model; none: auxiliary images are shown without a class;
     auto: none for a set of one class (that is not the same as another one, see same_names), else classes."""
@@ -315,27 +345,13 @@ class LDMConfig(TrainingConfig):
     """Share of samples shown without any condition, and share shown without each alone; without class never any."""
     augment_probability: float = 0.5
     """Share of samples shown as one of their augmented copies, if the latents have any (encode --augment_copies)."""
-    ema_half_life: float = 100_000
-    """Half-life of the averaged weights in samples, shortened to 5 % of the samples seen at the start."""
     ema_profiles: tuple[float, ...] = (0.05, 0.10)
     """Relative widths of the averages kept for `mdaug ema`; [] tracks none. Each takes 4 bytes per parameter, divided
     over the ranks, and on disk 2 bytes per parameter and snapshot."""
     ema_snapshots: int = operational(16)
     """Snapshots of those averages that stay, evenly over the run; at least 4."""
-    warmup_steps: int = 2000
-    """Optimizer steps of linear warm-up (at most a tenth of the run), before the cosine decay to 0."""
     best_by: Literal["loss", "fd"] = "loss"
     """What decides best/: the validation losses, or the Fréchet distance of samples to the validation images."""
-    fd_samples: int = 256
-    """Samples made for it at each validation, over all ranks."""
-    eval_steps: int = operational(1000)
-    """With --save_images: optimizer steps between pictures of samples."""
-    num_inference_steps: int = operational(50)
-    """Sampling steps for those pictures, and for best_by fd."""
-    compile: bool = operational(False)
-    """Compile the U-Net (torch.compile; needs a C compiler, Python.h): slow first steps, then faster ones on a GPU."""
-
-    ALIASES: ClassVar[dict[str, str]] = {**TrainingConfig.ALIASES, "vqvae_model_path": "vqvae_path"}
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
@@ -352,16 +368,12 @@ class LDMConfig(TrainingConfig):
         self.scheduler_type = self.sampler
         if isinstance(self.condition_on, str):
             self.condition_on = [name.strip() for name in self.condition_on.split(",")]
-        at_least(self, 1, "eval_steps", "num_inference_steps", "num_train_timesteps")
-        within(self, "(0, inf)", "ema_half_life", "min_snr_gamma", "logit_std")
+        at_least(self, 1, "num_train_timesteps")
+        within(self, "(0, inf)", "min_snr_gamma", "logit_std")
         within(self, WIDTHS, "ema_profiles")
         at_least(self, 4, "ema_snapshots")
-        at_least(self, 2, "fd_samples")
-        at_least(self, 0, "warmup_steps")
         within(self, "[0, 1]", "augment_probability")
         within(self, "[0, 1)", "label_dropout", "condition_dropout", "dropout")
-        if self.compile and self.zero_stage == 3:
-            raise ValueError("compile=True and zero_stage=3 exclude each other; use --zero_stage 2 or less")
         self._check_objective()
 
     @property
@@ -387,6 +399,33 @@ class LDMConfig(TrainingConfig):
                 f"logit_mean={self.logit_mean}, logit_std={self.logit_std} contradict timestep_sampling=uniform; "
                 "choose timestep_sampling=logit_normal or leave them out"
             )
+
+
+@dataclass(kw_only=True)
+class DistilConfig(DiffusionConfig):
+    """Fine-tune a trained pipeline into one that samples in 1 to 4 calls of its U-Net, by consistency tuning.
+
+    Network, classes, conditions and noise schedule are those of the pipeline.
+    """
+
+    ldm_path: Path = operational()
+    """Run folder of train-ldm (its best/ is taken) or a pipeline folder: what is distilled."""
+    gap_stages: int = 4
+    """Stages of the training, equally long; in stage s a sample is compared with the same one at 2^-s less noise."""
+    huber: float = 0.1
+    """Where the loss goes over from the squared error to the error, in deviations of the network's output."""
+    lr: float = 1e-4
+    """Peak learning rate of AdamW."""
+    num_inference_steps: int = operational(2)
+    """Sampling steps for pictures, and for the Fréchet distance that decides best/."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        super().__post_init__()
+        within(self, "[1, 16]", "gap_stages")
+        within(self, "(0, inf)", "huber")
+        if self.init_from is not None:
+            raise ValueError(f"init_from={self.init_from} must be left out: distilling begins with ldm_path")
 
 
 @dataclass

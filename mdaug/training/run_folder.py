@@ -11,7 +11,7 @@ from mdaug import distributed
 from mdaug.training import checkpoint, deepspeed_json
 from mdaug.training.batches import accumulation
 from mdaug.training.ema_snapshots import FOLDER as SNAPSHOTS
-from mdaug.training.options import LDMConfig, TrainingConfig, VQVAEConfig
+from mdaug.training.options import DistilConfig, LDMConfig, TrainingConfig, VQVAEConfig
 from shards import provenance
 from shards.errors import UserError
 from shards.output_folder import OutputFolder, claim, is_finished, list_lost, refuse_other
@@ -19,12 +19,13 @@ from shards.packed import packed_hash
 from shards.validation import Preflight, identity_of
 
 CONFIG_FILE, CHECKPOINTS = "config.yaml", "checkpoints"
-COMMANDS: dict[type, str] = {VQVAEConfig: "train-vqvae", LDMConfig: "train-ldm"}
-LAST_FOLDERS = {"train-vqvae": "last", "train-ldm": "pipeline"}  # of the last weights; the best ones are in best/
+COMMANDS: dict[type, str] = {VQVAEConfig: "train-vqvae", LDMConfig: "train-ldm", DistilConfig: "distil"}
+# Of the last weights; the best ones are in best/.
+LAST_FOLDERS = {"train-vqvae": "last", "train-ldm": "pipeline", "distil": "pipeline"}
 
 
 def check(options: TrainingConfig, where: Preflight, made_from: Mapping[str, str | None]) -> None:
-    """Refuse before the start what both trainings would refuse: batches, precision, DeepSpeed JSON, run folder.
+    """Refuse before the start what all trainings would refuse: batches, precision, DeepSpeed JSON, run folder.
 
     Raises UserError.
     """
@@ -145,7 +146,7 @@ def claim_on_all_ranks(
 
 
 def kind(command: str) -> str:
-    """Return the kind in the provenance of a finished run folder: "vqvae-run" or "ldm-run"."""
+    """Return the kind in the provenance of a finished run folder: "vqvae-run", "ldm-run" or "distil-run"."""
     return f"{command.removeprefix('train-')}-run"
 
 

@@ -1,8 +1,10 @@
-"""`mdaug train-ldm`: assembly of the run."""
+"""`mdaug train-ldm`: assembly of the run, which `mdaug distil` shares."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mdaug import distributed
 from mdaug.artifacts import find_vqvae, load_geometry
@@ -13,7 +15,7 @@ from mdaug.training.engine import check_before_data
 from mdaug.training.ldm_task import LDMTask, check_before_latents
 from mdaug.training.length import settle
 from mdaug.training.loop import train
-from mdaug.training.options import EncodeConfig, LDMConfig
+from mdaug.training.options import DiffusionConfig, EncodeConfig, LDMConfig
 from mdaug.training.run_folder import images_hash, open_run, packing
 from shards import provenance
 from shards.errors import UserError
@@ -24,11 +26,22 @@ from shards.validation import Preflight, written
 
 def check(options: LDMConfig, where: Preflight) -> None:
     """Refuse before the start what would be refused at it; raises UserError."""
+    check_with(options, options if where.inputs_there else None, where)
+
+
+def check_with(options: DiffusionConfig, network: LDMConfig | None, where: Preflight) -> None:
+    """Do what `check` does.
+
+    Args:
+        options: the options of the command.
+        network: those of its network; None where the inputs are not there yet.
+        where: where it is about to run.
+    """
     made_from: dict[str, str | None] = {}
     of_others: dict[str, str | None] = {}
-    if where.inputs_there:
-        made_from = {**images_hash(options), "vqvae": provenance.read(_fitting_vqvae(options), "vqvae")["hash"]}
-        of_others = {**auxiliary.made_from(options), **initial.made_from(options)}
+    if network is not None:
+        made_from = {**images_hash(options), "vqvae": provenance.read(_fitting_vqvae(network), "vqvae")["hash"]}
+        of_others = {**auxiliary.made_from(options), **initial.made_from(network)}
     run_folder.check(options, where, {**made_from, **of_others})
     if options.latents_dir is not None and where.inputs_there:
         augmentation = encode.augmentation_of(options.latents_dir)
@@ -52,21 +65,33 @@ def _fitting_vqvae(options: LDMConfig) -> Path:
 
 def run(options: LDMConfig) -> None:
     """Train the diffusion model; the same command again resumes. Latents are made first where they are missing."""
+    assemble(options, options, LDMTask)
+
+
+def assemble(options: Any, network: LDMConfig, make: Callable[..., LDMTask], known: list[str] | None = None) -> None:
+    """Train a network on latents, which are made first where they are missing; the same call again resumes.
+
+    Args:
+        options: the options of the command, a `DiffusionConfig`.
+        network: those of its network.
+        make: the class of the task: of options, folders of packed images, VQ-VAE and latents, hashes, auxiliary sets.
+        known: the classes that the images must have; None for any.
+    """
     distributed.init()
     check_before_data(options)
-    vqvae = _fitting_vqvae(options)
+    vqvae = _fitting_vqvae(network)
     packed = open_packed(options.data_dir, options.image_size, **packing(options))
     others = auxiliary.open_sets(options, packed, vqvae)
     made_from = {
         "images": provenance.read(packed, "images")["hash"],
         "vqvae": provenance.read(vqvae, "vqvae")["hash"],
         **auxiliary.made_from(options, others),
-        **initial.made_from(options),
+        **initial.made_from(network),
     }
     if run_folder.is_done(options, made_from):
         return
     # All that may be refused, before the folder is claimed and anything is encoded.
-    check_before_latents(options, packed, load_geometry(vqvae)["latent_shape"], others)
+    check_before_latents(network, packed, load_geometry(vqvae)["latent_shape"], others, known)
     auxiliary.refuse_overlap(options, packed, others)
     output = open_run(options, made_from)
     latents = options.latents_dir or options.output_dir / "latents"
@@ -83,12 +108,13 @@ def run(options: LDMConfig) -> None:
         of_others.append(place)
     auxiliaries = list(zip(others, of_others, strict=True))
 
-    def build(changed: LDMConfig) -> LDMTask:
-        return LDMTask(changed, packed, vqvae, latents, made_from, auxiliaries)
+    def build(changed: Any) -> LDMTask:
+        return make(changed, packed, vqvae, latents, made_from, auxiliaries)
 
     task = build(options)
     if options.batch_size == "auto":
         options.batch_size = choose_batch_size(options, task.epoch, task.workload(1), task.rehearse)
+        task.config.batch_size = options.batch_size
     if options.train_minutes is not None:
         options = settle(options, task.epoch, output, build)
         task = build(options)

@@ -1,4 +1,5 @@
 import itertools
+import re
 from collections import Counter
 
 import diffusers
@@ -9,12 +10,14 @@ from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from mdaug.pipeline.schedulers import (
     BETA_SCHEDULES,
     FLOW,
+    LCM,
     PREDICTION_TYPES,
     QUALITY,
+    QUALITY_DISTILLED,
     SCHEDULERS,
     build_scheduler,
     default_scheduler,
-    sampler_of,
+    sampling_of,
     scheduler_like,
     validate,
     validate_steps,
@@ -195,8 +198,53 @@ def test_the_presets_of_quality_fit_every_objective_and_run_without_a_warning(pr
         prediction_type=prediction_type,
     )
     for quality, (name, steps) in QUALITY.items():
-        sampler = sampler_of(quality, trained.config)
+        sampler, found = sampling_of(quality, type(trained).__name__, trained.config)
+        assert found == steps
         assert sampler == ("dpmsolver++" if flow and name == "ddpm" else name)
         scheduler_like(trained, sampler)
         validate_steps(sampler, steps)
         assert warnings(sampler, steps) == []
+
+
+DISTILLABLE = ("v_prediction", "sample", FLOW)
+
+
+@pytest.mark.parametrize("prediction_type", DISTILLABLE)
+def test_a_distilled_model_is_sampled_by_its_own_scheduler_alone(prediction_type):
+    betas = None if prediction_type == FLOW else "squaredcos_cap_v2"
+    trained = build_scheduler(LCM, betas, prediction_type)
+    name = type(trained).__name__
+    assert type(scheduler_like(trained)) is type(scheduler_like(trained, LCM)) is type(trained)
+    assert sampling_of(None, name, trained.config) == (None, 4)
+    for quality, (sampler, steps) in QUALITY_DISTILLED.items():
+        assert sampling_of(quality, name, trained.config) == (sampler, steps) == (LCM, steps)
+        assert steps <= 4
+        assert warnings(sampler, steps) == []
+    for other in SCHEDULERS:
+        with pytest.raises(UserError, match=re.escape(f"distilled to few calls, which {other} cannot use")):
+            scheduler_like(trained, other)
+    undistilled = build_scheduler(default_scheduler(prediction_type), betas, prediction_type)
+    with pytest.raises(UserError, match="lcm samples distilled models"):
+        scheduler_like(undistilled, LCM)
+    with pytest.raises(ValueError, match="carries no information"):
+        validate(LCM)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 10])
+@pytest.mark.parametrize("prediction_type", DISTILLABLE)
+def test_a_perfect_consistency_function_gives_the_data_at_any_number_of_calls(prediction_type, steps):
+    """For data N(2, 0.5^2) the path from x_t ends at 2 + 0.5 (x_t - 2 a) / sqrt((0.5 a)^2 + s^2)."""
+    betas = None if prediction_type == FLOW else "squaredcos_cap_v2"
+    scheduler = build_scheduler(LCM, betas, prediction_type)
+    if prediction_type == FLOW:
+        scheduler.set_timesteps(sigmas=[1 - i / steps for i in range(steps)])  # as the pipeline does
+    else:
+        scheduler.set_timesteps(steps)
+    assert len(scheduler.timesteps) == steps
+    x = torch.randn(1, 4, 48, 48, generator=torch.Generator().manual_seed(0))
+    for t in scheduler.timesteps:
+        a, s, p, q = coefficients(float(t), betas, prediction_type, False)
+        end = 2 + 0.5 * (x - 2 * a) / ((0.5 * a) ** 2 + s**2) ** 0.5
+        x = scheduler.step(p * end + q * (x - a * end) / s, t, x, torch.Generator().manual_seed(int(t))).prev_sample
+    assert float(x.mean()) == pytest.approx(2, abs=0.03)
+    assert float(x.std()) == pytest.approx(0.5, abs=0.02)
