@@ -13,6 +13,7 @@ import numpy as np
 from mdaug.measures import image_set
 from mdaug.measures.classifier import Source
 from shards import provenance
+from shards.colormap import nearest_maps
 from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.index import FILE_NAME as INDEX
@@ -22,6 +23,7 @@ from shards.packed import open_packed
 from shards.progress import say
 
 Use = Literal["uniform", "classes", "labels", "random"]
+COMPARED = 8  # pictures of a set that show its colour map
 RANDOM_LABELS = 4  # names the stream of random labels among those of a seed
 
 
@@ -77,8 +79,8 @@ def load(
         role: the option that names the folder.
 
     Raises:
-        UserError: images of other channels, or among the known ones by the hash of their pixels; classes of the same
-            names, if what that means is not said.
+        UserError: images of other channels, in another colour map, or among the known ones by the hash of their pixels;
+            classes of the same names, if what that means is not said.
     """
     folder = aux_dir
     if not ((folder / RUN_FILE).is_file() or (folder / "train" / INDEX).is_file()):
@@ -93,6 +95,7 @@ def load(
         )
     if (own_height, own_width) != (height, width):
         say(f"the images of {role} are {own_height}x{own_width}, the others {height}x{width}: all are resized alike")
+    require_same_colours(ShardDataset(data_dir / "train"), ShardDataset(folder / "train"), data_dir, folder, role)
     parts = [
         image_set.load(folder / split, image_size=image_size, max_per_class=max_per_class)
         for split in SPLITS
@@ -131,6 +134,27 @@ def load(
         present, labels = np.unique(labels, return_inverse=True)
         names = [names[int(label)] for label in present]
     return Auxiliary(pixels, labels, names, same, provenance.read(folder, "images")["hash"], places, groups)
+
+
+def require_same_colours(
+    target: ShardDataset, auxiliary: ShardDataset, packed: Path, folder: Path, role: str = "aux_dir"
+) -> None:
+    """Refuse colours of another map. Levels are the same quantity whatever they were painted in."""
+    if target.index["image_shape"][2] == 1 or not len(target) or not len(auxiliary):
+        return
+    own, other = _maps(target), _maps(auxiliary)
+    if (own or other) and not set(own) & set(other):
+        there, here = (names[0] if names else "no known colour map" for names in (other, own))
+        raise UserError(
+            f"{role} {folder} holds pictures in {there}, {packed} in {here}; pack both with --image_mode gray, which "
+            "takes the level behind the colours"
+        )
+
+
+def _maps(dataset: ShardDataset) -> tuple[str, ...]:
+    """Return the names of the colour maps that the pictures of a set may be painted in."""
+    some = range(0, len(dataset), max(1, len(dataset) // COMPARED))
+    return nearest_maps(np.concatenate([dataset[i]["image"].reshape(-1, 3) for i in some]))
 
 
 def digest(image: np.ndarray) -> bytes:

@@ -19,12 +19,14 @@ from mdaug.measures import classifier, image_set
 from mdaug.measures.worth import in_words, worth
 from mdaug.recipe import deliver, policy_search, recipe, training_set
 from mdaug.recipe.figures import interval
+from mdaug.recipe.generators import Generators
 from mdaug.recipe.inputs import load
 from mdaug.recipe.options import AugmentConfig
 from mdaug.recipe.trials import GIVEN, Images, Material, Trial, make_folds, members, pseudo_labels, run_trial
 from shards import provenance
 from shards.dataset import ShardDataset
 from shards.errors import UserError
+from tests.pictures import painted, ridge, save
 from tests.toy import CLASSES, toy_image, toy_packed, toy_synthetic
 
 FEW = {"only": TODAY, "richer": RICHER}
@@ -275,6 +277,30 @@ def test_auxiliary_images_that_do_not_fit_are_refused_in_one_line(options, packe
         load(replace(options, aux_dir=packed, same_names="other"))
     resized = load(replace(options, aux_dir=others(tmp_path / "c" / "large", size=48)))
     assert resized.auxiliary.pixels.shape[1:] == (32, 32, 1)
+
+
+def test_pictures_in_another_colour_map_are_refused_in_one_line(options, tmp_path):
+    for name, paint, first in (("mine", "jet-256", 0), ("theirs", "viridis", 50)):
+        for label in range(2):
+            for i in range(8):
+                levels = ridge(100 * label + first + i, 32, 32)
+                save(tmp_path / name / f"{name}{label}" / f"r{i // 2}_{i}.png", painted(levels, paint))
+    mine = replace(options, data_dir=tmp_path / "mine", group_by=r"(r\d)_")
+    for role in ("aux_dir", "unlabelled_dir"):
+        with pytest.raises(UserError, match=f"{role} .* holds pictures in viridis.*--image_mode gray"):
+            load(replace(mine, **{role: tmp_path / "theirs"}))
+
+
+def test_a_generator_needs_two_images_of_a_class_and_a_base_model_that_is_there(options, tmp_path):
+    with pytest.raises(UserError, match="holds no trained VQ-VAE"):
+        load(replace(options, generate=True, init_from=tmp_path))
+    inputs = load(options)
+    one = replace(inputs, train=inputs.train.take(np.arange(4)))
+    made = Generators(replace(options, generate=True), one, np.zeros(4, int))
+    with pytest.raises(UserError, match="a generator needs two images of a class"):
+        made._pack(tmp_path / "packed", None)
+    with pytest.raises(UserError, match="no-such-preset"):
+        Generators(replace(options, generate=True, generator="no-such-preset"), inputs, np.zeros(48, int))
 
 
 def test_unlabelled_images_that_train_or_judge_are_refused(options, packed, tmp_path):
