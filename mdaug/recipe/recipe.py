@@ -33,7 +33,8 @@ UNIFORM, CLASSES, LABELS = "+ auxiliary, uniform labels", "+ auxiliary, further 
 PSEUDO, GENERATED = "+ unlabelled, pseudo-labels", "+ generated"
 FRESH = 100  # the first seed of the comparison: not those by which the policy was chosen
 # Minutes at 64 x 64 pixels, for what is said before the start. A classifier: 83 s were measured on a core that others
-# used, too (14 of soundwave_gesture, 7 classes x 20). A generator: counted from the speeds of two cores in docs/results.
+# used, too (14 of soundwave_gesture, 7 classes x 20). A generator: counted from the speeds of two cores in
+# docs/results.
 CLASSIFIER_MINUTES, GENERATOR_MINUTES, ADAPTED_MINUTES = 1.4, 7.0, 4.0
 
 
