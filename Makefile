@@ -29,7 +29,7 @@ BENCHMARKS := $(filter-out bench-gpu%,$(patsubst benchmarks/%.py,bench-%,$(wildc
 CHAIN = --preset '$(CONFIG)' --out '$(OUT)' $(if $(DATA),--data '$(DATA)')
 SLURM = $(if $(PROFILE),--profile '$(PROFILE)') $(if $(WAIT),--wait)
 
-.PHONY: help install demo pipeline slurm-up slurm-down test test-quick check fix prove-gpu weights constraints clean augment $(STAGES) $(BENCHMARKS)
+.PHONY: help install demo pipeline slurm-up slurm-down test test-quick check fix prove-gpu weights constraints clean augment base $(STAGES) $(BENCHMARKS)
 
 help:
 	@echo 'make demo             all stages at small scale: simulated radar images in, synthetic shards and a report out'
@@ -37,6 +37,7 @@ help:
 	@echo 'make demo DATA=folder GROUP_BY=regex    the same on your images folder/<class>/*.png (see mdaug pack --help)'
 	@echo 'make pipeline NODES=2 GPUS=8    all stages as one chain of SLURM jobs (see docs/cluster.md)'
 	@echo 'make augment DATA=folder GROUP_BY=regex AUX=folder    how to train a classifier on few images, chosen by the data'
+	@echo 'make base             a base model in half an hour, of simulated images or of DATA=folder, to start few images from'
 	@echo 'make test             the tests (make test-quick: those of one process, a few minutes)'
 	@echo 'make check            lint, format and types, as in CI; make fix mends what can be mended'
 	@echo ''
@@ -69,7 +70,7 @@ help:
 	@echo 'CLUSTER    auto (slurm where sbatch is), slurm, local (ranks here) or inline (1 rank)  ($(CLUSTER))'
 	@echo 'PROFILE    what the SLURM cluster needs to know, such as configs/launch/gpu-cluster.yaml  ($(PROFILE))'
 	@echo 'SAMPLES    number of images to generate                 ($(SAMPLES); else that of the preset)'
-	@echo 'WORKERS    generate and evaluate: an array of so many SLURM jobs   ($(WORKERS))'
+	@echo 'WORKERS    generate, evaluate, augment: an array of so many SLURM jobs   ($(WORKERS))'
 	@echo 'WAIT       1: stay until the SLURM job has ended        ($(WAIT))'
 	@echo 'GROUP_BY   what pack must not split between train and val (pack, demo, pipeline; see mdaug pack --help)'
 	@echo 'AUX        images of other classes for augment, demo and pipeline, packed or an image folder  ($(AUX))'
@@ -128,8 +129,12 @@ $(STAGES): $(READY)
 	  $(if $(WORKERS),--workers $(WORKERS)) -- $(ASKED) $(ARGS)
 
 augment: $(READY)
-	$(BIN)/mdaug augment --data_dir '$(if $(DATA),$(DATA),$(OUT)/packed)' --output_dir '$(OUT)/recipe' \
-	  $(if $(AUX),--aux_dir '$(AUX)') $(if $(GROUP_BY),--group_by '$(GROUP_BY)') $(ARGS)
+	$(BIN)/python -m launch augment --out '$(OUT)' $(if $(DATA),--data '$(DATA)') --gpus_per_node $(GPUS) \
+	  --nodes $(NODES) --cluster $(CLUSTER) $(SLURM) $(if $(WORKERS),--workers $(WORKERS)) \
+	  -- $(if $(AUX),--aux_dir '$(AUX)') $(if $(GROUP_BY),--group_by '$(GROUP_BY)') $(ARGS)
+
+base: $(READY)
+	$(MAKE) --no-print-directory CONFIG=base CLUSTER=inline $(if $(DATA),,simulate) pack train-vqvae encode train-ldm
 
 weights: $(READY)
 	$(BIN)/mdaug weights --net $(NET) $(ARGS)

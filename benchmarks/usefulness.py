@@ -25,7 +25,7 @@ from mdaug.measures import image_set
 from mdaug.measures.worth import in_words, worth
 from mdaug.recipe.figures import hits_of, interval, mean_recall
 from mdaug.recipe.policy_search import CANDIDATES, search
-from mdaug.recipe.trials import Images, Material, Trial, make_folds, members, run_all
+from mdaug.recipe.trials import GIVEN, Images, Material, Trial, make_folds, members, run_all
 from shards.provenance import code_version
 
 TODAY_ARM, FREE = "today's transforms", "free baseline"
@@ -141,7 +141,8 @@ def _target(options: argparse.Namespace, number: int) -> Target:
     folder = options.data[number]
     train, classes = load(folder / "train")
     held_out, _ = load(folder / ("test" if (folder / "test").is_dir() else "val"))
-    auxiliary = random = synthetic = None
+    auxiliary = random = None
+    synthetic: dict[tuple[str, int | None], Images] = {}
     if options.aux:
         auxiliary, own = load(options.aux[number] / "train")
         if options.same:
@@ -152,7 +153,7 @@ def _target(options: argparse.Namespace, number: int) -> Target:
             at_random = np.random.default_rng(0).integers(0, len(classes), len(auxiliary))
             random = replace(auxiliary, labels=at_random)
     if options.synthetic:
-        synthetic, _ = load(options.synthetic[number])
+        synthetic[GIVEN, None], _ = load(options.synthetic[number])
     settings = {"steps": options.steps, "batch_size": 32, "learning_rate": 1e-3}
     material = Material(classes, train, np.array([]), held_out, auxiliary, synthetic, **settings)
     return Target(folder.name, material, held_out, random)

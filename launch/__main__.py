@@ -52,8 +52,8 @@ class LaunchConfig:
     wait: bool = False
     """Stay, show the log of rank 0 of the SLURM job and end with the job's status."""
     workers: int = 1
-    """generate, evaluate: an array of so many SLURM jobs, each of nodes x gpus_per_node ranks, but no more than have
-    shards to make; unused without SLURM."""
+    """generate, evaluate, augment: an array of so many SLURM jobs, each of nodes x gpus_per_node ranks, but no more
+    than have shards, or generators, to make; unused without SLURM."""
     after: str | None = None
     """Id of the SLURM job that must succeed before this one starts."""
     snapshot: bool = True
@@ -108,7 +108,7 @@ def launch(command: str, launcher_flags: list[str], flags: list[str]) -> int:
     entry = cli.find(command)
     launcher = config.parse(LaunchConfig, launcher_flags, prog=f"python -m launch {command}")
     if launcher.workers > 1 and not entry.array:
-        arrays = " and ".join(name for name, known in cli.COMMANDS.items() if known.array)
+        arrays = ", ".join(name for name, known in cli.COMMANDS.items() if known.array)
         raise UserError(f"workers={launcher.workers}: only {arrays} run as a job array; use nodes")
     options = cli.parse(command, [*stages.flags(command, launcher.out, launcher.data, launcher.preset), *flags])
     if not hasattr(options, "output_dir"):
@@ -206,7 +206,7 @@ def _submit(command: str, options: Any, launcher: LaunchConfig) -> int:
     workers, pieces, ranks = launcher.workers, _pieces(submission), nodes * ranks_per_node
     if pieces is not None and workers > (enough := max(1, -(-pieces // ranks))):
         print(
-            f"launch: workers={workers}, but {pieces} shard(s) are work for {enough} job(s) of {ranks} rank(s); the "
+            f"launch: workers={workers}, but {pieces} piece(s) are work for {enough} job(s) of {ranks} rank(s); the "
             "others are left out",
             flush=True,
         )

@@ -43,6 +43,7 @@ def folders(command: str, out: Path, data: Path | None = None) -> dict[str, Path
         "evaluate": {
             "data_dir": packed, "synthetic_dir": synthetic, "vqvae_path": vqvae, "output_dir": out / "evaluation",
         },
+        "augment": {"data_dir": data or packed, "output_dir": out / "recipe"},
     }  # fmt: skip
     if command not in stages:
         raise UserError(f"{command} is not a stage with a folder below --out; the stages are {', '.join(stages)}")

@@ -138,7 +138,9 @@ COMMANDS = {
         "mdaug.recipe.options:AugmentConfig",
         "mdaug.recipe.recipe",
         "how to train a classifier on few images, chosen by the data",
-        inputs=("data_dir", "aux_dir", "synthetic_dir"),
+        inputs=("data_dir", "aux_dir", "synthetic_dir", "unlabelled_dir", "init_from"),
+        parallel=True,
+        array=True,
     ),
     "estimate": Command(
         "mdaug.training.options:EstimateConfig",
@@ -222,8 +224,8 @@ def start(name: str, options: Any) -> None:
 def _forget_ranks(name: str, options: Any) -> None:
     """Take ranks out of the environment that are those of something else around this command, and say so.
 
-    Workers of generate and evaluate need not meet, so that a missing one would go unnoticed: what an array over seeds,
-    a pod or torchrun leaves in the environment must not give away a share of the work.
+    Workers of generate, evaluate and augment need not meet, so that a missing one would go unnoticed: what an array
+    over seeds, a pod or torchrun leaves in the environment must not give away a share of the work.
     """
     foreign = [each for each in ("WORLD_SIZE", "SLURM_ARRAY_TASK_COUNT") if os.environ.get(each, "1") != "1"]
     if foreign and find(name).array and options.worker is None:

@@ -17,6 +17,7 @@ import torch.distributed
 from torch.distributed import distributed_c10d
 
 from shards.errors import UserError
+from shards.validation import WORKER, WORKERS
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # A collective that waits longer than this has lost a rank; torch's own default (30 min) hides it.
@@ -137,6 +138,13 @@ def init() -> torch.device:
         deepspeed.init_distributed(dist_backend=backend, verbose=False)
         atexit.register(_leave)
     return device()
+
+
+def be_alone() -> None:
+    """Make this process a group of its own, whatever ranks or workers it is one of: it does a whole piece of work."""
+    for name in (WORKER, WORKERS):
+        os.environ.pop(name, None)
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
 def import_deepspeed():

@@ -13,6 +13,7 @@ import numpy as np
 from mdaug.measures import image_set
 from mdaug.measures.classifier import Source
 from shards import provenance
+from shards.colormap import nearest_maps
 from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.index import FILE_NAME as INDEX
@@ -22,6 +23,7 @@ from shards.packed import open_packed
 from shards.progress import say
 
 Use = Literal["uniform", "classes", "labels", "random"]
+COMPARED = 8  # pictures of a set that show its colour map
 RANDOM_LABELS = 4  # names the stream of random labels among those of a seed
 
 
@@ -36,6 +38,7 @@ class Auxiliary:
         same: whether the labels are those of the target classes.
         content: hash of the packed set.
         places: of each image, the split that it lies in and its index there.
+        groups: n names of recordings (or persons).
     """
 
     pixels: np.ndarray
@@ -44,6 +47,7 @@ class Auxiliary:
     same: bool
     content: str
     places: list[tuple[ShardDataset, int]] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -62,6 +66,7 @@ def load(
     same_names: Literal["ask", "same", "other"],
     image_size: int,
     max_per_class: int,
+    role: str = "aux_dir",
 ) -> Auxiliary:
     """Return all images of an auxiliary folder, whatever their split.
 
@@ -71,10 +76,11 @@ def load(
         known: such as "training" -> pixels of target images, among which no auxiliary image may be.
         same_names: whether classes of one name are the same class; "ask": it has to be said.
         image_size, max_per_class: as in `image_set.load`.
+        role: the option that names the folder.
 
     Raises:
-        UserError: images of other channels, or among the known ones by the hash of their pixels; classes of the same
-            names, if what that means is not said.
+        UserError: images of other channels, in another colour map, or among the known ones by the hash of their pixels;
+            classes of the same names, if what that means is not said.
     """
     folder = aux_dir
     if not ((folder / RUN_FILE).is_file() or (folder / "train" / INDEX).is_file()):
@@ -84,11 +90,12 @@ def load(
     (height, width, channels), (own_height, own_width, own_channels) = target["image_shape"], own["image_shape"]
     if own_channels != channels:
         raise UserError(
-            f"aux_dir {aux_dir} holds images of {own_channels} channel(s), data_dir {data_dir} of {channels}; pack "
+            f"{role} {aux_dir} holds images of {own_channels} channel(s), data_dir {data_dir} of {channels}; pack "
             "both with the same --image_mode"
         )
     if (own_height, own_width) != (height, width):
-        say(f"auxiliary images are {own_height}x{own_width}, the others {height}x{width}: all are resized alike")
+        say(f"the images of {role} are {own_height}x{own_width}, the others {height}x{width}: all are resized alike")
+    require_same_colours(ShardDataset(data_dir / "train"), ShardDataset(folder / "train"), data_dir, folder, role)
     parts = [
         image_set.load(folder / split, image_size=image_size, max_per_class=max_per_class)
         for split in SPLITS
@@ -97,13 +104,14 @@ def load(
     pixels = np.concatenate([part.images for part in parts])
     labels = np.concatenate([part.labels for part in parts])
     places = [(part.dataset, int(i)) for part in parts for i in part.indices]
+    groups = [group for part in parts for group in part.groups]
     # Kept apart from the images that train and judge.
     for what, images in known.items():
         there = {digest(image) for image in images}
         if overlap := sum(digest(image) in there for image in pixels):
             raise UserError(
-                f"{overlap} of {len(pixels)} images of aux_dir {aux_dir} are {what} images of {data_dir}; leave them "
-                "out of the auxiliary folder"
+                f"{overlap} of {len(pixels)} images of {role} {aux_dir} are {what} images of {data_dir}; leave them "
+                "out of that folder"
             )
     # Which classes these are.
     names: list[str] = own["classes"]
@@ -121,10 +129,32 @@ def load(
         place = np.array([target["classes"].index(name) if name in shared else -1 for name in names])
         pixels, labels, names = pixels[kept], place[labels[kept]], target["classes"]
         places = [places[i] for i in np.flatnonzero(kept)]
+        groups = [groups[i] for i in np.flatnonzero(kept)]
     else:  # classes without images are no outputs of the network
         present, labels = np.unique(labels, return_inverse=True)
         names = [names[int(label)] for label in present]
-    return Auxiliary(pixels, labels, names, same, provenance.read(folder, "images")["hash"], places)
+    return Auxiliary(pixels, labels, names, same, provenance.read(folder, "images")["hash"], places, groups)
+
+
+def require_same_colours(
+    target: ShardDataset, auxiliary: ShardDataset, packed: Path, folder: Path, role: str = "aux_dir"
+) -> None:
+    """Refuse colours of another map. Levels are the same quantity whatever they were painted in."""
+    if target.index["image_shape"][2] == 1 or not len(target) or not len(auxiliary):
+        return
+    own, other = _maps(target), _maps(auxiliary)
+    if (own or other) and not set(own) & set(other):
+        there, here = (names[0] if names else "no known colour map" for names in (other, own))
+        raise UserError(
+            f"{role} {folder} holds pictures in {there}, {packed} in {here}; pack both with --image_mode gray, which "
+            "takes the level behind the colours"
+        )
+
+
+def _maps(dataset: ShardDataset) -> tuple[str, ...]:
+    """Return the names of the colour maps that the pictures of a set may be painted in."""
+    some = range(0, len(dataset), max(1, len(dataset) // COMPARED))
+    return nearest_maps(np.concatenate([dataset[i]["image"].reshape(-1, 3) for i in some]))
 
 
 def digest(image: np.ndarray) -> bytes:

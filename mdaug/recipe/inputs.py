@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from mdaug.artifacts import find_pipeline, find_vqvae
 from mdaug.measures import image_set
 from mdaug.measures.auxiliary import load as load_auxiliary
 from mdaug.recipe.options import AugmentConfig
@@ -29,10 +32,11 @@ class Inputs:
         auxiliary: further images, or None.
         auxiliary_classes: their classes.
         same: whether the labels of `auxiliary` are those of the target classes.
-        synthetic: generated images, or None.
+        synthetic: generated images that were given, or None.
+        unlabelled: images whose class is not known, uint8 (n, S, S, C), or None.
         colormap: of levels, as in index.json.
         made_from: role -> content hash.
-        stored: "real", "auxiliary", "generated" -> where the bytes of their images are.
+        stored: "real", "auxiliary", "generated", "unlabelled" -> where the bytes of their images are.
     """
 
     classes: list[str]
@@ -43,6 +47,7 @@ class Inputs:
     auxiliary_classes: list[str]
     same: bool
     synthetic: Images | None
+    unlabelled: np.ndarray | None
     colormap: str | None
     made_from: dict[str, str | None]
     stored: dict[str, Stored]
@@ -52,8 +57,9 @@ def load(options: AugmentConfig) -> Inputs:
     """Open, and pack where needed, all images of a recipe.
 
     Raises:
-        UserError: one class, no held-out images, auxiliary images of other channels, of classes with the same names (if
-            that is not answered), or that are among the others; synthetic images of another set.
+        UserError: one class, no held-out images, auxiliary or unlabelled images of other channels, of classes with the
+            same names (if that is not answered), or that are among the others; synthetic images of another set; no base
+            model where `init_from` names one.
     """
     data_dir = _packed(options.data_dir, options)
     index = read_index(data_dir / "train")
@@ -67,9 +73,10 @@ def load(options: AugmentConfig) -> Inputs:
             "or a larger --val_fraction of mdaug pack"
         )
     made_from: dict[str, str | None] = {"images": provenance.read(data_dir, "images")["hash"]}
-    made_from |= {"auxiliary": None, "synthetic": None}
+    made_from |= {"auxiliary": None, "synthetic": None, "unlabelled": None, "base": None}
     (train, real), (held_out, _) = (_images(data_dir / part, options) for part in ("train", split))
     stored = {"real": real}
+    known = {"training": train.pixels, "held-out": held_out.pixels}
 
     auxiliary: Images | None = None
     names: list[str] = []
@@ -78,14 +85,27 @@ def load(options: AugmentConfig) -> Inputs:
         found = load_auxiliary(
             options.aux_dir,
             data_dir,
-            {"training": train.pixels, "held-out": held_out.pixels},
+            known,
             same_names=options.same_names,
             image_size=options.image_size,
             max_per_class=options.max_per_class,
         )
-        auxiliary = Images(found.pixels, found.labels, [str(i) for i in range(len(found))])
+        auxiliary = Images(found.pixels, found.labels, found.groups)
         names, same, made_from["auxiliary"] = found.classes, found.same, found.content
-        stored["auxiliary"] = Stored(*map(list, zip(*found.places, strict=True)))
+        stored["auxiliary"] = Stored.at(found.places)
+    unlabelled = None
+    if options.unlabelled_dir is not None:  # whatever its folders are called
+        found = load_auxiliary(
+            options.unlabelled_dir,
+            data_dir,
+            known,
+            same_names="other",
+            image_size=options.image_size,
+            max_per_class=options.max_per_class,
+            role="unlabelled_dir",
+        )
+        unlabelled, made_from["unlabelled"] = found.pixels, found.content
+        stored["unlabelled"] = Stored.at(found.places)
     synthetic = None
     if options.synthetic_dir is not None:
         record = provenance.read(options.synthetic_dir, "synthetic", "mixed")
@@ -93,8 +113,13 @@ def load(options: AugmentConfig) -> Inputs:
         provenance.require_same("images", data_dir, str(made_from["images"]), options.synthetic_dir, origin)
         made_from["synthetic"] = record["hash"]
         synthetic, stored["generated"] = _images(options.synthetic_dir, options)
+    if options.init_from is not None:
+        find_vqvae(options.init_from / "vqvae")
+        made_from["base"] = find_pipeline(options.init_from / "ldm")[1]["hash"]
     colormap = index.get("colormap")
-    return Inputs(classes, train, held_out, split, auxiliary, names, same, synthetic, colormap, made_from, stored)
+    return Inputs(
+        classes, train, held_out, split, auxiliary, names, same, synthetic, unlabelled, colormap, made_from, stored
+    )
 
 
 def _packed(folder: Path, options: AugmentConfig, group_by: str | None = None) -> Path:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from shards.validation import ascending, at_least, multiple_of, operational, within
+from shards.validation import ascending, at_least, multiple_of, one_of_workers, operational, within
 
 
 @dataclass
@@ -25,6 +25,16 @@ class AugmentConfig:
     """Images of other classes (other persons, sites, sensors), packed or an image folder; optional."""
     synthetic_dir: Path | None = operational(None)
     """Synthetic shards (`mdaug generate`) of a generator trained on data_dir; optional."""
+    unlabelled_dir: Path | None = operational(None)
+    """Images whose class is not known, packed or an image folder, to be labelled by a classifier; optional."""
+    generate: bool = False
+    """Also train a generator for each fold, which never sees it, and try its images; off by default, since it takes
+    minutes for each."""
+    generator: str = "few"
+    """With generate: preset of these generators and of their sampling, a name or a YAML file."""
+    init_from: Path | None = operational(None)
+    """With generate: folder of a base model (`make base`), with vqvae/ and ldm/ in it, which the generators start from:
+    its VQ-VAE as it is, its U-Net trained a third as long."""
     same_names: Literal["ask", "same", "other"] = "ask"
     """Classes of one name in data_dir and aux_dir: same: the same class, so that the images keep their labels; other:
     another class."""
@@ -50,6 +60,11 @@ class AugmentConfig:
     """Most images per class taken from each set."""
     workers: int = operational(0)
     """Processes that train classifiers, one thread each; 0: one per core."""
+    worker: int | None = operational(None)
+    """With generate: number of this worker, from 0; workers share the generators of the folds, and the last one to
+    finish does the rest."""
+    num_workers: int | None = operational(None)
+    """Number of workers; by default this one trains all generators."""
     verify: bool = operational(False)
     """Compare the hashes of all files of a finished folder, not their sizes alone; what was changed is made again."""
 
@@ -64,3 +79,6 @@ class AugmentConfig:
         within(self, "[16, 1024]", "image_size")
         multiple_of(self, 16, "image_size")
         ascending(self, "n_per_class")
+        one_of_workers(self)
+        if not self.generate and not (self.init_from is self.worker is self.num_workers is None):
+            raise ValueError("init_from, worker and num_workers are of the generators; say --generate true with them")

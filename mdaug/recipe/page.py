@@ -50,13 +50,8 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
             ],
         ),
         "<p class=note>Worth in real images: how many images per class the free baseline needs for the same mean "
-        "recall. Groups of the training images are judged by classifiers of other groups. The policy was chosen with "
-        "other seeds on the same folds, so that the figure of the free baseline is a little optimistic"
-        + (
-            "; the generator had seen the images of all folds, so a gain of generated images is an upper bound</p>"
-            if recipe["made_from"].get("synthetic")
-            else ".</p>"
-        ),
+        f"recall. Groups of the training images are judged by classifiers of other groups. {_optimistic(recipe)}</p>",
+        *_label_kept(recipe),
         "<h2>Is the number of images enough?</h2>",
         table(
             ["real images per class", *(str(number) for number, _ in recipe["enough"]["images"])],
@@ -69,7 +64,7 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
             ],
             [["mean recall of the free baseline", *(percent(recall) for _, recall in recipe["enough"]["groups"])]],
         ),
-        "<h2>The policy, and those it was chosen from</h2>",
+        f"<h2>The policy, and those it was chosen from, on {escape(recipe['searched_on'])}</h2>",
         f"<p>{escape(', '.join(f'{name} {value:g}' for name, value in policy.items()))}</p>",
         table(
             ["policy", "copies at test time", "mean recall", "95 % interval", "seeds"],
@@ -91,6 +86,37 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
         f'content="width=device-width,initial-scale=1"><title>mdaug augment</title><style>{STYLE}</style></head>\n'
         "<body>\n" + "\n".join(pieces) + "\n</body></html>\n",
     )
+
+
+def _optimistic(recipe: dict[str, Any]) -> str:
+    """Return which figures are better than they will be."""
+    if recipe["searched_on"] == "the training images":
+        said = (
+            "The policy was chosen with other seeds on the same folds, so that the figure of the free baseline is a "
+            "little optimistic."
+        )
+    else:
+        said = "The policy was chosen on the auxiliary images."
+    if recipe["config"]["generate"]:
+        said += " Each fold was judged with images of a generator that had not seen it."
+    if recipe["made_from"].get("synthetic"):
+        said += (
+            " The generator of the images that were given had seen the images of all folds, so a gain of these is an "
+            "upper bound."
+        )
+    return said
+
+
+def _label_kept(recipe: dict[str, Any]) -> list[str]:
+    """Return the table of what classifiers see in generated images."""
+    if not recipe["label_kept"]:
+        return []
+    rows = [[escape(kind), f"{share:.2f}"] for kind, share in recipe["label_kept"].items()]
+    return [
+        table(["generated images", "intended class seen, over that of real images"], rows),
+        "<p class=note>By classifiers of the fold that the generator has not seen. Of two strengths the one was tried "
+        "that brings more variety, if it keeps the class in nine tenths of what real images reach.</p>",
+    ]
 
 
 def summary(recipe: dict[str, Any], folder: Path) -> str:
@@ -121,12 +147,16 @@ def sentences(recipe: dict[str, Any]) -> list[str]:
         ]
     for row in recipe["cross_validation"]["arms"][1:]:
         verb = "kept" if row["kept"] else "not kept"
-        why = "" if row["kept"] else (
-            ", another addition gains more" if row["gain"][1] > 0 else ", its interval does not lie above zero"
-        )  # fmt: skip
+        if row["kept"] and "elsewhere" in row:
+            why = f", since it gains {_points(row['elsewhere'])} on the auxiliary images"
+        elif row["kept"]:
+            why = ""
+        else:
+            proven = row["gain"][1] > 0
+            why = ", another addition gains more" if proven else ", its interval does not lie above zero"
         said.append(f"{row['arm'].removeprefix('+ ')}: {_points(row['gain'])} over {row['against']}; {verb}{why}.")
-    if len(recipe["made_from"]) == 1:
-        said.append("No auxiliary and no generated images were given, so transforms are all there was to choose.")
+    if len(recipe["made_from"]) == 1 and not recipe["config"]["generate"]:
+        said.append("No auxiliary, unlabelled or generated images were given: transforms are all there was to choose.")
     return [*said, _enough(recipe)]
 
 
@@ -135,7 +165,7 @@ def command(config: dict[str, Any]) -> str:
     flags = [
         f"--{name} {shlex.quote(str(value))}"
         for name, value in config.items()
-        if value is not None and name != "workers"
+        if value is not None and name not in ("workers", "worker", "num_workers")
     ]
     return " ".join(["mdaug augment", *flags])
 

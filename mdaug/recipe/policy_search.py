@@ -1,4 +1,7 @@
-"""Which transforms, and whether predictions are averaged: chosen by cross-validation over groups of training images."""
+"""Which transforms, and whether predictions are averaged: chosen by cross-validation over groups of training images.
+
+A few dozen images choose by luck, so recordings of other people choose in their place where there are enough of them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ import numpy as np
 
 from mdaug.augment import COPIES, RICHER, TODAY, Policy
 from mdaug.recipe.figures import hits_of, interval, mean_recall
-from mdaug.recipe.trials import Images, Trial
+from mdaug.recipe.trials import Images, Material, Trial, make_folds
+from shards.errors import UserError
 
 # Time goes round in a periodic motion; an event is moved by less, and what moves in is the floor.
 EVENT: dict[str, Any] = {"circular": False, "shift": 0.25}
@@ -60,7 +64,6 @@ def search(
     candidates: dict[str, Policy] = CANDIDATES,
     seeds: int = 3,
     per_class: int = 0,
-    subset: int = 0,
 ) -> Chosen:
     """Choose a policy on training images alone.
 
@@ -73,16 +76,11 @@ def search(
         run: returns the results of trials.
         candidates: name -> policy.
         seeds: classifiers per candidate and fold in the second round.
-        per_class, subset: as in `trials.Trial`.
+        per_class: images of each class to train on, another subset for each seed; 0: all.
     """
 
     def trials(name: str, chosen: range) -> list[Trial]:
-        options = {"per_class": per_class, "subset": subset}
-        return [
-            Trial(name, candidates[name], fold=int(fold), seed=seed, **options)  # type: ignore[arg-type]
-            for seed in chosen
-            for fold in np.unique(folds)
-        ]
+        return _trials(name, candidates[name], folds, chosen, per_class)
 
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in candidates}
     chosen = list(candidates)
@@ -102,6 +100,57 @@ def search(
     best = next(row for row in rows if row["name"] in chosen)
     policy = replace(candidates[best["name"]], copies=best["copies"])
     return Chosen(best["name"], policy, best["recall"], best["low"], best["high"], rows)
+
+
+def prove(
+    train: Images,
+    folds: np.ndarray,
+    run: Callable[[Sequence[Trial]], list[dict[str, Any]]],
+    policy: Policy,
+    seeds: range,
+    per_class: int = 0,
+) -> tuple[float, float, float]:
+    """Return the cross-validated gain of a policy over today's transforms, and its 95 % interval.
+
+    The arguments are those of `search`; `seeds` are others than those that chose the policy.
+    """
+    hits = []
+    for each in (policy, TODAY):
+        results = run(_trials("", each, folds, seeds, per_class))
+        hits.append(hits_of(results, train.labels, "averaged" if each.copies else "plain"))
+    return interval(hits[0], train.labels, train.groups, hits[1])
+
+
+def task_of(auxiliary: Images | None, classes: Sequence[str], few: int, most_folds: int) -> Material | None:
+    """Return auxiliary images as a task on which a policy can be chosen; None where they are no better than few images.
+
+    They need two classes, two groups of each, and more images.
+
+    Args:
+        auxiliary: the images.
+        classes: names of their labels.
+        few: number of the training images that would choose otherwise.
+        most_folds: as in `make_folds`.
+    """
+    if auxiliary is None or len(auxiliary) <= few:
+        return None
+    present, labels = np.unique(auxiliary.labels, return_inverse=True)
+    groups = np.asarray(auxiliary.groups)
+    if len(present) < 2 or min(len(set(groups[labels == label])) for label in range(len(present))) < 2:
+        return None
+    try:
+        folds = make_folds(labels, auxiliary.groups, most_folds, [classes[label] for label in present])
+    except UserError:  # groups that cannot be dealt out
+        return None
+    return Material([classes[label] for label in present], replace(auxiliary, labels=labels), folds)
+
+
+def _trials(name: str, policy: Policy, folds: np.ndarray, seeds: range, per_class: int) -> list[Trial]:
+    return [
+        Trial(name, policy, fold=int(fold), seed=seed, per_class=per_class, subset=seed if per_class else 0)
+        for seed in seeds
+        for fold in np.unique(folds)
+    ]
 
 
 def _recalls(results: list[dict[str, Any]], train: Images) -> dict[str, float]:

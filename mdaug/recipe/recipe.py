@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from mdaug import distributed
 from mdaug.augment import COPIES, TODAY, Policy
 from mdaug.config import as_dict
 from mdaug.measures.worth import worth
 from mdaug.recipe import deliver, page, training_set
 from mdaug.recipe.figures import hits_of, interval, mean_recall
+from mdaug.recipe.generators import Generators, Kind
 from mdaug.recipe.inputs import Inputs, load
 from mdaug.recipe.options import AugmentConfig
-from mdaug.recipe.policy_search import CANDIDATES, FINALISTS, search
-from mdaug.recipe.trials import Material, Trial, Use, make_folds, members, run_all
+from mdaug.recipe.policy_search import CANDIDATES, FINALISTS, Chosen, prove, search, task_of
+from mdaug.recipe.trials import GIVEN, MOST_WORKERS, Material, Trial, make_folds, members, run_all
 from shards import atomic, provenance
-from shards.output_folder import OutputFolder, claim, refuse_other
+from shards.output_folder import OutputFolder, claim, exclusive, is_finished, refuse_other
+from shards.pool import cores
 from shards.progress import say
-from shards.validation import Preflight, identity_of
+from shards.validation import Preflight, identity_of, worker_of
 
-TRIALS, RECIPE = "trials", "recipe.json"
+TRIALS, POLICY_TRIALS, RECIPE = "trials", "policy_trials", "recipe.json"
 TODAY_ARM, AVERAGED, SEARCHED = "today's transforms", "today's transforms, averaged", "searched policy"
 UNIFORM, CLASSES, LABELS = "+ auxiliary, uniform labels", "+ auxiliary, further classes", "+ auxiliary, own labels"
-GENERATED = "+ generated"
+PSEUDO, GENERATED = "+ unlabelled, pseudo-labels", "+ generated"
 FRESH = 100  # the first seed of the comparison: not those by which the policy was chosen
+# Minutes at 64 x 64 pixels, for what is said before the start. A classifier: 83 s were measured on a core that others
+# used, too (14 of soundwave_gesture, 7 classes x 20). A generator: counted from the speeds of two cores in
+# docs/results.
+CLASSIFIER_MINUTES, GENERATOR_MINUTES, ADAPTED_MINUTES = 1.4, 7.0, 4.0
 
 
 def check(options: AugmentConfig, where: Preflight) -> None:
@@ -35,49 +43,88 @@ def check(options: AugmentConfig, where: Preflight) -> None:
     refuse_other(options.output_dir, "augment", identity_of(options))
 
 
-def run(options: AugmentConfig) -> dict[str, Any]:
+def pieces(options: AugmentConfig) -> int:
+    """Return how many workers can have work: one for the generator of each fold."""
+    return options.folds if options.generate else 1
+
+
+def run(options: AugmentConfig) -> dict[str, Any] | None:
     """Find the recipe, write it into `options.output_dir` and return what recipe.json holds.
+
+    Of several workers all but the last to finish train their share of the generators alone, and return None.
 
     Raises:
         UserError: images that do not fit together (see `inputs.load`), a class with one group only, or an output folder
             that holds something else.
     """
     check(options, Preflight())
+    worker, workers = worker_of(options, os.environ)
     inputs = load(options)
     train = inputs.train
     folds = make_folds(train.labels, train.groups, options.folds, inputs.classes)
-    folder = claim(options.output_dir, "augment", identity_of(options), inputs.made_from, wait=True)
+    generators = Generators(options, inputs, folds) if options.generate else None
+    folder = claim(options.output_dir, "augment", identity_of(options), inputs.made_from, together=True)
     if folder.finished:
         say(f"{folder.path} holds this recipe already, finished; delete the folder to look for it again.")
         recipe = json.loads((folder.path / RECIPE).read_text(encoding="utf-8"))
     else:
         folder.begin_again()
-        recipe = _find(options, inputs, folds, folder)
+        say(_budget(options, inputs, folds))
+        if generators is not None:
+            distributed.be_alone()
+            generators.make_share(worker, workers)
+            if not generators.complete:
+                say("this worker is done; the last one to finish compares the images and writes the recipe")
+                return None
+        with exclusive(folder.path):  # of workers that end together one goes on, and the others find what it has made
+            if is_finished(folder.path):
+                recipe = json.loads((folder.path / RECIPE).read_text(encoding="utf-8"))
+            else:
+                recipe = _find(options, inputs, folds, folder, generators)
     say(page.summary(recipe, folder.path))
     return recipe
 
 
-def _find(options: AugmentConfig, inputs: Inputs, folds: np.ndarray, folder: OutputFolder) -> dict[str, Any]:
+def _find(
+    options: AugmentConfig, inputs: Inputs, folds: np.ndarray, folder: OutputFolder, generators: Generators | None
+) -> dict[str, Any]:
     train = inputs.train
     settings = {name: getattr(options, name) for name in ("steps", "batch_size", "learning_rate")}
-    material = Material(inputs.classes, train, folds, inputs.held_out, inputs.auxiliary, inputs.synthetic, **settings)
+    names = [int(fold) for fold in np.unique(folds)]
+    synthetic = {(GIVEN, fold): inputs.synthetic for fold in (*names, None) if inputs.synthetic is not None}
+    kinds: list[Kind] = generators.chosen() if generators else []
+    if generators:
+        synthetic |= {(kind.name, fold): generators.images(kind, fold)[0] for kind in kinds for fold in names}
+    material = Material(
+        inputs.classes, train, folds, inputs.held_out, inputs.auxiliary, synthetic, inputs.unlabelled, **settings
+    )
     numbers = _curve_numbers(options, material)
-    expected = _expected(options, inputs, len(np.unique(folds)), len(numbers))
+    expected = _expected(options, inputs, len(names), len(numbers))
 
-    def train_all(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-        def progress(done: int) -> None:
+    def train_all(trials: Sequence[Trial], task: Material | None = None) -> list[dict[str, Any]]:
+        """Return the results of trials, of another task than the recipe's from a folder of its own."""
+
+        def progress(_: int) -> None:
+            done = sum(1 for place in (TRIALS, POLICY_TRIALS) for _ in (folder.path / place).glob("*.json"))
             folder.progress(min(done, expected), expected, "classifier")
 
-        return run_all(trials, material, folder.path / TRIALS, options.workers, progress)
+        place = folder.path / (POLICY_TRIALS if task else TRIALS)
+        return run_all(trials, task or material, place, options.workers, progress)
 
     # The transforms.
-    say(f"{len(train)} training images of {len(inputs.classes)} classes; about {expected} classifiers to train")
-    chosen = search(train, folds, train_all, seeds=options.seeds)
+    chosen, elsewhere = _search(options, inputs, folds, train_all)
     # Ways to train, all with fresh seeds and the same folds, and which additions are worth it.
-    compared = Comparison(options, inputs, folds, chosen.policy, train_all)
+    compared = Comparison(options, inputs, folds, chosen.policy, train_all, elsewhere, [kind.name for kind in kinds])
     free, best = compared.choose()
     # Is n enough?
     enough = _learning_curve(options, inputs, folds, compared.trials[free], train_all, numbers, compared.rows)
+    # Of generated images that were kept, those of a generator of all training images.
+    stored = inputs.stored
+    kind = next((kind for kind in kinds if kind.name == compared.trials[best].kind), None)
+    if generators and kind:
+        images, stored_images = generators.make_all(kind)
+        material = replace(material, synthetic={**synthetic, (kind.name, None): images})
+        stored = {**stored, "generated": stored_images}
     # The one look at the held-out images.
     arms = list(dict.fromkeys([TODAY_ARM, free, best]))
     held_out = _look(options, inputs, {arm: compared.trials[arm] for arm in arms}, train_all)
@@ -88,8 +135,12 @@ def _find(options: AugmentConfig, inputs: Inputs, folds: np.ndarray, folder: Out
         "free_baseline": free,
         "policy": final.policy.to_json(),
         "searched": chosen.name,
+        "searched_on": "auxiliary images" if elsewhere else "the training images",
         "auxiliary": {"use": final.use, "share": final.share} if final.use else None,
+        "unlabelled_share": final.pseudo,
         "generated_share": final.synthetic,
+        "generated_kind": final.kind if final.synthetic else None,
+        "label_kept": generators.label_kept() if generators else {},
         "cross_validation": {"arms": compared.rows, "policies": chosen.table, "folds": int(folds.max()) + 1},
         "enough": enough,
         "held_out": held_out,
@@ -99,12 +150,40 @@ def _find(options: AugmentConfig, inputs: Inputs, folds: np.ndarray, folder: Out
         "made_from": {role: content for role, content in inputs.made_from.items() if content is not None},
     }
     deliver.write(folder.path, final, material, inputs.colormap)
-    training_set.write(folder.path, final, material, inputs.stored)
+    training_set.write(folder.path, final, material, stored)
     atomic.write_text(folder.path / RECIPE, json.dumps(recipe, indent=1, ensure_ascii=False) + "\n")
     page.write(folder.path, recipe)
     files = [folder.path / RECIPE, folder.path / deliver.WEIGHTS]
     folder.finish("recipe", provenance.hash_files(files), as_dict(options))
     return recipe
+
+
+def _search(
+    options: AugmentConfig, inputs: Inputs, folds: np.ndarray, run: Any
+) -> tuple[Chosen, tuple[float, float, float] | None]:
+    """Return the best policy, and its gain over today's transforms on auxiliary images, where these have chosen it.
+
+    They choose where they are more than the training images and have groups, each classifier trained on as many of
+    them as a fold has training images.
+    """
+    train = inputs.train
+    names = inputs.classes if inputs.same else inputs.auxiliary_classes
+    task = task_of(inputs.auxiliary, names, len(train), options.folds)
+    if task is None:
+        return search(train, folds, run, seeds=options.seeds), None
+    count = len(np.unique(folds))
+    few = max(1, round(np.median(np.bincount(train.labels)) * (1 - 1 / count)))
+    settings = {name: getattr(options, name) for name in ("steps", "batch_size", "learning_rate")}
+    task = replace(task, **settings)
+
+    def run_task(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+        return run(trials, task)
+
+    chosen = search(task.train, task.folds, run_task, seeds=options.seeds, per_class=few)
+    if chosen.policy == TODAY:
+        return chosen, (0.0, 0.0, 0.0)
+    seeds = range(FRESH, FRESH + options.seeds)
+    return chosen, prove(task.train, task.folds, run_task, chosen.policy, seeds, few)
 
 
 class Comparison:
@@ -115,9 +194,19 @@ class Comparison:
         rows: figures of the arms: {"arm", "recall", "low", "high", "against", "gain": (difference, low, high), "kept"}.
     """
 
-    def __init__(self, options: AugmentConfig, inputs: Inputs, folds: np.ndarray, searched: Policy, run: Any):
+    def __init__(
+        self,
+        options: AugmentConfig,
+        inputs: Inputs,
+        folds: np.ndarray,
+        searched: Policy,
+        run: Any,
+        elsewhere: tuple[float, float, float] | None = None,
+        kinds: Sequence[str] = (),
+    ):
         self.options, self.train, self.folds, self.run = options, inputs.train, folds, run
-        self.inputs, self.searched = inputs, searched
+        self.inputs, self.searched, self.elsewhere = inputs, searched, elsewhere
+        self.kinds = [*([GIVEN] if inputs.synthetic is not None else []), *kinds]
         self.trials: dict[str, Trial] = {}
         self.hits: dict[str, np.ndarray] = {}
         self.rows: list[dict[str, Any]] = []
@@ -127,7 +216,11 @@ class Comparison:
 
         An addition is kept only if the interval of its gain lies above zero; of several the one with the larger gain.
         First over today's transforms: averaging over their copies, the searched policy. The winner is the free
-        baseline, on which auxiliary images have to gain, and generated ones on top of that.
+        baseline, on which auxiliary and unlabelled images have to gain. Generated ones come on top of that, and have to
+        gain over the best direct use, kept or not.
+
+        A policy whose gain is proven on auxiliary images is kept, if the training images do not speak against it: they
+        are too few to prove one.
         """
         share = self.options.share
         self._add(Trial(TODAY_ARM, TODAY))
@@ -135,18 +228,37 @@ class Comparison:
         if self.searched not in (TODAY, policies[AVERAGED]):
             policies[SEARCHED] = self.searched
         rows = [self._add(Trial(arm, policy), against=TODAY_ARM) for arm, policy in policies.items()]
-        free = best = self._keep(rows, TODAY_ARM)
+        free = self._keep(rows, TODAY_ARM)
+        if free == TODAY_ARM and self.elsewhere is not None and self.elsewhere[1] > 0:
+            row = next(row for row in rows if self.trials[row["arm"]].policy == self.searched)
+            row["elsewhere"] = self.elsewhere
+            if row["gain"][0] >= 0:
+                row["kept"], free = True, row["arm"]
         policy = self.trials[free].policy
-        if self.inputs.auxiliary is not None:
-            uses: dict[str, tuple[Use, float]] = {UNIFORM: ("uniform", share), CLASSES: ("classes", share)}
-            if self.inputs.same:  # of a quarter and a half of each batch, either was better on some person's gestures
-                uses = {LABELS: ("labels", share), f"{LABELS}, twice the share": ("labels", 2 * share)}
-            rows = [self._add(Trial(arm, policy, use, share=part), against=free) for arm, (use, part) in uses.items()]
-            best = self._keep(rows, free)
-        if self.inputs.synthetic is not None:
-            name = GENERATED if best == free else f"{best} {GENERATED}"
-            best = self._keep([self._add(replace(self.trials[best], arm=name, synthetic=share), against=best)], best)
-        return free, best
+        direct: list[Trial] = []
+        if self.inputs.same:  # of a quarter and a half of each batch, either was better on some person's gestures
+            direct += [
+                Trial(LABELS, policy, "labels", share=share),
+                Trial(f"{LABELS}, twice the share", policy, "labels", share=2 * share),
+            ]
+        elif self.inputs.auxiliary is not None:
+            direct += [
+                Trial(UNIFORM, policy, "uniform", share=share),
+                Trial(CLASSES, policy, "classes", share=share),
+            ]
+        if self.inputs.unlabelled is not None:
+            direct.append(Trial(PSEUDO, policy, pseudo=share))
+        rows = [self._add(trial, against=free) for trial in direct]
+        best = self._keep(rows, free)
+        # Generated images.
+        against = max([row for row in self.rows if row["arm"] == free] + rows, key=lambda row: row["recall"])["arm"]
+        rows = []
+        for kind in self.kinds:
+            what = GENERATED if kind == GIVEN else f"{GENERATED}, {kind}"
+            name = what if best == free else f"{best} {what}"
+            trial = replace(self.trials[best], arm=name, synthetic=share, kind=kind)
+            rows.append(self._add(trial, against=against))
+        return free, self._keep(rows, best)
 
     def _add(self, trial: Trial, against: str | None = None) -> dict[str, Any]:
         seeds = range(FRESH, FRESH + self.options.seeds)
@@ -239,6 +351,20 @@ def _look(options: AugmentConfig, inputs: Inputs, trials: dict[str, Trial], run:
 
 def _expected(options: AugmentConfig, inputs: Inputs, folds: int, numbers: int) -> int:
     """Return about how many classifiers a recipe trains."""
-    arms = 3 + 2 * (inputs.auxiliary is not None) + (inputs.synthetic is not None)
+    arms = 3 + 2 * (inputs.auxiliary is not None) + 2 * (inputs.unlabelled is not None)
+    arms += (inputs.synthetic is not None) + (3 if options.generate else 0)
     of_search = folds * (len(CANDIDATES) + FINALISTS * (options.seeds - 1))
     return of_search + options.seeds * (folds * (arms + numbers + 3) + 3)
+
+
+def _budget(options: AugmentConfig, inputs: Inputs, folds: np.ndarray) -> str:
+    """Return what is going to be trained, and about how long that takes."""
+    count = len(np.unique(folds))
+    classifiers = _expected(options, inputs, count, len(options.n_per_class))
+    minutes = classifiers * CLASSIFIER_MINUTES / min(options.workers or cores(), MOST_WORKERS)
+    text = f"{len(inputs.train)} training images of {len(inputs.classes)} classes; about {classifiers} classifiers"
+    if options.generate:
+        each = GENERATOR_MINUTES if options.init_from is None else ADAPTED_MINUTES
+        text += f" and {count} generators, one more if their images are kept,"
+        minutes += each * (count + 1)
+    return f"{text} to train: about {max(1, round(minutes))} minutes at 64x64 on busy cores, less on quiet ones"

@@ -11,14 +11,14 @@ its share of them, and within it all classes weigh the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mdaug.recipe.trials import Material, Trial
+from mdaug.recipe.trials import Images, Material, Trial, pseudo_labels
 from shards import atomic
 from shards.dataset import ShardDataset
 from shards.index import write_index
@@ -41,6 +41,16 @@ class Stored:
     datasets: list[ShardDataset]
     indices: list[int]
 
+    @classmethod
+    def at(cls, places: Iterable[tuple[ShardDataset, int]]) -> Stored:
+        """Return the images at (data set, index)."""
+        datasets, indices = map(list, zip(*places, strict=True))
+        return cls(datasets, indices)
+
+    def take(self, chosen: np.ndarray) -> Stored:
+        """Return the images at the given positions."""
+        return Stored.at((self.datasets[i], self.indices[i]) for i in chosen.tolist())
+
 
 def write(folder: Path, trial: Trial, material: Material, stored: dict[str, Stored]) -> None:
     """Write the images that a trial is trained on.
@@ -49,14 +59,21 @@ def write(folder: Path, trial: Trial, material: Material, stored: dict[str, Stor
         folder: the output folder of the recipe.
         trial: one without a fold, on all training images.
         material: labels of all images.
-        stored: "real", and "auxiliary" and "generated" where there are any -> where their bytes are.
+        stored: "real", and those of "auxiliary", "generated" and "unlabelled" that are used -> where their bytes are.
     """
     classes = list(material.classes)
     others: list[tuple[str, Any, float, str]] = []
     if trial.use:
         others.append(("auxiliary", material.auxiliary, trial.share, TARGETS[trial.use]))
     if trial.synthetic:
-        others.append(("generated", material.synthetic, trial.synthetic, TARGETS["labels"]))
+        generated = material.synthetic[trial.kind, None]
+        others.append(("generated", generated, trial.synthetic, TARGETS["labels"]))
+    if trial.pseudo:
+        chosen, labels = pseudo_labels(trial, material)
+        if len(chosen) and material.unlabelled is not None:
+            stored = stored | {"unlabelled": stored["unlabelled"].take(chosen)}
+            images = Images(material.unlabelled[chosen], labels, [""] * len(chosen))
+            others.append(("unlabelled", images, trial.pseudo, TARGETS["labels"]))
     rest = 1 - sum(other[2] for other in others)
     sources = []
     for name, images, share, target in [("real", material.train, rest, TARGETS["labels"]), *others]:
@@ -65,8 +82,8 @@ def write(folder: Path, trial: Trial, material: Material, stored: dict[str, Stor
         place = folder / FOLDER / name
         place.mkdir(parents=True, exist_ok=True)
         for shard, first in enumerate(range(0, len(images), PER_SHARD)):
-            chosen = range(first, min(first + PER_SHARD, len(images)))
-            write_shard(place / f"{shard:06d}.tar", _samples(chosen, stored[name], images.labels, weights, target))
+            those = range(first, min(first + PER_SHARD, len(images)))
+            write_shard(place / f"{shard:06d}.tar", _samples(those, stored[name], images.labels, weights, target))
         index = stored[name].datasets[0].index
         write_index(place, own, **{key: index[key] for key in ("image_shape", "colormap") if key in index})
         sources.append({"folder": name, "images": len(images), "share": share, "target": target})

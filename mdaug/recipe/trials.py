@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,8 @@ from shards.progress import Progress
 ATTEMPTS = 200  # to deal groups out
 MOST_WORKERS = 8  # each holds its own copy of the images and of torch
 Use = Literal["", "uniform", "classes", "labels"]
+GIVEN = "given"  # kind of the generated images of --synthetic_dir
+CONFIDENT = 0.8  # probability from which a pseudo-label is taken
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class Material:
         folds: int64 (n,), the fold of each of these.
         held_out: images that trials without a fold are judged on.
         auxiliary: images of other classes, labels from 0 on; or of the target classes, for the use "labels".
-        synthetic: generated images of the target classes.
+        synthetic: (kind, fold) -> generated images of the target classes, by a generator that has not seen the fold.
+        unlabelled: images whose class is not known, uint8 (n, S, S, C).
         steps, batch_size, learning_rate: see `classifier.train`.
     """
 
@@ -66,7 +69,8 @@ class Material:
     folds: np.ndarray
     held_out: Images | None = None
     auxiliary: Images | None = None
-    synthetic: Images | None = None
+    synthetic: Mapping[tuple[str, int | None], Images] = field(default_factory=dict)
+    unlabelled: np.ndarray | None = None
     steps: int | Literal["settled"] = classifier.SETTLED
     batch_size: int = 32
     learning_rate: float = 1e-3
@@ -83,6 +87,9 @@ class Trial:
             network, images with the "labels" of the target classes; "": not used.
         share: of each batch that they take.
         synthetic: share of each batch that generated images take.
+        kind: of these images.
+        pseudo: share of each batch of unlabelled images, with the labels that the same classifier, trained without
+            them, is confident of.
         fold: judged on this fold and trained on the others; None: trained on all, judged on the held-out images.
         seed: of weights, order and transforms.
         per_class: training images of each class, nested in those of larger numbers; 0: all.
@@ -95,6 +102,8 @@ class Trial:
     use: Use = ""
     share: float = 0.25
     synthetic: float = 0.0
+    kind: str = GIVEN
+    pseudo: float = 0.0
     fold: int | None = None
     seed: int = 0
     per_class: int = 0
@@ -180,8 +189,13 @@ def fit(trial: Trial, material: Material, losses: list[float] | None = None) -> 
         source, outputs = auxiliary.source(extra.pixels, extra.labels, trial.use, outputs, trial.share)
         others.append(source)
     if trial.synthetic:
-        assert material.synthetic is not None
-        others.append(Source(material.synthetic.pixels, material.synthetic.labels, trial.synthetic))
+        generated = material.synthetic[trial.kind, trial.fold]
+        others.append(Source(generated.pixels, generated.labels, trial.synthetic))
+    if trial.pseudo:
+        chosen, labels = pseudo_labels(trial, material)
+        assert material.unlabelled is not None
+        if len(chosen):
+            others.append(Source(material.unlabelled[chosen], labels, trial.pseudo))
     return classifier.train(
         used.pixels,
         used.labels,
@@ -195,6 +209,20 @@ def fit(trial: Trial, material: Material, losses: list[float] | None = None) -> 
         floor=classifier.floor_of(used.pixels),
         losses=losses,
     )
+
+
+def pseudo_labels(trial: Trial, material: Material) -> tuple[np.ndarray, np.ndarray]:
+    """Return (positions, classes), int64, of the unlabelled images that the classifier of a trial is confident of.
+
+    It is trained without them, and its probabilities are averaged over the transformed copies of the policy.
+    """
+    assert material.unlabelled is not None  # whoever plans such a trial has them
+    teacher = fit(replace(trial, pseudo=0.0), material)
+    floor = classifier.floor_of(material.train.take(members(trial, material)).pixels)
+    count, policy = len(material.classes), trial.policy
+    probabilities = classifier.predict(teacher, material.unlabelled, policy, num_classes=count, floor=floor)
+    chosen = np.flatnonzero(probabilities.max(1) >= CONFIDENT)
+    return chosen, probabilities[chosen].argmax(1)
 
 
 def run_trial(trial: Trial, material: Material) -> dict[str, Any]:

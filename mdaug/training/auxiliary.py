@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from mdaug import distributed
+from mdaug.measures.auxiliary import require_same_colours
 from mdaug.training.options import LDMConfig, TrainingConfig
 from shards import provenance
-from shards.colormap import nearest_maps
 from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.index import FILE_NAME as INDEX
@@ -23,7 +23,6 @@ from shards.index import SPLITS, read_index
 from shards.order import STREAM_AUXILIARY, STREAM_ORDER, BalancedOrder, EpochOrder, Order, SharedOrder
 from shards.packed import open_packed, packed_hash
 
-COMPARED = 8  # pictures of a set that show its colour map
 NO_CLASS = -1  # label of an auxiliary image that is shown without its class, until the number of classes is known
 
 
@@ -85,28 +84,9 @@ def open_sets(options: TrainingConfig, packed: Path, vqvae: Path | None = None) 
         # Image folders are packed in the form of the target.
         mode = {1: "gray", 3: "rgb"}[channels]
         auxiliary = open_packed(folder, options.image_size, image_mode=mode, colormap=options.colormap)
-        _require_same_colours(target, ShardDataset(auxiliary / "train"), packed, auxiliary)
+        require_same_colours(target, ShardDataset(auxiliary / "train"), packed, auxiliary)
         opened.append(auxiliary)
     return opened
-
-
-def _require_same_colours(target: ShardDataset, auxiliary: ShardDataset, packed: Path, folder: Path) -> None:
-    """Refuse colours of another map. Levels are the same quantity whatever they were painted in."""
-    if target.index["image_shape"][2] == 1 or not len(target) or not len(auxiliary):
-        return
-    own, other = _maps(target), _maps(auxiliary)
-    if (own or other) and not set(own) & set(other):
-        there, here = (names[0] if names else "no known colour map" for names in (other, own))
-        raise UserError(
-            f"aux_dir {folder} holds pictures in {there}, {packed} in {here}; pack both with --image_mode gray, which "
-            "takes the level behind the colours"
-        )
-
-
-def _maps(dataset: ShardDataset) -> tuple[str, ...]:
-    """Return the names of the colour maps that the pictures of a set may be painted in."""
-    some = range(0, len(dataset), max(1, len(dataset) // COMPARED))
-    return nearest_maps(np.concatenate([dataset[i]["image"].reshape(-1, 3) for i in some]))
 
 
 def refuse_overlap(options: TrainingConfig, packed: Path, opened: Sequence[Path]) -> None:

@@ -17,6 +17,7 @@ REQUIRED_OF = {
     "spectrogram": ["--v_max_m_s=3"],
     "ema": ["--reconstruct=0.1"],
     "train-ldm": ["--latent_channels=2"],
+    "augment": ["--generate=true"],
 }
 PRESET = """
 common: {image_size: 64, seed: 5}

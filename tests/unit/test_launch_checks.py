@@ -74,7 +74,7 @@ def launched(monkeypatch):
         (["weights"], "run: mdaug weights"),
         (
             ["encode", "--preset", "typo", "--", "--output_dir", "{out}"],
-            "typo does not exist; presets are default, demo, gpu",
+            "typo does not exist; presets are base, default, demo",
         ),
         (
             ["encode", "--config", "demo", "--", "--output_dir", "{out}"],

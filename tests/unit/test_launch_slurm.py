@@ -287,7 +287,7 @@ def test_a_training_is_no_array_and_without_slurm_the_ranks_do_it_all(tmp_path, 
     monkeypatch.setattr(slurm_query, "available", lambda: False)
     flags = ["--", "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
     assert main(["train-vqvae", "--cluster", "slurm", "--workers", "2", *flags]) == 2
-    assert "only generate and evaluate run as a job array" in capsys.readouterr().err
+    assert "only generate, evaluate, augment run as a job array" in capsys.readouterr().err
     for cluster in ("auto", "local"):
         local = ["generate", "--cluster", cluster, "--workers", "64", "--gpus_per_node", "2", "--dry_run"]
         assert main([*local, "--", "--ldm_path", "x", "--output_dir", "y"]) == 0
@@ -303,7 +303,7 @@ def test_no_more_jobs_are_queued_than_have_shards_to_make(ranks, shards, jobs, l
     count = ["--num_samples", str(4 * shards), "--samples_per_shard", "4"]
     assert main(["generate", *size, "--ldm_path", str(ldm), "--output_dir", str(tmp_path / "out"), *count]) == 0
     shown = capsys.readouterr().out
-    assert f"workers=20, but {shards} shard(s) are work for {jobs} job(s) of {ranks} rank(s)" in shown
+    assert f"workers=20, but {shards} piece(s) are work for {jobs} job(s) of {ranks} rank(s)" in shown
     assert (f"#SBATCH --array=0-{jobs - 1}\n" in shown) == (jobs > 1)
 
 

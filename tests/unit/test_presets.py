@@ -54,3 +54,15 @@ def test_a_section_wins_over_the_common_part_which_reaches_only_commands_with_su
 def test_the_old_path_of_a_preset_names_the_new_one():
     with pytest.raises(UserError, match="a preset is one file now: --config demo"):
         cli.parse("pack", ["--config", "configs/demo/pack.yaml", *stages.flags("pack", Path("out"))])
+
+
+def test_a_base_model_is_adapted_with_the_networks_of_the_generators_of_few_images():
+    base, few = load("base"), load("few")
+    for command, own in (
+        ("train-vqvae", {"n_layers", "base_channels", "vq_num_embed", "latent_channels", "image_size"}),
+        ("train-ldm", {"block_out_channels", "layers_per_block", "num_heads", "norm_num_groups", "attention"}),
+        ("train-ldm", {"window_size", "prediction_type", "beta_schedule", "image_size", "condition_on"}),
+    ):
+        assert {name: getattr(base[command], name) for name in own} == {
+            name: getattr(few[command], name) for name in own
+        }

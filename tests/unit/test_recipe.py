@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,14 @@ from mdaug.measures import classifier, image_set
 from mdaug.measures.worth import in_words, worth
 from mdaug.recipe import deliver, policy_search, recipe, training_set
 from mdaug.recipe.figures import interval
+from mdaug.recipe.generators import Generators
 from mdaug.recipe.inputs import load
 from mdaug.recipe.options import AugmentConfig
-from mdaug.recipe.trials import Images, Material, Trial, make_folds, members, run_trial
+from mdaug.recipe.trials import GIVEN, Images, Material, Trial, make_folds, members, pseudo_labels, run_trial
 from shards import provenance
 from shards.dataset import ShardDataset
 from shards.errors import UserError
+from tests.pictures import painted, ridge, save
 from tests.toy import CLASSES, toy_image, toy_packed, toy_synthetic
 
 FEW = {"only": TODAY, "richer": RICHER}
@@ -193,9 +195,8 @@ def test_the_training_set_trains_the_classifier_without_mdaug(options, packed, t
     options = replace(options, aux_dir=others(tmp_path / "others", names), same_names=same)
     inputs = load(replace(options, synthetic_dir=toy_synthetic(tmp_path / "synthetic", packed, per_class=4)))
     settings = {"steps": 2, "batch_size": 8}
-    material = Material(
-        inputs.classes, inputs.train, np.array([]), None, inputs.auxiliary, inputs.synthetic, **settings
-    )
+    given = {(GIVEN, None): inputs.synthetic}
+    material = Material(inputs.classes, inputs.train, np.array([]), None, inputs.auxiliary, given, **settings)
     trial = Trial("", replace(RICHER, mix=0.3, copies=2), use, share=0.25, synthetic=0.25)
     deliver.write(tmp_path / "out", trial, material, inputs.colormap)
     training_set.write(tmp_path / "out", trial, material, inputs.stored)
@@ -278,7 +279,159 @@ def test_auxiliary_images_that_do_not_fit_are_refused_in_one_line(options, packe
     assert resized.auxiliary.pixels.shape[1:] == (32, 32, 1)
 
 
+def test_pictures_in_another_colour_map_are_refused_in_one_line(options, tmp_path):
+    for name, paint, first in (("mine", "jet-256", 0), ("theirs", "viridis", 50)):
+        for label in range(2):
+            for i in range(8):
+                levels = ridge(100 * label + first + i, 32, 32)
+                save(tmp_path / name / f"{name}{label}" / f"r{i // 2}_{i}.png", painted(levels, paint))
+    mine = replace(options, data_dir=tmp_path / "mine", group_by=r"(r\d)_")
+    for role in ("aux_dir", "unlabelled_dir"):
+        with pytest.raises(UserError, match=f"{role} .* holds pictures in viridis.*--image_mode gray"):
+            load(replace(mine, **{role: tmp_path / "theirs"}))
+
+
+def test_a_generator_needs_two_images_of_a_class_and_a_base_model_that_is_there(options, tmp_path):
+    with pytest.raises(UserError, match="holds no trained VQ-VAE"):
+        load(replace(options, generate=True, init_from=tmp_path))
+    inputs = load(options)
+    one = replace(inputs, train=inputs.train.take(np.arange(4)))
+    made = Generators(replace(options, generate=True), one, np.zeros(4, int))
+    with pytest.raises(UserError, match="a generator needs two images of a class"):
+        made._pack(tmp_path / "packed", None)
+    with pytest.raises(UserError, match="no-such-preset"):
+        Generators(replace(options, generate=True, generator="no-such-preset"), inputs, np.zeros(48, int))
+
+
+def test_unlabelled_images_that_train_or_judge_are_refused(options, packed, tmp_path):
+    with pytest.raises(UserError, match=r"\d+ of \d+ images of unlabelled_dir .* are training images"):
+        load(replace(options, unlabelled_dir=packed))
+    with pytest.raises(UserError, match=r"unlabelled_dir .* holds images of 3 channel"):
+        load(replace(options, unlabelled_dir=others(tmp_path / "a" / "colours", channels=3)))
+    inputs = load(replace(options, unlabelled_dir=others(tmp_path / "b" / "names", names=("flat", "zag"))))
+    assert inputs.unlabelled.shape == (16, 32, 32, 1)
+    assert inputs.made_from["unlabelled"]
+
+
+def task(rng: np.random.Generator, per_class: int, groups: int) -> Images:
+    """Toy images, `groups` of each class."""
+    labels = np.tile(np.arange(4), per_class)
+    pixels = np.stack([toy_image(label, rng, 16) for label in labels])
+    return Images(pixels, labels, [f"g{i // 4 % groups}" for i in range(len(labels))])
+
+
+def test_pseudo_labels_are_what_the_classifier_without_them_is_confident_of(tmp_path):
+    """Learnt well, they are right."""
+    rng = np.random.default_rng(0)
+    train, unknown = task(rng, 16, 2), task(rng, 6, 2)
+    pixels = np.concatenate([unknown.pixels, rng.integers(0, 256, (8, 16, 16, 1), dtype=np.uint8)])
+    material = Material(CLASSES, train, np.array([]), unlabelled=pixels, steps=150, batch_size=16, learning_rate=3e-3)
+    trial = Trial("", TODAY, pseudo=0.25)
+    with classifier.one_thread():
+        chosen, labels = pseudo_labels(trial, material)
+        again, _ = pseudo_labels(replace(trial, pseudo=0.1), material)  # the share does not decide them
+    assert chosen.tolist() == again.tolist()
+    known = chosen[chosen < len(unknown)]
+    assert len(known) >= 0.7 * len(unknown)
+    assert (labels[: len(known)] == unknown.labels[known]).mean() > 0.9
+
+
+def test_the_training_set_holds_the_unlabelled_images_that_were_given_a_label(options, tmp_path):
+    inputs = load(replace(options, unlabelled_dir=others(tmp_path / "others")))
+    settings = {"steps": 60, "batch_size": 16, "learning_rate": 3e-3}
+    material = Material(inputs.classes, inputs.train, np.array([]), unlabelled=inputs.unlabelled, **settings)
+    trial = Trial("", TODAY, pseudo=0.25)
+    with classifier.one_thread():
+        chosen, labels = pseudo_labels(trial, material)
+        training_set.write(tmp_path / "out", trial, material, inputs.stored)
+    assert len(chosen)
+    there = ShardDataset(tmp_path / "out" / training_set.FOLDER / "unlabelled", fields=("image", "meta"))
+    assert there.labels.tolist() == labels.tolist()
+    sized = np.stack([image_set.preprocess(there[i]["image"], 32) for i in range(len(there))])
+    assert (sized == inputs.unlabelled[chosen]).all()
+    assert sum(there[i]["meta"]["weight"] for i in range(len(there))) == pytest.approx(0.25)
+
+
+def test_auxiliary_images_choose_the_policy_where_they_are_more_and_have_groups(options, packed, tmp_path):
+    rng = np.random.default_rng(0)
+    few, many = task(rng, 4, 2), task(rng, 20, 4)
+    for images, used in (
+        (many, True),
+        (None, False),
+        (few, False),  # no more than the training images
+        (replace(many, groups=[f"c{label}" for label in many.labels]), False),  # one group of each class
+        (many.take(np.flatnonzero(many.labels == 0)), False),  # one class
+    ):
+        found = policy_search.task_of(images, CLASSES, 16, 3)
+        assert (found is not None) == used
+    found = policy_search.task_of(many.take(np.flatnonzero(many.labels > 1)), CLASSES, 16, 3)
+    assert (list(found.classes), set(found.train.labels)) == (CLASSES[2:], {0, 1})
+    assert len(set(found.folds)) == 3
+
+    # Within a recipe: each classifier of the search sees as many of them as a fold has training images.
+    seen = []
+
+    def run(trials, material=None):
+        seen.extend((trial.per_class, trial.subset, material is not None) for trial in trials)
+        return [{"trial": asdict(t), "judged": [], "plain": [], "averaged": []} for t in trials]
+
+    inputs = replace(load(options), auxiliary=many, same=False, auxiliary_classes=CLASSES)
+    short = replace(inputs, train=inputs.train.take(np.arange(16)))
+    chosen, gain = recipe._search(options, short, np.arange(16) // 8, run)
+    assert set(seen) <= {(2, subset, True) for subset in (0, 1, recipe.FRESH, recipe.FRESH + 1)}
+    assert gain is not None
+    assert chosen.name in FEW
+    seen.clear()
+    assert recipe._search(options, replace(short, auxiliary=few), np.arange(16) // 8, run)[1] is None
+    assert {each[2] for each in seen} == {False}
+
+
+@pytest.mark.parametrize(
+    ("own", "there", "kept"),
+    [
+        ((0.02, -0.1, 0.1), (0.03, 0.01, 0.05), True),  # proven on auxiliary images, and not contradicted
+        ((-0.02, -0.1, 0.1), (0.03, 0.01, 0.05), False),
+        ((0.02, -0.1, 0.1), (0.03, -0.01, 0.05), False),
+        ((0.02, -0.1, 0.1), None, False),
+    ],
+)
+def test_a_policy_that_is_proven_on_auxiliary_images_is_kept_unless_the_own_ones_contradict(
+    options, monkeypatch, own, there, kept
+):
+    compared = recipe.Comparison(options, load(options), np.array([0]), RICHER, None, there)
+
+    def add(trial, against=None):
+        row = {"arm": trial.arm, "recall": 0.5, "against": against, "gain": own, "kept": False}
+        compared.trials[trial.arm] = trial
+        compared.rows.append(row)
+        return row
+
+    monkeypatch.setattr(compared, "_add", add)
+    free, best = compared.choose()
+    assert free == best == (recipe.SEARCHED if kept else recipe.TODAY_ARM)
+    assert next(row for row in compared.rows if row["arm"] == recipe.SEARCHED)["kept"] == kept
+
+
+def test_generated_images_have_to_beat_the_best_direct_use_though_it_was_not_proven(options, monkeypatch, tmp_path):
+    inputs = load(replace(options, aux_dir=others(tmp_path / "others"), unlabelled_dir=others(tmp_path / "more", "pq")))
+    compared = recipe.Comparison(options, inputs, np.array([0]), TODAY, None, None, ["redrawn"])
+    recalls = {recipe.TODAY_ARM: 0.5, recipe.UNIFORM: 0.6, recipe.CLASSES: 0.55, recipe.PSEUDO: 0.58}
+
+    def add(trial, against=None):
+        row = {"arm": trial.arm, "recall": recalls.get(trial.arm, 0.5), "against": against, "kept": False}
+        compared.trials[trial.arm], row["gain"] = trial, (0.1, -0.1, 0.3)
+        compared.rows.append(row)
+        return row
+
+    monkeypatch.setattr(compared, "_add", add)
+    assert compared.choose() == (recipe.TODAY_ARM, recipe.TODAY_ARM)
+    assert compared.rows[-1]["arm"] == f"{recipe.GENERATED}, redrawn"
+    assert compared.rows[-1]["against"] == recipe.UNIFORM
+
+
 def test_values_that_cannot_work_are_refused():
+    with pytest.raises(ValueError, match="--generate true"):
+        AugmentConfig(Path("a"), Path("b"), init_from=Path("base"))
     for wrong, field in (({"share": 0.9}, "share"), ({"image_size": 50}, "multiple of 16"), ({"folds": 1}, "folds")):
         with pytest.raises(ValueError, match=field):
             AugmentConfig(Path("a"), Path("b"), **wrong)

@@ -1,0 +1,234 @@
+"""The generators of a recipe: one for each fold, which has not seen it, and one of all training images; their images.
+
+    generators/auxiliary, unlabelled     what all of them are trained with, beside
+    generators/<fold>/packed             the training images of the other folds; of each class one validates
+    generators/<fold>/vqvae, ldm         trained on them
+    generators/<fold>/<kind>             their images
+    generators/<fold>/label_kept.json    how often a classifier of other groups sees the intended class in them
+
+Everything is a folder of its own command, which resumes, and is finished once.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mdaug import cli
+from mdaug.augment import TODAY
+from mdaug.generation.generate import run as generate
+from mdaug.measures import classifier, image_set
+from mdaug.recipe import sets
+from mdaug.recipe.figures import mean_recall
+from mdaug.recipe.inputs import Inputs
+from mdaug.recipe.options import AugmentConfig
+from mdaug.recipe.training_set import Stored
+from mdaug.recipe.trials import Images
+from mdaug.training import train_ldm, train_vqvae
+from shards import atomic
+from shards.errors import UserError
+from shards.progress import say
+from shards.subset import take_per_class
+
+FOLDER, LABEL_KEPT = "generators", "label_kept.json"
+ALL = "all"  # name of the generator of all training images
+STRENGTHS = (0.4, 0.6)
+PER_CLASS = 50  # images of each kind
+ADAPTED = 1 / 3  # of the length of a training, for one that starts from a base model
+KEPT = 0.9  # of the recall on real images, from which a label counts as kept
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way to make images.
+
+    Attributes:
+        name: of the arm.
+        source: what is redrawn: "own" or "auxiliary" images; "": nothing, samples begin with noise.
+        strength: share of the noise schedule.
+    """
+
+    name: str
+    source: str = ""
+    strength: float = 0.0
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder."""
+        return f"{self.source}-{self.strength:g}" if self.source else "noise"
+
+
+NOISE = Kind("sampled from noise")
+VARIED = tuple(Kind(f"own images varied at strength {strength:g}", "own", strength) for strength in STRENGTHS)
+REDRAWN = tuple(Kind(f"auxiliary images redrawn at {strength:g}", "auxiliary", strength) for strength in STRENGTHS)
+
+
+class Generators:
+    """Trains and samples the generators.
+
+    Args:
+        options: of the recipe.
+        inputs: its images.
+        folds: int64 (n,), the fold of each training image.
+
+    Attributes:
+        kinds: the images that it makes.
+        samples_of_unet: length of the training of a U-Net; None where the preset gives another measure.
+    """
+
+    def __init__(self, options: AugmentConfig, inputs: Inputs, folds: np.ndarray):
+        self.options, self.inputs, self.folds = options, inputs, folds
+        self.place = options.output_dir / FOLDER
+        self.kinds = [NOISE, *VARIED, *(REDRAWN if inputs.auxiliary is not None else ())]
+        whole = self._flags("train-ldm", {}).train_samples
+        self.samples_of_unet = round(ADAPTED * whole) if whole and options.init_from else whole
+
+    @property
+    def complete(self) -> bool:
+        """Whether the images of all folds are there."""
+        return all((self._of(int(fold)) / LABEL_KEPT).is_file() for fold in np.unique(self.folds))
+
+    def make_share(self, worker: int, workers: int) -> None:
+        """Train the generators of every so many folds, and make their images."""
+        for fold in np.unique(self.folds)[worker::workers]:
+            self._make(int(fold), self.kinds)
+            self._judge(int(fold))
+
+    def make_all(self, kind: Kind) -> tuple[Images, Stored]:
+        """Return images of a kind by a generator of all training images."""
+        self._make(None, [kind])
+        return self.images(kind, None)
+
+    def images(self, kind: Kind, fold: int | None) -> tuple[Images, Stored]:
+        """Return the images of a kind by the generator that has not seen a fold; None: by that of all images."""
+        size = self.options.image_size
+        loaded = image_set.load(self._of(fold) / kind.folder, image_size=size, max_per_class=PER_CLASS)
+        known = [self.inputs.classes.index(name) for name in loaded.dataset.classes]
+        images = Images(loaded.images, np.array(known)[loaded.labels], loaded.groups)
+        return images, Stored([loaded.dataset] * len(loaded), loaded.indices.tolist())
+
+    def label_kept(self) -> dict[str, float]:
+        """Return of each kind the recall of the intended class over that of real images, a mean over the folds."""
+        records = [
+            json.loads((self._of(int(fold)) / LABEL_KEPT).read_text(encoding="utf-8")) for fold in np.unique(self.folds)
+        ]
+        return {kind.name: float(np.mean([record[kind.folder] for record in records])) for kind in self.kinds}
+
+    def chosen(self) -> list[Kind]:
+        """Return the kinds to try, of each that is redrawn the strength that keeps the label and brings most variety.
+
+        Own images vary more the stronger they are noised; an auxiliary one keeps more of what it brings the less it is,
+        but shows less of the class that it is to be.
+        """
+        kept, tried = self.label_kept(), [NOISE]
+        for of_source in (tuple(reversed(VARIED)), REDRAWN):
+            there = [kind for kind in of_source if kind in self.kinds]
+            if there:
+                best_label = max(there, key=lambda kind: kept[kind.name])
+                tried.append(next((kind for kind in there if kept[kind.name] >= KEPT), best_label))
+        return tried
+
+    def _of(self, fold: int | None) -> Path:
+        return self.place / (ALL if fold is None else f"fold-{fold}")
+
+    def _flags(self, command: str, given: dict[str, Any]) -> Any:
+        """Return the options of a command: those of the preset, its folders, and what is given."""
+        folders = {"output_dir": "-", "data_dir": "-", "vqvae_path": "-", "ldm_path": "-"}
+        needed = {"train-vqvae": ("data_dir",), "train-ldm": ("data_dir", "vqvae_path"), "generate": ("ldm_path",)}
+        given = {name: folders[name] for name in ("output_dir", *needed[command])} | given
+        flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
+        return cli.parse(command, ["--config", self.options.generator, *flags])
+
+    def _make(self, fold: int | None, kinds: list[Kind]) -> None:
+        """Train the generator that does not see a fold, and make its images; what is there is not made again."""
+        place, base = self._of(fold), self.options.init_from
+        packed = self._pack(place / "packed", fold)
+        others = self._others()
+        training: dict[str, Any] = {
+            "data_dir": packed, "image_size": self.options.image_size, "balance_classes": True,
+            "aux_dir": ",".join(map(str, others)) or None,
+        }  # fmt: skip
+        # The VQ-VAE: that of the base model, or a new one.
+        if base is None:
+            train_vqvae.run(self._flags("train-vqvae", {**training, "output_dir": place / "vqvae"}))
+        of_ldm = {**training, "output_dir": place / "ldm", "vqvae_path": place / "vqvae", "same_names": "other"}
+        if base is not None:
+            of_ldm |= {"vqvae_path": base / "vqvae", "init_from": base / "ldm", "train_samples": self.samples_of_unet}
+        train_ldm.run(self._flags("train-ldm", of_ldm))
+        # Its images. Auxiliary ones with the labels of the target keep them; others become any class.
+        for kind in kinds:
+            sources: dict[str, Any] = {}
+            classes = self.inputs.classes
+            if kind.source:
+                same = kind.source == "own" or self.inputs.same
+                sources = {
+                    "from_dir": packed if kind.source == "own" else self.place / "auxiliary",
+                    "redraw_as": "keep" if same else "random",
+                    "strength": kind.strength,
+                    "data_dir": packed,
+                }
+                if kind.source == "auxiliary" and same and self.inputs.auxiliary is not None:
+                    classes = [classes[label] for label in np.unique(self.inputs.auxiliary.labels)]
+            given = {"ldm_path": place / "ldm", "num_samples": PER_CLASS * len(classes), **sources}
+            generate(self._flags("generate", {**given, "output_dir": place / kind.folder}))
+
+    def _pack(self, folder: Path, fold: int | None) -> Path:
+        """Return the packed training images outside a fold; of each class that has two, one validates."""
+        train, stored = self.inputs.train, self.inputs.stored["real"]
+        chosen = np.flatnonzero(self.folds != fold) if fold is not None else np.arange(len(train))
+        labels = train.labels[chosen]
+        ones = take_per_class(labels, [int(count > 1) for count in np.bincount(labels)], seed=0)
+        if not len(ones):
+            raise UserError(
+                "a generator needs two images of a class, one to train on and one to validate; give more images, or "
+                "leave out --generate"
+            )
+        rest = np.setdiff1d(np.arange(len(chosen)), ones)
+        parts = {
+            split: (stored.take(chosen[those]), labels[those]) for split, those in (("train", rest), ("val", ones))
+        }
+        return sets.write(folder, parts, self.inputs.classes, self.options.image_size)
+
+    def _others(self) -> list[Path]:
+        """Return the packed auxiliary images, and the unlabelled ones as images without a class."""
+        inputs, size, found = self.inputs, self.options.image_size, []
+        if inputs.auxiliary is not None:
+            names = inputs.classes if inputs.same else inputs.auxiliary_classes
+            parts = {"train": (inputs.stored["auxiliary"], inputs.auxiliary.labels)}
+            found.append(sets.write(self.place / "auxiliary", parts, names, size))
+        if inputs.unlabelled is not None:
+            parts = {"train": (inputs.stored["unlabelled"], np.zeros(len(inputs.unlabelled), np.int64))}
+            found.append(sets.write(self.place / "unlabelled", parts, ["unlabelled"], size))
+        return found
+
+    def _judge(self, fold: int) -> None:
+        """Write how often a classifier of the fold, whose groups the generator has not seen, sees the intended class.
+
+        Over its recall on the real images of the other folds; of the classes that the fold has.
+        """
+        path = self._of(fold) / LABEL_KEPT
+        if path.is_file():
+            return
+        say(f"fold {fold}: a classifier of its groups looks at the generated images")
+        options, train = self.options, self.inputs.train
+        own, others = (train.take(np.flatnonzero((self.folds == fold) == of_fold)) for of_fold in (True, False))
+        with classifier.one_thread():
+            floor = classifier.floor_of(own.pixels)
+            judge = classifier.train(
+                own.pixels, own.labels, len(self.inputs.classes), steps=options.steps, batch_size=options.batch_size,
+                learning_rate=options.learning_rate, seed=0, policy=TODAY, floor=floor,
+            )  # fmt: skip
+
+            def recall(images: Images) -> float:
+                known = images.take(np.flatnonzero(np.isin(images.labels, own.labels)))
+                if not len(known):
+                    return 0.0
+                return mean_recall(classifier.predict(judge, known.pixels).argmax(1) == known.labels, known.labels)
+
+            real = max(recall(others), 1 / len(others))
+            kept = {kind.folder: recall(self.images(kind, fold)[0]) / real for kind in self.kinds}
+        atomic.write_text(path, json.dumps(kept) + "\n")

@@ -1,0 +1,197 @@
+"""Generators of the recipe: none has seen the images that it is judged on, and workers that share them change nothing.
+
+Each run is in a process of its own, as a command is: a training joins a process group.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mdaug.recipe import recipe as recipes
+from mdaug.recipe.generators import LABEL_KEPT, PER_CLASS, Kind
+from mdaug.recipe.inputs import load
+from mdaug.recipe.options import AugmentConfig
+from mdaug.recipe.trials import make_folds
+from shards import provenance
+from shards.dataset import ShardDataset
+from tests.ranks import run_ranks
+from tests.toy import CLASSES, toy_packed, unequal_packed
+
+PRESET = """
+common: {image_size: 16, lr: 2.0e-3, early_stop_patience: 0}
+train-vqvae: {n_layers: 1, base_channels: 8, vq_num_embed: 16, batch_size: 8, train_samples: 16, num_workers: 0}
+train-ldm: {block_out_channels: [16, 32], layers_per_block: 1, num_heads: 2, norm_num_groups: 8, window_size: 4,
+            batch_size: 8, train_samples: 24, ema_profiles: [], num_workers: 0}
+generate: {num_inference_steps: 5, batch_size: 50, scheduler_type: ddim}
+"""
+SMALL = {
+    "image_size": 16, "steps": 2, "seeds": 1, "folds": 2, "n_per_class": [2], "batch_size": 8, "workers": 1,
+    "generate": True,
+}  # fmt: skip
+
+
+def augment(options: AugmentConfig, keep_last: bool = False) -> dict | None:
+    from mdaug.augment import RICHER, TODAY
+    from mdaug.recipe import generators, policy_search
+
+    policy_search.search.__defaults__ = ({"only": TODAY, "richer": RICHER}, *policy_search.search.__defaults__[1:])
+    generators.PER_CLASS = 3
+    if keep_last:  # whatever the interval
+
+        def last(rows: list[dict], best: str) -> str:
+            for row in rows[-1:]:
+                row["kept"], best = True, row["arm"]
+            return best
+
+        recipes.Comparison._keep = staticmethod(last)
+    return recipes.run(options)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("sets")
+    (root / "tiny.yaml").write_text(PRESET)
+    return {
+        "data_dir": toy_packed(root / "packed", size=16, train=32, val=8),
+        "aux_dir": unequal_packed(root / "others", {"zig": (6, 2), "zag": (4, 2)}, size=16, seed=5),
+        "unlabelled_dir": unequal_packed(root / "unlabelled", {"what": (8, 2)}, size=16, seed=9),
+        "generator": str(root / "tiny.yaml"),
+    }
+
+
+@pytest.fixture(scope="module")
+def done(sets, tmp_path_factory) -> tuple[AugmentConfig, dict]:
+    options = AugmentConfig(output_dir=tmp_path_factory.mktemp("recipe") / "recipe", **sets, **SMALL)
+    return options, run_ranks(1, augment, options)[0]
+
+
+def keys(folder: Path) -> set[str]:
+    dataset = ShardDataset(folder, fields=("meta",))
+    return {dataset[i]["meta"]["key"] for i in range(len(dataset))}
+
+
+def test_no_generator_has_seen_the_fold_that_it_is_judged_on(done):
+    options, found = done
+    train = load(options).train
+    folds = make_folds(train.labels, train.groups, options.folds, CLASSES)
+    stored = ShardDataset(options.data_dir / "train")
+    order = load(options).stored["real"].indices
+    for fold in (0, 1):
+        place = options.output_dir / "generators" / f"fold-{fold}"
+        seen = keys(place / "packed" / "train") | keys(place / "packed" / "val")
+        judged = {stored.keys[order[i]] for i in np.flatnonzero(folds == fold)}
+        assert seen == {stored.keys[order[i]] for i in np.flatnonzero(folds != fold)}
+        assert judged
+        assert not seen & judged
+        assert not seen & set(ShardDataset(options.data_dir / "val").keys)
+        # What is redrawn is of these, or auxiliary.
+        made_from = provenance.read(place / "ldm" / "best", "pipeline")["made_from"]
+        assert made_from["images"] == provenance.read(place / "packed", "images")["hash"]
+        for kind, sources in (("own-0.4", place / "packed"), ("auxiliary-0.6", place.parent / "auxiliary")):
+            record = provenance.read(place / kind, "synthetic")
+            assert record["made_from"]["sources"] == provenance.read(sources, "images")["hash"]
+            made = ShardDataset(place / kind)
+            assert np.bincount(made.labels).tolist() == [3] * 4
+    assert not (options.output_dir / "generators" / "all").exists()  # nothing was kept
+    assert found["generated_kind"] is None
+
+
+def test_direct_uses_and_generated_images_are_compared(done):
+    options, found = done
+    arms = [row["arm"] for row in found["cross_validation"]["arms"]]
+    made = [arm for arm in arms if recipes.GENERATED in arm]
+    assert {recipes.UNIFORM, recipes.CLASSES, recipes.PSEUDO} <= set(arms)
+    assert sum("noise" in arm for arm in made) == sum("varied" in arm for arm in made) == 1
+    assert sum("redrawn" in arm for arm in made) == 1
+    assert len(made) == 3
+    # Against the best direct use of the same images, or what does without.
+    rows = {row["arm"]: row for row in found["cross_validation"]["arms"]}
+    direct = [rows[arm] for arm in (found["free_baseline"], recipes.UNIFORM, recipes.CLASSES, recipes.PSEUDO)]
+    assert {rows[arm]["against"] for arm in made} == {max(direct, key=lambda row: row["recall"])["arm"]}
+    text = (options.output_dir / "report.html").read_text(encoding="utf-8")
+    assert "intended class" in text
+    assert "upper bound" not in text
+
+
+def test_it_resumes_and_workers_that_share_it_find_the_same(done, sets, tmp_path):
+    options, found = done
+    place = tmp_path / "copy"
+    shutil.copytree(options.output_dir, place)
+    resumed = AugmentConfig(output_dir=place, **sets, **SMALL)
+    (place / provenance.FILE_NAME).unlink()
+    (place / "generators" / "fold-1" / LABEL_KEPT).unlink()
+    shutil.rmtree(place / "generators" / "fold-1" / "noise")
+    network = place / "generators" / "fold-0" / "ldm" / "best" / "unet" / "diffusion_pytorch_model.safetensors"
+    before = network.stat().st_mtime_ns
+    again = run_ranks(1, augment, resumed)[0]
+    assert network.stat().st_mtime_ns == before
+    same = ("cross_validation", "held_out", "label_kept", "enough")
+    assert json.dumps([again[name] for name in same]) == json.dumps([found[name] for name in same])
+
+    shared = {"output_dir": tmp_path / "shared", "num_workers": 2, **sets, **SMALL}
+    assert run_ranks(1, augment, AugmentConfig(worker=1, **shared))[0] is None
+    assert not (tmp_path / "shared" / "recipe.json").exists()
+    last = run_ranks(1, augment, AugmentConfig(worker=0, **shared))[0]
+    assert json.dumps([last[name] for name in same]) == json.dumps([found[name] for name in same])
+
+
+def test_what_is_kept_is_delivered_from_a_generator_of_all_training_images(done, sets, tmp_path):
+    options, _ = done
+    place = tmp_path / "kept"
+    shutil.copytree(options.output_dir / "generators", place / "generators")
+    shutil.copytree(options.output_dir / "trials", place / "trials")
+    shutil.copyfile(options.output_dir / "run.json", place / "run.json")
+    found = run_ranks(1, augment, AugmentConfig(output_dir=place, **sets, **SMALL), True)[0]
+    assert found["generated_share"] == 0.25
+    assert "redrawn" in found["generated_kind"]
+    assert found["unlabelled_share"] == 0.25
+    packed = place / "generators" / "all" / "packed"
+    assert keys(packed / "train") | keys(packed / "val") == set(ShardDataset(options.data_dir / "train").keys)
+    delivered = ShardDataset(place / "training_set" / "generated", fields=("image", "meta"))
+    assert np.bincount(delivered.labels).tolist() == [3] * 4
+    assert delivered[0]["meta"]["from_set"] == provenance.read(place / "generators" / "auxiliary", "images")["hash"]
+    assert sum(delivered[i]["meta"]["weight"] for i in range(len(delivered))) == pytest.approx(0.25)
+
+
+def test_images_of_the_same_classes_are_redrawn_as_these_and_a_base_model_is_adapted(done, sets, tmp_path):
+    """What is a class of the target and of the others is two classes of the generator: the target's is asked for."""
+    options, _ = done
+    base = tmp_path / "base"
+    shutil.copytree(options.output_dir / "generators" / "fold-0", base, ignore=shutil.ignore_patterns("auxiliary*"))
+    names = {**sets, "aux_dir": unequal_packed(tmp_path / "same", {"flat": (6, 2), "wavy": (4, 2)}, size=16, seed=6)}
+    names.pop("unlabelled_dir")
+    changed = AugmentConfig(output_dir=tmp_path / "out", same_names="same", init_from=base, **names, **SMALL)
+    run_ranks(1, augment, changed)
+    place = tmp_path / "out" / "generators" / "fold-0"
+    index = json.loads((place / "ldm" / "best" / "model_index.json").read_text())
+    assert index["classes"] == [*CLASSES, "flat (auxiliary)", "wavy (auxiliary)"]
+    assert not (place / "vqvae").exists()
+    record = provenance.read(place / "ldm" / "best", "pipeline")
+    assert record["config"]["train_samples"] == 8  # a third
+    made = ShardDataset(place / "auxiliary-0.4", fields=("meta",))
+    classes = [made[i]["meta"] for i in range(len(made))]
+    assert {meta["class"] for meta in classes} == {"flat", "wavy"}
+    assert all(meta["class"] == meta["from_class"] for meta in classes)
+
+
+def test_the_strength_is_the_one_that_keeps_the_label_and_brings_most_variety(monkeypatch):
+    from mdaug.recipe.generators import NOISE, REDRAWN, VARIED, Generators
+
+    generators = object.__new__(Generators)
+    generators.kinds = [NOISE, *VARIED, *REDRAWN]
+
+    def chosen(own: tuple[float, float], auxiliary: tuple[float, float]) -> list[Kind]:
+        kept = dict(zip([kind.name for kind in (*VARIED, *REDRAWN)], (*own, *auxiliary), strict=True))
+        monkeypatch.setattr(Generators, "label_kept", lambda _: kept)
+        return generators.chosen()
+
+    low, high = 0, 1
+    assert chosen((1.0, 0.95), (0.95, 1.0)) == [NOISE, VARIED[high], REDRAWN[low]]
+    assert chosen((1.0, 0.5), (0.5, 1.0)) == [NOISE, VARIED[low], REDRAWN[high]]
+    assert chosen((0.6, 0.5), (0.5, 0.6)) == [NOISE, VARIED[low], REDRAWN[high]]
+    assert PER_CLASS > 0
