@@ -123,9 +123,7 @@ def test_a_tilde_is_the_home_folder_in_every_path_of_flags_and_files(write, monk
             continue
         types = get_type_hints(entry.load_options())
         paths = [name for name, kind in types.items() if Path in (kind, *get_args(kind))]
-        paths = [
-            name for name in paths if (command, name) != ("distil", "init_from")
-        ]
+        paths = [name for name in paths if (command, name) != ("distil", "init_from")]
         expected = dict.fromkeys(paths, tmp_path / "x")
         given = write("".join(f"{name}: ~/x\n" for name in paths))
         for flags in ([f"--{name}=~/x" for name in paths], ["--config", given]):
