@@ -154,6 +154,7 @@ def finalize(job: _Job) -> None:
         if _finished_at(job.output) in (None, job.finished_before):
             print(write_data_set(job.plan, job.output, job.options), flush=True)
         else:
+            inspected.forget(job.output.path)  # what this worker has kept since
             print(_found(job), flush=True)
 
 

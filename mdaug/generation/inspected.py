@@ -98,7 +98,8 @@ def _keep_one(plan: Plan, folder: Path, name: str) -> None:
         look = _look(plan, folder, name)
         about = {"stamp": stamp, "faults": look.faults, "statistics": look.statistics}
         metadata = {"look": json.dumps(about), "csv": look.csv}
-        with replacing(_file(folder, name)) as file:
+        # Another worker may have finished the set meanwhile, and removed the folder.
+        with contextlib.suppress(FileNotFoundError), replacing(_file(folder, name)) as file:
             parquet.write_table(look.rows.replace_schema_metadata(metadata), file)
 
 

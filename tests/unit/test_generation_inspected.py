@@ -60,6 +60,28 @@ def test_shards_of_a_worker_that_was_lost_before_its_look_are_shared_by_the_othe
     assert len(list(inspected.looks(plan, folder))) == plan.num_shards
 
 
+def test_a_worker_that_still_looks_when_another_finishes_the_set_ends_quietly_and_leaves_nothing(
+    ldm, tmp_path, monkeypatch
+):
+    folder = make(ldm, tmp_path / "out", num_samples=44, step="work")
+    looked, look = [], inspected._look
+
+    def finish_meanwhile(plan, path, name):
+        found = look(plan, path, name)
+        if not looked:
+            looked.append(name)
+            step(ldm, folder, "finalize")
+        return found
+
+    monkeypatch.setattr(inspected, "cores", lambda: 1)
+    monkeypatch.setattr(inspected, "_look", finish_meanwhile)
+    inspected.keep_share(read_plan(folder), folder, 0, 2)
+    assert looked
+    assert (folder / "provenance.json").is_file()
+    step(ldm, folder, "finalize")  # where that worker comes to next
+    assert not (folder / inspected.FOLDER).exists()
+
+
 def test_looks_are_taken_one_by_one_however_many_shards_there_are(ldm, tmp_path, monkeypatch):
     folder = make(ldm, tmp_path / "out", num_samples=4, samples_per_shard=1, step="plan")
     plan = read_plan(folder)
