@@ -59,11 +59,11 @@ class Pairs:
     count: int = 0
     first: tuple[str, str] = ("", "")
 
-    def add(self, a: SourceImage, b: SourceImage) -> None:
-        """Count a pair."""
-        self.count += 1
-        if self.count == 1:
-            self.first = (a.path, b.path)
+    def add(self, images: Sequence[SourceImage], one: np.ndarray, other: np.ndarray) -> None:
+        """Count pairs of images."""
+        if len(one) and not self.count:
+            self.first = (images[one[0]].path, images[other[0]].path)
+        self.count += len(one)
 
 
 def look_alike(
@@ -86,6 +86,8 @@ def look_alike(
     shown = np.flatnonzero(thumbnails.std(axis=1) >= FLAT)
     if len(shown) < 2:
         return classes, splits
+    kind = np.unique([image.class_name for image in images], return_inverse=True)[1]
+    of_split = np.unique([side[image.path] for image in images], return_inverse=True)[1]
     # A projection onto orthonormal directions brings no two pictures further apart: neighbours are looked for in the
     # directions of largest spread, among those near in the first.
     centred = thumbnails[shown] - thumbnails[shown].mean(axis=0)
@@ -103,9 +105,9 @@ def look_alike(
         for part in range(0, len(first), PAIRS):
             one, other = first[part : part + PAIRS], second[part : part + PAIRS]
             alike = np.linalg.norm(thumbnails[one] - thumbnails[other], axis=1) <= NEAR
-            for i, j in zip(one[alike].tolist(), other[alike].tolist(), strict=True):
-                if images[i].class_name != images[j].class_name:
-                    classes.add(images[i], images[j])
-                elif side[images[i].path] != side[images[j].path]:
-                    splits.add(images[i], images[j])
+            one, other = one[alike], other[alike]
+            is_other = kind[one] != kind[other]
+            classes.add(images, one[is_other], other[is_other])
+            leaks = ~is_other & (of_split[one] != of_split[other])
+            splits.add(images, one[leaks], other[leaks])
     return classes, splits
