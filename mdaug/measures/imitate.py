@@ -93,7 +93,7 @@ KNOBS = {
 }
 """What is matched of each class. A fall has the speed and a swinging arm the period that gravity gives them."""
 FIGURES = {"speed": "m/s", "cadence": "1/s", "reach": "m/s"}
-"""speed: size of the torso's velocity; cadence: steps, swings or beats; reach: the faster envelope. See `kinematics`."""
+"""speed: of the torso, without sign; cadence: steps, swings or beats; reach: the faster envelope. See `kinematics`."""
 UPRIGHT = (STREAM, "walking")  # these are seen to approach or to go
 
 
@@ -156,11 +156,11 @@ def look(pictures: Iterable[np.ndarray], groups: list[str], colours: str, axes: 
     """Return what pictures uint8 (H, W, C), in a palette of `levels.palette`, show."""
     fine, small, tops = [], [], []
     for picture in pictures:
-        levels = Image.fromarray(to_levels(picture, colours))
-        tops.append(levels.getextrema()[1])
-        side = min(levels.width, MOST_ROWS), min(levels.height, MOST_ROWS)
-        fine.append(np.asarray(levels.resize(side, Image.Resampling.BOX)))
-        small.append(np.asarray(levels.resize((realism.SIZE, realism.SIZE), Image.Resampling.BOX)))
+        shown = to_levels(picture, colours)
+        tops.append(shown.max())
+        (height, width), whole = shown.shape, Image.fromarray(shown)
+        fine.append(np.asarray(whole.resize((min(width, MOST_ROWS), min(height, MOST_ROWS)), Image.Resampling.BOX)))
+        small.append(np.asarray(whole.resize((realism.SIZE, realism.SIZE), Image.Resampling.BOX)))
     values, levels, names = kinematics.measure(np.stack(fine), axes), np.stack(small), np.array(groups)
     reach = np.fmax(np.abs(values["upper"]), np.abs(values["lower"]))
     figures = {"speed": np.abs(values["torso"]), "cadence": values["cadence"], "reach": reach}
@@ -408,7 +408,7 @@ def _nearer(
     raw: dict[str, list[dict]],
     slopes: dict[str, tuple[float, float]],
 ) -> Fit:
-    """Return the next fit, from what the batch of the last one showed; `slopes` remembers noise and floor of a class."""
+    """Return the next fit, from what the batch of the last one showed; `slopes` keeps noise and floor of a class."""
     stretches = {}
     for name, simulated in looks.items():
         target, of_class = measured.looks[name], dict(fit.stretches.get(name, {}))
@@ -504,11 +504,11 @@ def compare(measured: Measured, options: SimulateConfig, fit: Fit, rows: list[di
 
     # Texture.
     first, second = (np.concatenate([each.levels for each in of_set.values()]) for of_set in (measured.looks, looks))
-    groups = [
+    groups, others = (
         [f"{name} {group}" for name, each in of_set.items() for group in each.groups]
         for of_set in (measured.looks, looks)
-    ]
-    figures = realism.compare(first, second, *groups)
+    )
+    figures = realism.compare(first, second, groups, others)
     for key, words in realism.STATISTICS.items():
         here, there = (f"{statistics[key]:.3g}" for statistics in figures["statistics"])
         table.append([words, here, there, ""])

@@ -25,7 +25,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class Stretch:
-    """A drawn value p, whose usual one is u, becomes offset + between u + within (p - u); u is p where there is none."""
+    """A value p, usually u, becomes offset + between u + within (p - u); u is p where nothing is usual."""
 
     offset: float = 0.0
     between: float = 1.0
@@ -36,7 +36,7 @@ class Stretch:
 class Fit:
     """What differs from a preset. An empty one changes nothing."""
 
-    sensor: dict[str, float] = field(default_factory=dict)
+    sensor: dict[str, Any] = field(default_factory=dict)
     """Fields of `Sensor`."""
     clip_db: float | None = None
     size: tuple[int, int] | None = None

@@ -35,7 +35,8 @@ PLAUSIBLE = {
 """Physical options: least and largest value, and the unit; wide enough for any radar of moving things."""
 SOUND_HZ = 1e4, 1e6  # carriers of sonar, whose velocities need the speed of sound: not supported
 
-IMAGE_SIZE, IMAGE_MODE = 256, "rgb"  # of simulate, where nothing else says so
+IMAGE_SIZE = 256  # of simulate, where nothing else says so, as is the next
+IMAGE_MODE: Literal["rgb", "gray"] = "rgb"
 CLASSES = ("walking", "drone", "bird", "arm_swing", "fall", "sit_down", "stand_up")
 
 

@@ -19,7 +19,7 @@ class Draw:
 
     @classmethod
     def of(cls, name: str, seed: int, purpose: int, number: int) -> Draw:
-        """Return the numbers of one purpose (GROUP, IMAGE, NOISE or LIKE) of a class, whatever other classes there are."""
+        """Return the numbers of one purpose (GROUP, IMAGE, NOISE, LIKE) of a class, whatever others there are."""
         return cls(seed, crc32(name.encode()), purpose, number)
 
     def uniform(self, low: float, high: float) -> float:

@@ -67,7 +67,10 @@ class Preset(ABC):
         names = ["carrier_hz", "v_max_m_s", "duration_s", "window_s", "mti_cutoff_m_s"]
         names += ["bandwidth_hz", "gates"] if self.sensor.bandwidth_hz else []
         self.radar = {name: getattr(self.sensor, name) for name in names}
-        self.radar |= {"prf_hz": round(self.sensor.prf_hz, 3), "clip_db": options.clip_db or fit.clip_db or self.default_clip_db}
+        self.radar |= {
+            "prf_hz": round(self.sensor.prf_hz, 3),
+            "clip_db": options.clip_db or fit.clip_db or self.default_clip_db,
+        }
 
     @abstractmethod
     def jobs(self) -> list[list[dict]]:
