@@ -232,7 +232,7 @@ def _submit(command: str, options: Any, launcher: LaunchConfig) -> int:
 
 def _pieces(submission: slurm.Submission) -> int | None:
     """Return the number of pieces that the work of a command has, one for a rank at least; None where not known."""
-    pieces = getattr(cli.find(submission.command).load(), "pieces", None)
+    pieces = getattr(cli.find(submission.command).load(submission.options), "pieces", None)
     return None if pieces is None else pieces(submission.options)
 
 

@@ -72,7 +72,7 @@ def check(command: str, options: Any, ranks: int, *, gpus: bool | None = None, i
                 raise UserError(f"{name}={path} does not exist; make it first, or correct --{name}")
             if name == "data_dir" and entry.images:
                 require_images(path)
-    module = entry.load()
+    module = entry.load(options)
     if hasattr(module, "check"):
         module.check(options, Preflight(ranks, "cuda" if gpus else None, not inputs_later))
         if gpus is False:  # asked apart, to know what only the lack of GPUs forbids

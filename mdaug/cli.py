@@ -34,6 +34,7 @@ class Command:
         parallel: whether several ranks share the work; else it runs in one process.
         array: whether its ranks need not run at the same time, nor know of each other.
         images: whether `data_dir` is packed shards or an image folder.
+        instead: an option, and the module in place of `module` where it is given.
     """
 
     options: str
@@ -44,15 +45,17 @@ class Command:
     parallel: bool = False
     array: bool = False
     images: bool = True
+    instead: tuple[str, str] | None = None
 
     def load_options(self) -> type:
         """Import and return the options class."""
         module, _, name = self.options.partition(":")
         return getattr(importlib.import_module(module), name)
 
-    def load(self) -> ModuleType:
-        """Import and return the module with `run` and `check`."""
-        return importlib.import_module(self.module)
+    def load(self, options: Any) -> ModuleType:
+        """Import and return the module with `run` and `check` for these options."""
+        option, module = self.instead or ("", "")
+        return importlib.import_module(module if getattr(options, option, None) is not None else self.module)
 
 
 COMMANDS = {
@@ -60,6 +63,8 @@ COMMANDS = {
         "mdaug.radar.options:SimulateConfig",
         "mdaug.radar.simulate",
         "make a labelled image folder from physics",
+        inputs=("like",),
+        instead=("like", "mdaug.measures.imitate"),
     ),
     "spectrogram": Command(
         "mdaug.radar.options:SpectrogramConfig",
@@ -200,7 +205,7 @@ def start(name: str, options: Any) -> None:
         options.verify = False  # what is made again is recorded as it was
     try:
         with disk_full_as_user_error(output):
-            command.load().run(options)
+            command.load(options).run(options)
     except OSError:
         require_writable(output)  # says so in one line, if that is the reason; a finished folder may be read-only
         raise

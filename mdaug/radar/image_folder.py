@@ -10,16 +10,16 @@ import numpy as np
 from PIL import Image
 
 from shards import atomic
-from shards.colormap import jet
+from shards.colormap import colormap
 from shards.writer import disk_full_as_user_error
 
 METADATA_FILE = "metadata.csv"
 
 
-def encode(levels: np.ndarray, mode: str, **options) -> bytes:
-    """Return 8-bit levels (H, W) as the bytes of an image file, in colour (mode "rgb") or not ("gray")."""
+def encode(levels: np.ndarray, mode: str, colours: str = "jet-256", **options) -> bytes:
+    """Return 8-bit levels (H, W) as the bytes of an image file, in a colour map (mode "rgb") or not ("gray")."""
     data = io.BytesIO()
-    Image.fromarray(jet()[levels] if mode == "rgb" else levels).save(data, **options)
+    Image.fromarray(colormap(colours).palette[levels] if mode == "rgb" else levels).save(data, **options)
     return data.getvalue()
 
 

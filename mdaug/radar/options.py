@@ -35,6 +35,8 @@ PLAUSIBLE = {
 """Physical options: least and largest value, and the unit; wide enough for any radar of moving things."""
 SOUND_HZ = 1e4, 1e6  # carriers of sonar, whose velocities need the speed of sound: not supported
 
+IMAGE_SIZE = 256  # of simulate, where nothing else says so, as is the next
+IMAGE_MODE: Literal["rgb", "gray"] = "rgb"
 CLASSES = ("walking", "drone", "bird", "arm_swing", "fall", "sit_down", "stand_up")
 
 
@@ -63,11 +65,18 @@ def plausible(options: Any) -> None:
 class SimulateConfig:
     """Make class-labelled micro-Doppler spectrograms from closed-form physics, as an image folder.
 
-    Numbers left out take the value of the preset. The same command again goes on where it was interrupted.
+    Numbers left out take the value of the set that --like names, or else of the preset. The same command again goes on
+    where it was interrupted.
     """
 
     output_dir: Path = operational()
     """Folder for <class>/* and metadata.csv."""
+    like: Path | None = operational(None)
+    """Measured set, packed or an image folder, whose radar, noise and movements the pictures imitate, as far as the
+    preset can. Only its training images are looked at."""
+    like_classes: list[str] | None = None
+    """With --like and the preset 'families', the class of the set that each of them imitates, such as
+    [walking=walk,fall=falling]; without, the class of the same name, or all images."""
     preset: Literal["families", "gait-persons"] = "families"
     """families: one class per kind of target; gait-persons: one class per walking person."""
     classes: list[str] | None = None
@@ -78,10 +87,11 @@ class SimulateConfig:
     """Pictures of each class: 200 (families), 150 (gait-persons)."""
     images_per_group: int = 10
     """Pictures of the preset 'families' that show one and the same person, aircraft or bird."""
-    image_size: int = 256
-    """Rows and columns, a multiple of 8."""
-    image_mode: Literal["rgb", "gray"] = "rgb"
-    """rgb: MATLAB's jet(256); gray: the levels themselves."""
+    image_size: int | None = None
+    """Rows and columns, a multiple of 8: 256, or with --like those of the set."""
+    image_mode: Literal["rgb", "gray"] | None = None
+    """rgb: MATLAB's jet(256), or with --like the colour map of the set; gray: the levels themselves. rgb, or with
+    --like that of the set."""
     carrier_hz: float | None = None
     """Carrier frequency in Hz: 24e9 (families), 77e9 (gait-persons)."""
     v_max_m_s: float | None = None
@@ -104,11 +114,32 @@ class SimulateConfig:
         if self.preset != "families" and self.classes is not None:
             raise ValueError(f"classes={self.classes} needs preset=families; preset={self.preset} takes num_persons")
         one_of_each(self, CLASSES, "classes")
+        self._check_likeness()
         at_least(self, 1, "num_persons", "images_per_class", "images_per_group")
         plausible(self)
         within(self, "[32, 4096]", "image_size")
         multiple_of(self, 8, "image_size")
         at_least(self, 0, "workers", "seed")
+        if self.like is None:
+            self.image_size, self.image_mode = self.image_size or IMAGE_SIZE, self.image_mode or IMAGE_MODE
+
+    @property
+    def imitated(self) -> dict[str, str]:
+        """Class of the preset -> class of the set, of those that like_classes names."""
+        pairs = (entry.partition("=") for entry in self.like_classes or ())
+        return {name.strip(): other.strip() for name, _, other in pairs}
+
+    def _check_likeness(self) -> None:
+        if self.like_classes is None:
+            return
+        if self.like is None or self.preset != "families":
+            raise ValueError(f"like_classes={self.like_classes} needs --like and preset=families")
+        wrong = [name for name, other in self.imitated.items() if name not in (self.classes or CLASSES) or not other]
+        if wrong or len(self.imitated) < len(self.like_classes) or not self.like_classes:
+            raise ValueError(
+                f"like_classes={self.like_classes} must hold pairs such as walking=walk, the first of each one of "
+                f"{', '.join(self.classes or CLASSES)}, each only once"
+            )
 
 
 @dataclass

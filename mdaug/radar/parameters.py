@@ -7,7 +7,7 @@ from zlib import crc32
 import numpy as np
 
 Parameters = dict[str, float | int | str]
-GROUP, IMAGE, NOISE = range(3)
+GROUP, IMAGE, NOISE, LIKE = range(4)
 """Purposes of random numbers; part of what a seed means, never reuse or renumber them."""
 
 
@@ -19,7 +19,7 @@ class Draw:
 
     @classmethod
     def of(cls, name: str, seed: int, purpose: int, number: int) -> Draw:
-        """Return the numbers of one purpose (GROUP, IMAGE or NOISE) of a class, whatever other classes there are."""
+        """Return the numbers of one purpose (GROUP, IMAGE, NOISE, LIKE) of a class, whatever others there are."""
         return cls(seed, crc32(name.encode()), purpose, number)
 
     def uniform(self, low: float, high: float) -> float:

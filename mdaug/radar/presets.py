@@ -20,8 +20,9 @@ from PIL import Image
 
 from mdaug.radar import targets
 from mdaug.radar.echo import receive
+from mdaug.radar.fit import Fit
 from mdaug.radar.image_folder import encode
-from mdaug.radar.options import SimulateConfig
+from mdaug.radar.options import IMAGE_MODE, IMAGE_SIZE, SimulateConfig
 from mdaug.radar.parameters import GROUP, IMAGE, NOISE, Draw
 from mdaug.radar.people import moment, walking_echo, walking_group
 from mdaug.radar.sensor import Sensor
@@ -30,10 +31,11 @@ from shards.errors import UserError
 
 DEFAULT_CLASSES = ("walking", "drone", "bird", "arm_swing", "fall", "sit_down")
 MOST_PULSES = 1_000_000  # of a picture; the presets take 7,205 and 19,264
+NO_FIT = Fit()
 PHYSICS = 2  # rises when the same options make other pictures; a folder of another one is refused
 
-COLUMNS, ROWS, STEP = 57, 112, 14
-"""Of gait-persons: native columns and rows of a picture, and columns from one picture to the next (a quarter)."""
+COLUMNS, ROWS = 57, 112
+"""Of gait-persons: native columns and rows of a picture; a quarter of the columns from one picture to the next."""
 STREAM = "gait-persons"
 ROOM = {"floor_db": -12, "wall_db": -12, "left_m": 2.0, "right_m": 2.5}
 """Of gait-persons: all walk in one hall."""
@@ -44,6 +46,8 @@ class Preset(ABC):
 
     Attributes:
         options: the user's.
+        fit: what makes the pictures resemble those of a set.
+        size: rows and columns of an image file.
         sensor: the radar, and the native size of a picture.
         clip_db: dynamic range of a picture.
         count: pictures of each class.
@@ -54,14 +58,19 @@ class Preset(ABC):
     default_clip_db: float
     default_count: int
 
-    def __init__(self, options: SimulateConfig):
-        self.options = options
-        self.sensor = _with_numbers_of(options, self.default_sensor)
+    def __init__(self, options: SimulateConfig, fit: Fit):
+        self.options, self.fit = options, fit
+        side = options.image_size or IMAGE_SIZE
+        self.size = (fit.size if fit.size and not options.image_size else None) or (side, side)
+        self.sensor = _with_numbers_of(options, dataclasses.replace(self.default_sensor, **fit.sensor))
         self.count = options.images_per_class or self.default_count
         names = ["carrier_hz", "v_max_m_s", "duration_s", "window_s", "mti_cutoff_m_s"]
         names += ["bandwidth_hz", "gates"] if self.sensor.bandwidth_hz else []
         self.radar = {name: getattr(self.sensor, name) for name in names}
-        self.radar |= {"prf_hz": round(self.sensor.prf_hz, 3), "clip_db": options.clip_db or self.default_clip_db}
+        self.radar |= {
+            "prf_hz": round(self.sensor.prf_hz, 3),
+            "clip_db": options.clip_db or fit.clip_db or self.default_clip_db,
+        }
 
     @abstractmethod
     def jobs(self) -> list[list[dict]]:
@@ -71,6 +80,14 @@ class Preset(ABC):
     def render(self, job: list[dict]) -> Iterator[tuple[dict, bytes]]:
         """Yield (row, bytes of the image file) of each picture of a job."""
 
+    def encode(self, levels: np.ndarray, **options) -> bytes:
+        """Return native levels as the bytes of an image file of full size."""
+        height, width = self.size
+        enlarged = np.asarray(Image.fromarray(levels).resize((width, height), Image.Resampling.NEAREST))
+        colours = {"colours": self.fit.colormap} if self.fit.colormap else {}
+        mode = self.options.image_mode or self.fit.image_mode or IMAGE_MODE
+        return encode(enlarged, mode, **colours, **options)
+
 
 class Families(Preset):
     """24 GHz, +-6 m/s, 3 s, windows of 50 ms; each picture is a job."""
@@ -78,9 +95,10 @@ class Families(Preset):
     default_clip_db = 45.0
     default_count = 200
 
-    def __init__(self, options: SimulateConfig):
-        self.default_sensor = Sensor(rows=options.image_size, columns=options.image_size)
-        super().__init__(options)
+    def __init__(self, options: SimulateConfig, fit: Fit):
+        side = options.image_size or IMAGE_SIZE
+        self.default_sensor = Sensor(rows=side, columns=side)
+        super().__init__(options, fit)
 
     def jobs(self) -> list[list[dict]]:
         """Return the metadata rows of all pictures, each in a job of its own."""
@@ -93,7 +111,8 @@ class Families(Preset):
                 in_group = f"{name}_g{group:0{digits[1]}d}"
                 file = f"{name}/{in_group}_{index:0{digits[0]}d}.png"
                 row = {"file": file, "class": name, "group": in_group, "index": index, "seed": seed}
-                jobs.append([row | self.radar | targets.draw(name, seed, group, index)])
+                drawn = targets.draw(name, seed, group, index)
+                jobs.append([row | self.radar | self.fit.apply(name, drawn, seed, index)])
         return jobs
 
     def render(self, job: list[dict]) -> Iterator[tuple[dict, bytes]]:
@@ -101,8 +120,8 @@ class Families(Preset):
         for row in job:
             echo = targets.TARGETS[row["class"]].echo(row, self.sensor, self.sensor.time_s)
             noise = Draw.of(row["class"], row["seed"], NOISE, row["index"]).rng
-            levels = to_levels(record(echo, row, self.sensor, noise), row["clip_db"])
-            yield row, encode(levels, self.options.image_mode, format="PNG")
+            levels = to_levels(record(echo, row, self.sensor, noise), row["clip_db"], row.get("peak_db", 0.0))
+            yield row, self.encode(levels, format="PNG")
 
 
 class GaitPersons(Preset):
@@ -121,10 +140,15 @@ class GaitPersons(Preset):
     default_clip_db = 40.0
     default_count = 150
 
+    @property
+    def step(self) -> int:
+        """Columns from one picture to the next."""
+        return self.sensor.columns // 4
+
     def jobs(self) -> list[list[dict]]:
         """Return the metadata rows, one job for each straight walk."""
-        seed, sensor = self.options.seed, self.sensor
-        column_s = (sensor.duration_s - sensor.window_s) / (COLUMNS - 1)
+        seed, columns, step = self.options.seed, self.sensor.columns, self.step
+        column_s = (self.sensor.duration_s - self.sensor.window_s) / (columns - 1)
         jobs = []
         for person in range(1, self.options.num_persons + 1):
             of_person = Draw.of(STREAM, seed, GROUP, person)
@@ -134,6 +158,9 @@ class GaitPersons(Preset):
                 of_walk = Draw.of(STREAM, seed, IMAGE, 1000 * person + walk)
                 length = int(of_walk.rng.integers(6, 17))
                 count = min(missing, length)
+                lasts_s = (step * (length - 1) + columns) * column_s
+                walked = _walk(of_walk, traits, walk, lasts_s)
+                fitted = self.fit.apply(STREAM, traits | walked, seed, 1000 * person + walk)
                 common = {
                     "class": f"ID_{person}",
                     "group": f"ID_{person}_walk{walk:02d}",
@@ -141,14 +168,15 @@ class GaitPersons(Preset):
                     "walk": walk,
                     "seed": seed,
                     **self.radar,
-                    **traits,
-                    **_walk(of_walk, traits, walk, (STEP * (length - 1) + COLUMNS) * column_s),
+                    **fitted,
+                    # In the middle of the walk.
+                    "distance_m": round(float(fitted["distance_m"]) + float(fitted["speed_m_s"]) * lasts_s / 2, 3),
                     **ROOM,
                 }
                 rows = []
                 for window in range(count):
                     file = f"ID_{person}/ID{person}_case1_1_Doppler{number + window}.jpg"
-                    start_s = round(window * STEP * column_s, 6)
+                    start_s = round(window * step * column_s, 6)
                     rows.append({"file": file, **common, "window": window, "start_s": start_s})
                 jobs.append(rows)
                 missing -= count
@@ -160,25 +188,24 @@ class GaitPersons(Preset):
         """Yield (row, JPEG) of each window of a walk."""
         sensor, first = self.sensor, job[0]
         # The whole walk is one long spectrogram; its windows are cut from that.
-        columns = COLUMNS + STEP * (len(job) - 1)
-        duration_s = sensor.window_s + (sensor.duration_s - sensor.window_s) * (columns - 1) / (COLUMNS - 1)
+        columns = sensor.columns + self.step * (len(job) - 1)
+        duration_s = sensor.window_s + (sensor.duration_s - sensor.window_s) * (columns - 1) / (sensor.columns - 1)
         whole = dataclasses.replace(sensor, columns=columns, duration_s=duration_s)
         noise = Draw.of(STREAM, first["seed"], NOISE, 1000 * first["person"] + first["walk"]).rng
         power = record(walking_echo(first, whole, whole.time_s), first, whole, noise)
-        size = (self.options.image_size, self.options.image_size)
         for row in job:
-            start = STEP * row["window"]
-            levels = to_levels(power[:, start : start + COLUMNS], row["clip_db"])
-            enlarged = np.asarray(Image.fromarray(levels).resize(size, Image.Resampling.NEAREST))
-            yield row, encode(enlarged, self.options.image_mode, format="JPEG", quality=75)
+            start = self.step * row["window"]
+            window = power[:, start : start + sensor.columns]
+            levels = to_levels(window, row["clip_db"], row.get("peak_db", 0.0))
+            yield row, self.encode(levels, format="JPEG", quality=75)
 
 
 PRESETS: dict[str, type[Preset]] = {"families": Families, "gait-persons": GaitPersons}
 
 
-def preset_of(options: SimulateConfig) -> Preset:
-    """Return the preset that the options name, with their numbers."""
-    return PRESETS[options.preset](options)
+def preset_of(options: SimulateConfig, fit: Fit = NO_FIT) -> Preset:
+    """Return the preset that the options name, with their numbers and those of a fit."""
+    return PRESETS[options.preset](options, fit)
 
 
 def record(echo: np.ndarray, row: dict, sensor: Sensor, rng: np.random.Generator) -> np.ndarray:
@@ -226,7 +253,7 @@ def _usual(draw: Draw) -> dict:
 
 
 def _walk(draw: Draw, person: dict, walk: int, lasts_s: float) -> dict:
-    """Return what is particular to one walk: people repeat themselves, but not exactly."""
+    """Return what is particular to one walk: people repeat themselves, but not exactly. The distance is the nearest."""
     nearest_m, speed_m_s = draw.uniform(3.5, 7.5), draw.normal(float(person["usual_speed_m_s"]), 0.04)
 
     def near(name: str, spread: float) -> float:
@@ -244,7 +271,7 @@ def _walk(draw: Draw, person: dict, walk: int, lasts_s: float) -> dict:
         "lasts_s": round(lasts_s, 3),
         "ramp_s": draw.uniform(1, 2),
         "slowest": draw.uniform(0.35, 0.65),
-        "distance_m": round(nearest_m + speed_m_s * lasts_s / 2, 3),  # in the middle of the walk
+        "distance_m": nearest_m,
         "aspect_deg": 180 * (walk % 2) + draw.uniform(-8, 8),
         **moment(draw),
         "snr_db": draw.uniform(26, 38),

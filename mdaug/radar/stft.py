@@ -63,9 +63,9 @@ def spectrogram(samples: np.ndarray, sensor: Sensor) -> np.ndarray:
     return power.reshape(sensor.columns, sensor.rows, bins_per_row).mean(axis=2).T[::-1]
 
 
-def to_levels(power: np.ndarray, clip_db: float) -> np.ndarray:
-    """Return power as uint8: 255 at the maximum, 0 at `clip_db` (positive) below it and under."""
-    decibel = 10 * np.log10(np.maximum(power / power.max(), 1e-30))
+def to_levels(power: np.ndarray, clip_db: float, peak_db: float = 0.0) -> np.ndarray:
+    """Return power as uint8: 255 at `peak_db` above the maximum, 0 at `clip_db` (positive) below that and under."""
+    decibel = 10 * np.log10(np.maximum(power / power.max(), 1e-30)) - peak_db
     return np.round(255 * np.clip(1 + decibel / clip_db, 0, 1)).astype(np.uint8)
 
 

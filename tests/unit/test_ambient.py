@@ -113,7 +113,7 @@ def test_threads_that_wait_sleep_only_where_others_compute(own, busy, policy, mo
 @pytest.mark.parametrize(("load", "lines"), [(1e6, 1), (0.0, 0)])
 def test_a_busy_machine_is_one_line_before_what_takes_long(load, lines, monkeypatch, capsys):
     monkeypatch.setattr("os.getloadavg", lambda: (load, 0, 0))
-    monkeypatch.setattr(cli.Command, "load", lambda command: SimpleNamespace(run=lambda options: None))
+    monkeypatch.setattr(cli.Command, "load", lambda command, options: SimpleNamespace(run=lambda options: None))
     assert cli.main(ENCODE) == 0
     assert capsys.readouterr().out.count("\n") == lines
 
@@ -151,7 +151,7 @@ def test_ctrl_c_in_this_process_is_130(monkeypatch, capsys):
     def interrupt(options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.Command, "load", lambda command: SimpleNamespace(run=interrupt))
+    monkeypatch.setattr(cli.Command, "load", lambda command, options: SimpleNamespace(run=interrupt))
     assert cli.main(ENCODE) == 130
     assert capsys.readouterr().err == "\ninterrupted; the same command continues\n"
 
@@ -195,6 +195,6 @@ def test_a_killed_data_loading_process_is_one_line(text, monkeypatch, capsys):
     def run(options: object) -> None:
         raise RuntimeError(text)
 
-    monkeypatch.setattr(cli.Command, "load", lambda command: SimpleNamespace(run=run))
+    monkeypatch.setattr(cli.Command, "load", lambda command, options: SimpleNamespace(run=run))
     assert "--num_workers" in one_line(cli.main, ENCODE, capsys)
     assert rank._call("mdaug.cli:run", ENCODE)[0] == 2

@@ -75,10 +75,13 @@ def test_the_table_agrees_with_the_command(command):
     fields = {field.name for field in dataclasses.fields(entry.load_options())}
     assert fields >= {*entry.inputs, *entry.given}
     assert set(entry.given) <= set(entry.inputs)
-    module = entry.load()
-    assert callable(module.run)
-    if "output_dir" in fields:
-        assert callable(module.check)
+    instead = {} if entry.instead is None else {entry.instead[0]: "given"}
+    for options in (SimpleNamespace(), SimpleNamespace(**instead)):
+        module = entry.load(options)
+        assert callable(module.run)
+        if "output_dir" in fields:
+            assert callable(module.check)
+    assert set(instead) <= fields
 
 
 def test_version_is_that_of_the_package():
@@ -90,7 +93,7 @@ ENCODE = ["encode", "--data_dir", "a", "--vqvae_path", "b", "--output_dir"]
 
 def run_instead(monkeypatch: pytest.MonkeyPatch, function) -> None:
     """Replace what every command does."""
-    monkeypatch.setattr(cli.Command, "load", lambda command: SimpleNamespace(run=function))
+    monkeypatch.setattr(cli.Command, "load", lambda command, options: SimpleNamespace(run=function))
 
 
 def export_on_a_full_disk(config) -> None:

@@ -66,7 +66,7 @@ def config_of(command: str, folders: dict[str, Path], output_dir: Path):
 
 
 def run(command: str, settings) -> None:
-    cli.find(command).load().run(settings)
+    cli.find(command).load(settings).run(settings)
 
 
 def refusal(function, *arguments) -> str:
