@@ -330,6 +330,45 @@ class HybridUNet2DModel(UNet2DModel):
             ValueError: no labels, conditions for a model without, or a label out of range (checked where labels lie on
                 the CPU: elsewhere it would stall the device).
         """
+        hidden, skips, embedding = self._down(sample, timestep, class_labels, conditions, augment)
+        hidden = self.mid_block(hidden, embedding)
+        for level, block in enumerate(self.up_blocks):
+            count = len(block.resnets)
+            hidden = block(hidden, skips[-count:], embedding)
+            skips = skips[:-count]
+            if level < len(self.upsamplers):
+                hidden = self.upsamplers[level](hidden, output_size=skips[-1].shape[-2:])
+        prediction = self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
+        return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
+
+    def features(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        class_labels: torch.Tensor,
+        conditions: torch.Tensor | None = None,
+        augment: torch.Tensor | None = None,
+    ) -> list[torch.Tensor]:
+        """Return what the levels and the middle block make of noisy latents, (B, channels, h, w) each, fine to coarse.
+
+        Arguments are those of `forward`; the way back up is not computed.
+        """
+        hidden, skips, embedding = self._down(sample, timestep, class_labels, conditions, augment)
+        found, at = [], 0  # conv_in is the first of the skips
+        for block in self.down_blocks:
+            at += len(block.resnets) + (block.downsamplers is not None)
+            found.append(skips[at])
+        return [*found, self.mid_block(hidden, embedding)]
+
+    def _down(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        class_labels: torch.Tensor | None,
+        conditions: torch.Tensor | None,
+        augment: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]:
+        """Return what the last level makes of noisy latents, what each layer before it made, and the embedding."""
         if class_labels is None:
             raise ValueError(f"class_labels are needed; the label of 'no class' is {self.num_classes}")
         if class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -351,15 +390,7 @@ class HybridUNet2DModel(UNet2DModel):
         for block in self.down_blocks:
             hidden, outputs = block(hidden, embedding)
             skips += outputs
-        hidden = self.mid_block(hidden, embedding)
-        for level, block in enumerate(self.up_blocks):
-            count = len(block.resnets)
-            hidden = block(hidden, skips[-count:], embedding)
-            skips = skips[:-count]
-            if level < len(self.upsamplers):
-                hidden = self.upsamplers[level](hidden, output_size=skips[-1].shape[-2:])
-        prediction = self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
-        return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
+        return hidden, skips, embedding
 
     def _check_labels(self, class_labels: torch.Tensor) -> None:
         low, high = int(class_labels.min()), int(class_labels.max())

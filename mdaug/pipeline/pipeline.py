@@ -314,7 +314,9 @@ class MicroDopplerPipeline(DiffusionPipeline):
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Return images float32 (B, C, H, W) around [-1, 1] of normalised latents (B, c, h, w).
 
-        The nearest code vectors are chosen in float32: in bfloat16 up to a tenth of them would be others.
+        The nearest code vectors are chosen in float32: in bfloat16 up to a tenth of them would be others. Of the
+        squared distance |z|^2 - 2 z.c + |c|^2 only what differs between codes is computed. On a CPU `argmin` takes half
+        as long again as `min`.
         """
         device = latents.device
         mean, std = (
@@ -324,7 +326,9 @@ class MicroDopplerPipeline(DiffusionPipeline):
         tokens = (latents.float() * std + mean).permute(0, 2, 3, 1)
         codes = self.vqvae.quantize.embedding.weight
         with torch.autocast(device.type, enabled=False):
-            nearest = torch.cdist(tokens.flatten(0, 2), codes.float()).argmin(dim=1)
+            exact = codes.float()
+            distances = torch.addmm(exact.square().sum(1), tokens.flatten(0, 2), exact.T, alpha=-2)
+            nearest = distances.min(dim=1).indices
         quantized = codes[nearest].view(tokens.shape).permute(0, 3, 1, 2).contiguous()
         return self.vqvae.decode(quantized, force_not_quantize=True).sample.float()
 

@@ -20,7 +20,55 @@ from mdaug.training.options import VQVAEConfig
 Distance = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
 
-class Adversary:
+class Critic:
+    """A discriminator and its AdamW: gradients of micro batches, and a step that is the same on all ranks."""
+
+    def __init__(self, network: nn.Module, lr: float, betas: tuple[float, float]):
+        self.device = distributed.device()
+        self.network = network.to(self.device)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=lr, betas=betas, weight_decay=0.0)
+        self._micro_batches = 0
+
+    def add_gradients(self, loss: torch.Tensor) -> None:
+        """Add the gradients of a micro batch's mean loss."""
+        loss.backward()
+        self._micro_batches += 1
+
+    def apply(self) -> None:
+        """Apply the gradients of an optimizer step's micro batches and ranks; every rank calls it."""
+        if self._micro_batches == 0:
+            return
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        flat = distributed.sum_over_ranks(torch.cat([gradient.flatten() for gradient in gradients]))
+        flat /= self._micro_batches * distributed.world_size()
+        flat = torch.where(flat.isfinite().all(), flat, 0.0)  # nothing is learnt from a step that is not finite
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._micro_batches = 0
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return weights and optimizer state as tensors on the CPU."""
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+        return {name: value.detach().cpu().clone() for name, value in tensors.items()}
+
+    def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Restore what `state` returned."""
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "optimizer":
+                index, _, moment = rest.partition(".")
+                moments.setdefault(int(index), {})[moment] = value
+        weights = {name.removeprefix("network."): v for name, v in tensors.items() if name.startswith("network.")}
+        self.network.load_state_dict(weights)
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+
+
+class Adversary(Critic):
     """A PatchGAN with hinge loss, from sample `disc_start` on, and its AdamW.
 
     Args:
@@ -33,13 +81,9 @@ class Adversary:
     def __init__(self, config: VQVAEConfig, image_shape: list[int], precision: str):
         self.config, self.low_precision = config, precision == "bf16"
         height, width, channels = image_shape
-        self.device = distributed.device()
-        self.network: nn.Module = PatchDiscriminator(channels, (height, width), config.disc_channels).to(self.device)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=config.disc_lr or config.lr, betas=(0.5, 0.9), weight_decay=0.0
-        )
+        network = PatchDiscriminator(channels, (height, width), config.disc_channels)
+        super().__init__(network, config.disc_lr or config.lr, (0.5, 0.9))
         self.samples = 0
-        self._micro_batches = 0
 
     @property
     def started(self) -> bool:
@@ -83,8 +127,7 @@ class Adversary:
         total = loss
         if self.config.gradient_penalty > 0:
             total = total + 0.5 * self.config.gradient_penalty * self._penalty(images)
-        total.backward()
-        self._micro_batches += 1
+        self.add_gradients(total)
         return loss.detach()
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
@@ -100,41 +143,19 @@ class Adversary:
         return gradient.square().flatten(1).sum(1).mean()
 
     def step(self, samples: int) -> None:
-        """Apply the gradients of an optimizer step's micro batches and ranks; every rank calls it.
+        """Apply the gradients of an optimizer step; every rank calls it.
 
         Args:
             samples: samples seen after that step.
         """
         self.samples = samples
-        if self._micro_batches == 0:
-            return
-        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        flat = distributed.sum_over_ranks(torch.cat([gradient.flatten() for gradient in gradients]))
-        flat /= self._micro_batches * distributed.world_size()
-        flat = torch.where(flat.isfinite().all(), flat, 0.0)  # nothing is learnt from a step that is not finite
-        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self._micro_batches = 0
+        self.apply()
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return weights, optimizer state and sample count as tensors on the CPU."""
-        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
-        tensors["samples"] = torch.tensor(self.samples)
-        return {name: value.detach().cpu().clone() for name, value in tensors.items()}
+        return {**super().state(), "samples": torch.tensor(self.samples)}
 
     def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
         """Restore what `state` returned."""
         self.samples = int(tensors["samples"])
-        moments: dict[int, dict[str, torch.Tensor]] = {}
-        for name, value in tensors.items():
-            kind, _, rest = name.partition(".")
-            if kind == "optimizer":
-                index, _, moment = rest.partition(".")
-                moments.setdefault(int(index), {})[moment] = value
-        weights = {name.removeprefix("network."): v for name, v in tensors.items() if name.startswith("network.")}
-        self.network.load_state_dict(weights)
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        super().load_state(tensors)

@@ -15,29 +15,42 @@ The loss compares what the network predicts at x_t with what it should predict t
 error of x_0 is weighed as in the pretraining, by |p - q a / s| (`objective.py`), 1 / s for v_prediction, and by the
 min-SNR weight of the pretraining. With d^2 the mean squared difference of a sample the loss is pseudo-Huber,
 sqrt(d^2 + c^2) - c.
+
+That alone leaves samples of two calls blurred or broken. So the latents that one and two calls make of pure noise meet
+a discriminator, too (`latent_adversary.py`): a call from pure noise, or from such a call's estimate noised anew.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mdaug import distributed
 from mdaug.artifacts import find_pipeline
 from mdaug.pipeline import schedulers
-from mdaug.training.engine import Engine
+from mdaug.pipeline.pipeline import LAST_CALL
+from mdaug.training.checkpoint import TrainingState
+from mdaug.training.engine import Engine, resolve_precision
+from mdaug.training.latent_adversary import LatentAdversary
 from mdaug.training.ldm_task import LDMTask
 from mdaug.training.objective import Diffuse, Noised
 from mdaug.training.options import DistilConfig, LDMConfig
 from mdaug.training.run_folder import LAST_FOLDERS
 from shards.errors import UserError
+from shards.order import random_at
 
+STREAM_CALLS = 10  # see shards/order.py
 CLEAN = -1  # in the place of a timestep: no noise at all
 PASSES = 4 / 3  # a training pass counts three forward passes; the target is a fourth
+CALL_PASSES = 11 / 6  # the calls count four, and three times half a network gives features
+SECOND_CALLS = 0.5  # share of the calls that are second ones
+MOST_PROBED = 0.8  # share of the schedule up to which the discriminator's latents are noised
 
 
 def earlier(timestep: int, stage: int) -> int:
@@ -47,6 +60,10 @@ def earlier(timestep: int, stage: int) -> int:
 
 class Pairs(Diffuse):
     """Adds to a training position the less noisy timestep ("earlier") that it is compared with.
+
+    Also what decides the latent that meets the discriminator: pure noise for a first call ("start"), the timestep of
+    the call that makes the latent ("call"; T - 1: from pure noise, else from the first call's estimate) and the noise
+    to get there ("anew"); then timestep ("probe") and noises ("probed") at which a made and a real latent are judged.
 
     Args:
         mean, std, config, num_classes: as for `Diffuse`.
@@ -65,9 +82,22 @@ class Pairs(Diffuse):
         return min(1 + position * self.stages // self.total, self.stages)
 
     def __call__(self, sample: dict[str, Any], position: int) -> dict[str, Any]:
-        """Return what `Diffuse` does, and "earlier"."""
+        """Return what `Diffuse` does, "earlier", "call", "probe" and their noises "start", "anew" and "probed"."""
         item = super().__call__(sample, position)
-        return {**item, "earlier": earlier(item["timestep"], self.stage(position))}
+        random = random_at(self.seed, STREAM_CALLS, position)
+        is_second, share, probe = random.random(3)
+        last = self.timesteps - 1
+        call = round((LAST_CALL + (1 - LAST_CALL) * share) * last) if is_second < SECOND_CALLS else last
+        noises = random.standard_normal((4, *item["latent"].shape), dtype=np.float32)
+        return {
+            **item,
+            "earlier": earlier(item["timestep"], self.stage(position)),
+            "call": call,
+            "probe": int(probe * MOST_PROBED * self.timesteps),
+            "start": noises[0],
+            "anew": noises[1],
+            "probed": noises[2:],
+        }
 
 
 def denoiser_options(options: DistilConfig) -> LDMConfig:
@@ -96,6 +126,7 @@ class ConsistencyTask(LDMTask):
     """
 
     watched = ()
+    ema_warmup = math.inf  # the average begins at weights that are good
     last_folder = LAST_FOLDERS["distil"]
 
     def __init__(
@@ -111,8 +142,15 @@ class ConsistencyTask(LDMTask):
         self.options = options
         super().__init__(denoiser_options(options), packed, vqvae, latents, made_from, others)
         assert self.flops_per_sample is not None
-        self.flops_per_sample *= PASSES
-        self.about |= {"gap_stages": options.gap_stages, "huber": options.huber}
+        self.about |= {"gap_stages": options.gap_stages, "huber": options.huber, "adversarial": options.adversarial}
+        self.adversary: LatentAdversary | None = None
+        passes = PASSES
+        if options.adversarial > 0:
+            torch.manual_seed(options.seed)
+            precision = resolve_precision(options.mixed_precision, distributed.device())
+            self.adversary = LatentAdversary(self.module, precision)
+            passes += CALL_PASSES
+        self.flops_per_sample *= passes
 
     def _diffuse(self) -> Diffuse:
         total = self.options.train_samples or self.options.epochs * self.epoch
@@ -120,9 +158,63 @@ class ConsistencyTask(LDMTask):
         return Pairs(mean, std, self.config, len(self.classes), self.options.gap_stages, total)
 
     def loss(self, engine: Engine, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the mean pseudo-Huber distance."""
+        """Return the mean pseudo-Huber distance and, weighted, what the discriminator says of one and two calls."""
         squared = self._errors(engine, batch) * self.objective.weight[batch["timestep"]]
-        return ((squared + self.options.huber**2).sqrt() - self.options.huber).mean(), {}
+        distance = ((squared + self.options.huber**2).sqrt() - self.options.huber).mean()
+        if self.adversary is None:
+            return distance, {}
+        # The gradient is taken at what was made, and handed to the engine as a product with it.
+        made = self._made(engine, batch)
+        value, gradient, discriminator = self._judged(made.detach(), batch)
+        product = (made * gradient).sum()
+        adversarial = self.options.adversarial * (value + product - product.detach())
+        figures = {"consistency": distance, "adversarial": value, "discriminator": discriminator}
+        return distance + adversarial, figures
+
+    def _made(self, network: Any, batch: dict[str, Any]) -> torch.Tensor:
+        """Return the latents that one or two calls make of pure noise, (B, C, h, w); the last call has a gradient."""
+        last = torch.full_like(batch["call"], self.config.num_train_timesteps - 1)
+        with torch.no_grad():
+            first = self._estimate(network, batch, batch["start"], last)
+        # At the last timestep nothing of the first call is left.
+        return self._estimate(
+            network, batch, self.objective.noised(first, batch["anew"], batch["call"]).sample, batch["call"]
+        )
+
+    def _estimate(
+        self, network: Any, batch: dict[str, Any], sample: torch.Tensor, timestep: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the latents that the network finds in noisy ones at timesteps (B,)."""
+        prediction = self._predict(network, batch, Noised(sample, self.objective.time[timestep], sample))
+        return self.objective.denoised(prediction, sample, timestep)
+
+    def _judged(self, made: torch.Tensor, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return what `LatentAdversary.judge` does, the gradient at the latents that were made."""
+        assert self.adversary is not None
+        made.requires_grad_()
+        noises, probe = batch["probed"], batch["probe"]
+        of_made = self.objective.noised(made, noises[:, 0], probe)
+        of_real = self.objective.noised(batch["latent"], noises[:, 1], probe)
+        return self.adversary.judge((of_made.sample, made), of_real.sample, of_made.time, batch)
+
+    def after_step(self, engine: Engine, state: TrainingState) -> None:
+        """Let the discriminator learn, too."""
+        if self.adversary is not None:
+            self.adversary.apply()
+        super().after_step(engine, state)
+
+    def rehearse(self, batch: int) -> None:
+        """Do what the diffusion model does, for the two passes that wait for their backward pass."""
+        super().rehearse(batch if self.adversary is None else 2 * batch)
+
+    def replicated_state(self) -> dict[str, torch.Tensor]:
+        """Return the state of the discriminator."""
+        return {} if self.adversary is None else self.adversary.state()
+
+    def load_replicated_state(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Restore it."""
+        if self.adversary is not None:
+            self.adversary.load_state(tensors)
 
     @torch.no_grad()
     def validate(self, engine: Engine) -> dict[str, float]:

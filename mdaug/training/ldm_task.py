@@ -120,6 +120,7 @@ class LDMTask(Task):
 
     watched = tuple(f"loss_t{i}" for i in range(BINS))
     last_folder = LAST_FOLDERS["train-ldm"]
+    ema_warmup = 0.05  # of the samples seen: the longest half-life, so that the first weights are forgotten
 
     def __init__(
         self,
@@ -180,7 +181,7 @@ class LDMTask(Task):
         )
         if config.init_from is not None:
             start_unet(config.init_from, self.module, config, self.classes, self.latent_shape, made_from.get("vqvae"))
-        self.ema = EMA(self.module, config.ema_half_life, config.ema_profiles)
+        self.ema = EMA(self.module, config.ema_half_life, config.ema_profiles, self.ema_warmup)
         self.objective = Objective(config, distributed.device())
         self.flops_per_sample = self.workload(1).flops_per_sample
         self._print_size_of_averages()

@@ -403,17 +403,23 @@ class LDMConfig(DiffusionConfig):
 
 @dataclass(kw_only=True)
 class DistilConfig(DiffusionConfig):
-    """Fine-tune a trained pipeline into one that samples in 1 to 4 calls of its U-Net, by consistency tuning.
+    """Fine-tune a trained pipeline into one that samples in 1 to 4 calls of its U-Net.
+
+    By consistency tuning, and by a discriminator of the samples of one and two calls.
 
     Network, classes, conditions and noise schedule are those of the pipeline.
     """
 
     ldm_path: Path = operational()
     """Run folder of train-ldm (its best/ is taken) or a pipeline folder: what is distilled."""
-    gap_stages: int = 4
+    ema_half_life: float = 100_000
+    """Half-life of the averaged weights in samples. The average begins at the pipeline; a third of the run is good."""
+    gap_stages: int = 3
     """Stages of the training, equally long; in stage s a sample is compared with the same one at 2^-s less noise."""
     huber: float = 0.1
     """Where the loss goes over from the squared error to the error, in deviations of the network's output."""
+    adversarial: float = 0.1
+    """Weight of the discriminator that judges the latents made in one and two calls; 0 trains without it."""
     lr: float = 1e-4
     """Peak learning rate of AdamW."""
     num_inference_steps: int = operational(2)
@@ -424,6 +430,7 @@ class DistilConfig(DiffusionConfig):
         super().__post_init__()
         within(self, "[1, 16]", "gap_stages")
         within(self, "(0, inf)", "huber")
+        at_least(self, 0, "adversarial")
         if self.init_from is not None:
             raise ValueError(f"init_from={self.init_from} must be left out: distilling begins with ldm_path")
 

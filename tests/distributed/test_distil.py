@@ -75,7 +75,7 @@ def test_the_result_is_a_pipeline_that_names_what_it_was_made_of(folders, distil
     teacher = find_pipeline(folders[2])[1]
     assert folder.name == "best"
     assert made["made_from"] == {**teacher["made_from"], "init_from": teacher["hash"]}
-    assert (made["config"]["gap_stages"], made["config"]["prediction_type"]) == (4, "v_prediction")
+    assert (made["config"]["gap_stages"], made["config"]["prediction_type"]) == (3, "v_prediction")
     assert "Distilled: 1 to 4 steps." in (folder / "README.md").read_text()
     # It keeps classes and guidance, and by itself takes few calls.
     pipeline = MicroDopplerPipeline.from_pretrained(folder)

@@ -11,8 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from mdaug.models.hybrid_unet import HybridUNet2DModel
+from mdaug.pipeline.pipeline import LAST_CALL
 from mdaug.pipeline.schedulers import FLOW, build_scheduler
-from mdaug.training.consistency import CLEAN, ConsistencyTask, Pairs, earlier
+from mdaug.training.consistency import CLEAN, MOST_PROBED, ConsistencyTask, Pairs, earlier
+from mdaug.training.latent_adversary import LatentAdversary
 from mdaug.training.ldm_task import LDMTask
 from mdaug.training.objective import Objective
 from mdaug.training.options import DistilConfig, LDMConfig
@@ -49,7 +52,21 @@ def test_stages_are_equally_long_and_a_function_of_the_position_alone():
         item = pairs(dict(sample), position)
         again = Pairs([0.0] * 4, [1.0] * 4, config(seed=3), 2, stages=4, total=1000)(dict(sample), position)
         assert item["earlier"] == earlier(item["timestep"], pairs.stage(position)) == again["earlier"]
-        assert (item["noise"] == again["noise"]).all()
+        assert all(np.array_equal(value, again[name]) for name, value in item.items())
+
+
+def test_calls_are_first_and_second_ones_alike_with_noises_of_their_own():
+    pairs = Pairs([0.0] * 4, [1.0] * 4, config(seed=3), 2, stages=4, total=1000)
+    items = [pairs({"array": np.ones((4, 2, 2), np.float32), "label": 1}, position) for position in range(1000)]
+    calls, probes = np.array([item["call"] for item in items]), np.array([item["probe"] for item in items])
+    assert 0.45 < (calls < T - 1).mean() < 0.55
+    second = calls[calls < T - 1]
+    assert LAST_CALL * (T - 1) - 1 < second.min() < 0.7 * T
+    assert second.max() > 0.95 * T
+    assert 0 <= probes.min() < 0.05 * T
+    assert 0.75 * T < probes.max() < MOST_PROBED * T
+    noises = [noise for item in items[:20] for noise in (item["noise"], item["start"], item["anew"], *item["probed"])]
+    assert len({noise.tobytes() for noise in noises}) == 100
 
 
 @pytest.mark.parametrize("prediction_type", TYPES)
@@ -105,6 +122,7 @@ def task(kind: type[LDMTask], huber: float = 0.1, **changes) -> LDMTask:
     made.config = config(**changes)
     made.objective = Objective(made.config, CPU)
     made.options = DistilConfig(**FOLDERS, ldm_path=Path("l"), huber=huber)
+    made.adversary = None
     return made
 
 
@@ -155,12 +173,102 @@ def test_no_gradient_passes_through_the_target_and_both_passes_drop_the_same():
     torch.testing.assert_close(network.factor.grad, expected)
 
 
+def small_unet() -> HybridUNet2DModel:
+    torch.manual_seed(2)
+    unet = HybridUNet2DModel(
+        8, block_out_channels=(16, 32), layers_per_block=1, num_heads=2, num_classes=3, attention="none,full",
+        norm_num_groups=8,
+    ).eval()  # fmt: skip
+    for parameter in unet.parameters():  # its last layers begin at zero
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return unet
+
+
+def adversarial(unet: HybridUNet2DModel, weight: float) -> tuple[ConsistencyTask, dict[str, torch.Tensor]]:
+    tuning = task(ConsistencyTask)
+    tuning.options = dataclasses.replace(tuning.options, adversarial=weight)
+    torch.manual_seed(3)
+    tuning.adversary = LatentAdversary(unet, "no")
+    noises = torch.randn(4, 6, 4, 8, 8, generator=torch.Generator().manual_seed(4))
+    calls = {"call": torch.tensor([999, 999, 999, 650, 800, 900]), "probe": torch.tensor([0, 100, 300, 500, 700, 790])}
+    given = {"label": torch.tensor([0, 1, 2, 3, 0, 1]), "start": noises[0], "anew": noises[1]}
+    return tuning, {**batch(3), **calls, **given, "probed": noises[2:].movedim(1, 0)}
+
+
+def test_features_are_what_levels_and_middle_block_make_in_a_pass():
+    unet, shown = small_unet(), torch.randn(2, 4, 8, 8)
+    seen = []
+    for block in unet.down_blocks:
+        block.register_forward_hook(lambda module, given, made: seen.append(made[0]))
+    unet.mid_block.register_forward_hook(lambda module, given, made: seen.append(made))
+    expected = unet(shown, 500, torch.tensor([0, 3])).sample
+    whole = list(seen)
+    found = unet.features(shown, 500, torch.tensor([0, 3]))
+    assert [feature.shape[1] for feature in found] == [16, 32, 32]
+    assert all(torch.equal(one, other) for one, other in zip(found, whole, strict=True))
+    assert expected.isfinite().all()
+
+
+def test_the_network_gets_the_gradient_of_what_the_discriminator_says_and_the_discriminator_its_own():
+    unet = small_unet()
+    gradients = []
+    for weight in (0.0, 0.5):
+        tuning, shown = adversarial(unet, weight)
+        unet.zero_grad()
+        loss, figures = tuning.loss(unet, shown)
+        loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in unet.parameters() if p.grad is not None]))
+        assert loss.item() == pytest.approx((figures["consistency"] + weight * figures["adversarial"]).item())
+    assert all(parameter.grad is None for parameter in tuning.adversary.unet.parameters())
+    # Within the margin of the hinge the last biases cancel.
+    heads = [parameter.grad for parameter in tuning.adversary.network.parameters() if parameter.ndim > 1]
+    assert all(grad is not None and grad.abs().sum() > 0 for grad in heads)
+    # The same written down as one graph: the difference of the two is half the gradient of the heads' verdict.
+    unet.zero_grad()
+    made = tuning._made(unet, shown)
+    of_made = tuning.objective.noised(made, shown["probed"][:, 0], shown["probe"])
+    verdict = tuning.adversary.network(unet_features(tuning, of_made, shown), shown["label"])
+    (-0.5 * verdict.mean()).backward()
+    expected = torch.cat([p.grad.flatten() for p in unet.parameters() if p.grad is not None])
+    torch.testing.assert_close(gradients[1] - gradients[0], expected, rtol=1e-3, atol=1e-6)
+
+
+def unet_features(tuning: ConsistencyTask, noised, shown) -> list[torch.Tensor]:
+    return tuning.adversary.unet.features(noised.sample, noised.time, shown["label"])
+
+
+def test_a_second_call_begins_with_the_estimate_of_the_first():
+    unet = small_unet()
+    tuning, shown = adversarial(unet, 0.1)
+    made = tuning._made(unet, shown)
+    other = {**shown, "start": shown["start"] + 1}
+    changed = (tuning._made(unet, other) - made).abs().flatten(1).amax(1)
+    assert (changed[:3] < 1e-3).all()  # a call from pure noise knows nothing of another
+    assert (changed[3:] > 1e-3).all()
+
+
+def test_the_discriminator_learns_to_tell_real_from_made():
+    unet = small_unet()
+    tuning, shown = adversarial(unet, 0.1)
+    first = None
+    for _ in range(60):
+        _, figures = tuning.loss(unet, shown)
+        tuning.adversary.apply()
+        first = figures["discriminator"] if first is None else first
+    assert figures["discriminator"] < 0.5 * first
+    # And goes on from its state.
+    again, _ = adversarial(unet, 0.1)
+    again.load_replicated_state(tuning.replicated_state())
+    assert again.loss(unet, shown)[1]["discriminator"] == tuning.loss(unet, shown)[1]["discriminator"]
+
+
 def test_contradictions_are_refused_by_name():
     made = DistilConfig(**FOLDERS, ldm_path=Path("l"))
     for changes, message in (
         ({"gap_stages": 0}, "gap_stages=0"),
         ({"gap_stages": 17}, "gap_stages=17"),
         ({"huber": 0.0}, "huber=0"),
+        ({"adversarial": -1.0}, "adversarial=-1"),
         ({"init_from": Path("x")}, "init_from=x must be left out"),
     ):
         with pytest.raises(ValueError, match=message):
