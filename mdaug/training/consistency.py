@@ -50,6 +50,7 @@ CLEAN = -1  # in the place of a timestep: no noise at all
 PASSES = 4 / 3  # a training pass counts three forward passes; the target is a fourth
 CALL_PASSES = 11 / 6  # the calls count four, and three times half a network gives features
 SECOND_CALLS = 0.5  # share of the calls that are second ones
+MOST_CALLED = 0.8  # share of the schedule up to which second calls are trained, from LAST_CALL on
 MOST_PROBED = 0.8  # share of the schedule up to which the discriminator's latents are noised
 
 
@@ -87,7 +88,7 @@ class Pairs(Diffuse):
         random = random_at(self.seed, STREAM_CALLS, position)
         is_second, share, probe = random.random(3)
         last = self.timesteps - 1
-        call = round((LAST_CALL + (1 - LAST_CALL) * share) * last) if is_second < SECOND_CALLS else last
+        call = round((LAST_CALL + (MOST_CALLED - LAST_CALL) * share) * last) if is_second < SECOND_CALLS else last
         noises = random.standard_normal((4, *item["latent"].shape), dtype=np.float32)
         return {
             **item,
