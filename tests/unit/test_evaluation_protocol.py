@@ -292,6 +292,12 @@ def test_worth_rises_with_accuracy_and_lies_within_its_interval():
         assert whole["low"]["number"] <= whole["number"] <= whole["high"]["number"]
 
 
+def test_worth_beyond_the_curve_is_said_once():
+    curve = [(4, 0.5), (8, 0.75)]
+    assert worth.described(worth.with_interval(0.5, (-0.2, -0.3, -0.1), curve)) == "less than 4"
+    assert worth.described(worth.with_interval(0.5, (-0.2, -0.3, 0.125), curve)) == "less than 4 (less than 4 to 6)"
+
+
 def test_an_arm_that_equals_the_baseline_at_2n_is_worth_2n_and_a_flat_curve_gives_points(images, config):
     """Made-up predictions: the free baseline is right as often as its number says, an arm at 4 as often as it at 8."""
     held_out = load(images / "packed" / "val")
