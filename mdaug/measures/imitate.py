@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,8 @@ def run(options: SimulateConfig) -> None:
     if is_finished(output):
         return
     measured = read(packed, options)
+    who = "\n".join(_who(measured))
+    print(f"{options.like}: {len(measured.images)} training images are looked at\n{who}", flush=True)
     if options.preset == "families":
         options = dataclasses.replace(options, classes=list(measured.imitates))
     output.begin_again()
@@ -71,6 +74,17 @@ def run(options: SimulateConfig) -> None:
     atomic.write_text(options.output_dir / TABLE_FILE, text)
     print(text, flush=True)
     finish(options, rows, output)
+
+
+def _who(measured: Measured) -> Iterable[str]:
+    """Yield a line on each class of the preset, and one on the classes of the set that nothing imitates."""
+    for name, other in measured.imitates.items():
+        groups = measured.looks[name].groups
+        whom = f"class {other}" if other else "all classes together"
+        yield f"  {name} imitates {whom}: {len(groups)} images of {len(set(groups))} groups"
+    classes = measured.images.dataset.classes
+    if None not in measured.imitates.values() and (rest := set(classes) - set(measured.imitates.values())):
+        yield f"  nothing imitates {', '.join(name for name in classes if name in rest)}; --like_classes names more"
 
 
 def _open(options: SimulateConfig) -> Path:

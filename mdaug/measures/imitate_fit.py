@@ -79,7 +79,7 @@ def calibrate(measured: Measured, options: SimulateConfig) -> Fit:
                 pictures = [picture for pictures in drawn for picture in pictures]
                 looks[name] = look(pictures, groups_of(_rows(preset)), palette_of(options, fit), axes_of(preset))
             distance = sum(_distance(name, measured.looks[name], looks[name]) for name in looks)
-            print(f"batch {number + 1} of {ROUNDS}: distance {distance:.3f}", flush=True)
+            print(f"matching: batch {number + 1} of {ROUNDS}, {distance:.3f} from the set", flush=True)
             if distance < least:
                 best, least = fit, distance
             fit = _nearer(fit, measured, options, looks, raw, slopes)
