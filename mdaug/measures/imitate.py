@@ -28,6 +28,9 @@ from shards.source import read_folder
 from shards.validation import Preflight, written
 
 JSON_FILE, TABLE_FILE = "like.json", "like.md"
+LEGEND = """asked: what the simulator was set to, and in brackets where that comes from.
+speed: of the torso, without sign; cadence: steps, swings or beats; reach: the faster edge of the picture's signal.
+Medians ± standard deviations, between groups (of persons, recordings) and within them."""
 LARGEST = 256  # side to which an image folder is packed where --image_size does not say otherwise
 
 
@@ -110,14 +113,15 @@ def compare(measured: Measured, options: SimulateConfig, fit: Fit, rows: list[di
         origin = f"--{name}" if flag else "the set" if said else "matched" if name in fit.sensor else "the preset"
         if name == "clip_db" and not flag and not said:
             origin = "assumed"
-        here = f"{said:.4g} {unit}" if said else "not said"
-        value = f"{float(preset.radar[name]):.4g} {unit}"
+        here = _quantity(said, unit) if said else "not said"
+        value = _quantity(float(preset.radar[name]), unit)
         table.append([words, here, value, f"{value} ({origin})"])
     height, width, channels = measured.images.original(0).shape
     size = f"{preset.size[0]} × {preset.size[1]}"
     origin = "--image_size" if options.image_size else "the set"
     table.append(["rows × columns", f"{height} × {width}", size, f"{size} ({origin})"])
-    seen = " × ".join("as many" if side is None else str(side) for side in measured.native)
+    seen = f"{measured.native[0] or height} × {measured.native[1] or width}"
+    seen = "not enlarged" if measured.native == (None, None) else seen
     native = f"{preset.sensor.rows} × {preset.sensor.columns}"
     table.append(["the same, before enlarging", seen, native, f"{native} (the set)"])
     here = fit.colormap or ("gray" if channels == 1 else "of no known map")
@@ -172,6 +176,11 @@ def _rows_of_class(name: str, measured: Measured, simulated: Look, fit: Fit, row
     return table
 
 
+def _quantity(value: float, unit: str) -> str:
+    """Return a value with its unit."""
+    return f"{value / 1e9:.4g} GHz" if unit == "Hz" else f"{value:.4g} {unit}"
+
+
 def _asked(parameter: str, rows: list[dict]) -> str:
     """Return the values of a parameter as text, and whether many of them lie at a bound."""
     values = np.array([row[parameter] for row in rows], float)
@@ -185,6 +194,6 @@ def _picture(path: Path) -> np.ndarray:
 
 
 def markdown(table: list[list[str]]) -> str:
-    """Return the table as Markdown."""
+    """Return the table as Markdown, and what its words mean."""
     lines = ["| | measured | simulated | asked |", "|---|---|---|---|", *(f"| {' | '.join(row)} |" for row in table)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", LEGEND]) + "\n"

@@ -83,6 +83,7 @@ def calibrate(measured: Measured, options: SimulateConfig) -> Fit:
             if distance < least:
                 best, least = fit, distance
             fit = _nearer(fit, measured, options, looks, raw, slopes)
+    print(f"matching: the nearest batch is taken, {least:.3f} from the set", flush=True)
     return best
 
 

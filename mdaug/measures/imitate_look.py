@@ -157,9 +157,12 @@ def read(packed: Path, options: SimulateConfig) -> Measured:
     meta = [images.dataset[int(i)]["meta"] for i in images.indices]
     said = {name: _common(meta, name) for name in AXIS}
     known = {name: said[name] or getattr(options, name) for name in AXIS}
+    questions = [] if imitates else [_which(images.dataset.classes)]
     if lacking := [name for name in NEEDED if known[name] is None]:
-        asked = " and ".join(f"--{name} ({AXIS[name][0]} in {AXIS[name][1]})" for name in lacking)
-        raise UserError(f"{options.like} does not say what its axes mean, the same for all images; give {asked}")
+        flags = " and ".join(f"--{name} ({AXIS[name][0]} in {AXIS[name][1]})" for name in lacking)
+        questions.append(f"what its axes mean, the same for all images; give {flags}")
+    if questions:
+        raise UserError(f"{options.like} does not say {'; nor '.join(questions)}")
     clip_db = known["clip_db"] or kinematics.CLIP_DB
     axes = Axes(known["v_max_m_s"], known["duration_s"] - (known["window_s"] or 0.0), clip_db, physical=True)
     # Palette, size, and the pixels before they were enlarged.
@@ -187,19 +190,22 @@ def read(packed: Path, options: SimulateConfig) -> Measured:
 
 
 def _imitated(options: SimulateConfig, classes: list[str]) -> dict[str, str | None]:
-    """Return class of the preset -> class of the set, None for all of it."""
+    """Return class of the preset -> class of the set, None for all of it; none where neither names nor flags say."""
     if options.preset != "families":
         return {STREAM: None}
     if strangers := [name for name in options.imitated.values() if name not in classes]:
         raise UserError(f"like_classes: {options.like} has no class {strangers[0]}; it has {', '.join(classes[:20])}")
     names = options.classes or list(options.imitated) or [name for name in CLASSES if name in classes]
-    if not names:
-        raise UserError(
-            f"{options.like} has none of the classes {', '.join(CLASSES)}; say which of its classes "
-            f"({', '.join(classes[:20])}) shows what, such as --like_classes [walking={classes[0]}], or --classes "
-            "[walking] where all of them do, or --preset gait-persons"
-        )
     return {name: options.imitated.get(name, name if name in classes else None) for name in names}
+
+
+def _which(classes: list[str]) -> str:
+    """Return the question which class shows what."""
+    return (
+        f"which of its classes ({', '.join(classes[:20])}) shows what (none is called {', '.join(CLASSES)}); give "
+        f"--like_classes such as [walking={classes[0]}], or --classes [walking] where people walk in all of them, or "
+        "--preset gait-persons where each is a walking person"
+    )
 
 
 def _common(meta: list[dict], name: str) -> float | None:

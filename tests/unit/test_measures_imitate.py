@@ -165,7 +165,12 @@ def images(root: Path, *classes: str) -> Path:
 def test_what_the_set_does_not_say_is_asked_for(tmp_path, capsys):
     folder = images(tmp_path / "set", "walk", "tap")
     assert main(flags(folder, tmp_path / "out")) == 2
-    assert "say which of its classes (tap, walk) shows what" in capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "does not say which of its classes (tap, walk) shows what" in said
+    assert said.endswith(
+        "nor what its axes mean, the same for all images; give --v_max_m_s (velocity at the upper edge "
+        "in m/s) and --duration_s (time span in s)"
+    )  # all at once
     assert main(flags(folder, tmp_path / "out", "--like_classes", "[walking=walk]", "--v_max_m_s", "3")) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.endswith("does not say what its axes mean, the same for all images; give --duration_s (time span in s)")
