@@ -43,7 +43,7 @@ from mdaug.training.checkpoint import TrainingState
 from mdaug.training.deepspeed_json import deepspeed_config
 from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.loop import loader
-from mdaug.training.options import VQVAEConfig
+from mdaug.training.options_vqvae import VQVAEConfig
 from shards import provenance
 from shards.dataset import ShardDataset
 

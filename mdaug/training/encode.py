@@ -22,7 +22,7 @@ from mdaug.models.latent_statistics import LatentStatistics
 from mdaug.models.vqvae import load_vqvae
 from mdaug.training.augmented_images import Views
 from mdaug.training.engine import resolve_precision
-from mdaug.training.options import EncodeConfig
+from mdaug.training.options_vqvae import EncodeConfig
 from mdaug.training.run_folder import claim_on_all_ranks
 from shards import atomic, provenance
 from shards.dataset import ShardDataset

@@ -23,7 +23,9 @@ from mdaug.training.batches import accumulation
 from mdaug.training.data_cost import DataCost
 from mdaug.training.deepspeed_json import stage_of
 from mdaug.training.ldm_task import build_unet
-from mdaug.training.options import EstimateConfig, LDMConfig, TrainingConfig, VQVAEConfig
+from mdaug.training.options import EstimateConfig, TrainingConfig
+from mdaug.training.options_ldm import LDMConfig
+from mdaug.training.options_vqvae import VQVAEConfig
 from mdaug.training.vqvae_task import build_module, perceptual_precision
 from shards.errors import UserError
 from shards.index import read_index

@@ -35,7 +35,7 @@ from mdaug.training.initial import start_unet
 from mdaug.training.latents import CopyOrder, LatentSet
 from mdaug.training.loop import VALIDATION_SAMPLES, Task, validation_batches
 from mdaug.training.objective import VALIDATION_SEED, Diffuse, Noised, Objective
-from mdaug.training.options import LDMConfig
+from mdaug.training.options_ldm import LDMConfig
 from mdaug.training.run_folder import LAST_FOLDERS
 from mdaug.training.sampled_distance import SampledDistance
 from mdaug.training.sharded_tensors import Reader

@@ -10,7 +10,7 @@ from mdaug.training.cost import choose_batch_size, memory, sharding
 from mdaug.training.engine import check_before_data
 from mdaug.training.length import settle
 from mdaug.training.loop import train
-from mdaug.training.options import VQVAEConfig
+from mdaug.training.options_vqvae import VQVAEConfig
 from mdaug.training.run_folder import images_hash, open_run, packing
 from mdaug.training.vqvae_task import VQVAETask
 from shards import provenance

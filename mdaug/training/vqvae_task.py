@@ -25,7 +25,7 @@ from mdaug.training.cost import Workload, vqvae_workload
 from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.initial import start_vqvae
 from mdaug.training.loop import VALIDATION_SAMPLES, Task, validation_batches
-from mdaug.training.options import VQVAEConfig
+from mdaug.training.options_vqvae import VQVAEConfig
 from mdaug.training.run_folder import LAST_FOLDERS
 from mdaug.training.task_pictures import save_reconstructions
 from shards.colormap import floor_of

@@ -44,7 +44,7 @@ def ridge_packed(folder: Path) -> Path:
 
 def encode(packed: Path, vqvae: Path, output: Path, copies: int) -> None:
     from mdaug.training.encode import run
-    from mdaug.training.options import EncodeConfig
+    from mdaug.training.options_vqvae import EncodeConfig
 
     run(EncodeConfig(packed, vqvae, output, num_workers=0, batch_size=16, augment_copies=copies))
 

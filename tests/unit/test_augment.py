@@ -15,7 +15,7 @@ from mdaug import augment
 from mdaug.augment import RICHER, TODAY, Policy
 from mdaug.training.augmented_images import Views
 from mdaug.training.latents import CopyOrder
-from mdaug.training.options import EncodeConfig
+from mdaug.training.options_vqvae import EncodeConfig
 from shards.dataset import ShardDataset
 from shards.order import EpochOrder
 from tests.toy import toy_packed

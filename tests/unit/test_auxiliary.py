@@ -16,7 +16,8 @@ from mdaug.generation.generate import run as generate
 from mdaug.generation.options import GenerateConfig
 from mdaug.training import auxiliary, conditions, initial
 from mdaug.training.ldm_task import LDMTask
-from mdaug.training.options import LDMConfig, VQVAEConfig
+from mdaug.training.options_ldm import LDMConfig
+from mdaug.training.options_vqvae import VQVAEConfig
 from mdaug.training.vqvae_task import VQVAETask
 from shards import provenance
 from shards.dataset import ShardDataset

@@ -18,7 +18,8 @@ from mdaug.generation.options import GenerateConfig
 from mdaug.pipeline.pipeline import MicroDopplerPipeline
 from mdaug.training import conditions
 from mdaug.training.objective import Diffuse
-from mdaug.training.options import EncodeConfig, LDMConfig
+from mdaug.training.options_ldm import LDMConfig
+from mdaug.training.options_vqvae import EncodeConfig
 from shards import provenance
 from shards.dataset import ShardDataset
 from shards.errors import UserError

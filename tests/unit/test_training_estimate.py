@@ -26,7 +26,7 @@ from mdaug.training.data_cost import DataCost
 from mdaug.training.ema import EMA
 from mdaug.training.estimate import ldm_workload
 from mdaug.training.ldm_task import build_unet
-from mdaug.training.options import LDMConfig
+from mdaug.training.options_ldm import LDMConfig
 from shards.order import EpochOrder
 from tests.unit.shards_helpers import shard_folder
 

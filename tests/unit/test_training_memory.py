@@ -12,7 +12,7 @@ from mdaug import config as configuration
 from mdaug.models.hybrid_unet import HybridUNet2DModel
 from mdaug.training.cost import Memory, candidates, choose_batch_size, first_that_fits, memory, saved_bytes, sharding
 from mdaug.training.loop import Task
-from mdaug.training.options import VQVAEConfig
+from mdaug.training.options_vqvae import VQVAEConfig
 from mdaug.training.vqvae_task import VQVAETask
 from tests.toy import toy_packed
 from tests.toy_latents import toy_task

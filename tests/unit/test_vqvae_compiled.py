@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mdaug.training.options import VQVAEConfig
+from mdaug.training.options_vqvae import VQVAEConfig
 from mdaug.training.vqvae_task import VQVAETask
 from tests.toy import toy_packed
 

@@ -21,7 +21,8 @@ from mdaug.models.norms import WorkingGroupNorm
 from mdaug.models.perceptual import PerceptualLoss
 from mdaug.training.cost import _autocast
 from mdaug.training.ldm_task import build_unet
-from mdaug.training.options import LDMConfig, VQVAEConfig
+from mdaug.training.options_ldm import LDMConfig
+from mdaug.training.options_vqvae import VQVAEConfig
 from mdaug.training.vqvae_task import build_module
 from tests.tiny_pipeline import CLASSES, tiny_pipeline
 
