@@ -65,7 +65,8 @@ class TrainingConfig:
     max_skipped_steps: int = operational(20)
     """Steps in a row whose gradient is not finite (they are skipped and counted) after which the run stops."""
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = operational("auto")
-    """auto: bf16 on GPUs that have it, fp16 on older ones, no (fp32) on CPU."""
+    """auto: bf16 on GPUs that have it, fp16 on older ones, no on a CPU. no is fp32, but for convolutions on GPUs since
+    Ampere, which round their inputs to TF32's 10 bits; NVIDIA_TF32_OVERRIDE=0 forbids it."""
     zero_stage: Literal[0, 1, 2, 3] = operational(0)
     """DeepSpeed ZeRO stage; picks deepspeed_configs/zero<stage>.json. 0 leaves it to --deepspeed_config."""
     deepspeed_config: Path | None = operational(None)

@@ -107,7 +107,7 @@ class EncodeConfig:
     batch_size: int = operational(64)
     """Images that one device encodes at once."""
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = operational("no")
-    """Precision of the encoder; the statistics are always fp64."""
+    """Precision of the encoder, no as in train-vqvae; the statistics are always fp64."""
     num_workers: int = operational(2)
     """Image decoding processes per rank."""
     augment_copies: int = 0

@@ -42,6 +42,13 @@ class Norms(TorchDispatchMode):
         return result
 
 
+def test_without_mixed_precision_only_convolutions_round():
+    """What --help says of mixed_precision=no on CUDA: torch's own setting, which nothing here changes."""
+    assert torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def unet() -> nn.Module:
     config = LDMConfig(
         data_dir=Path("d"), output_dir=Path("o"), vqvae_path=Path("v"), block_out_channels=(32, 64), num_heads=4,
