@@ -136,7 +136,7 @@ class TrainingConfig:
 class EstimateConfig:
     """Memory, step time, hours and GPU-hours of a training run, estimated; nothing is started."""
 
-    command: Literal["train-ldm", "train-vqvae"]
+    command: Literal["train-ldm", "train-vqvae", "distil"]
     """Training command; also as the first argument."""
     training: Path | None = None
     """--config: a preset, or config.yaml of a run; default: the defaults of the command."""
