@@ -19,13 +19,14 @@ from typing import Any, NamedTuple
 from shards import atomic
 from shards.errors import UserError
 from shards.index import FILE_NAME as INDEX
-from shards.index import read_index
+from shards.index import read_index, shards_there
 from shards.writer import finished
 
 FILE_NAME = "provenance.json"
 RUN_FILE, PROGRESS_FILE, LOGS = "run.json", "progress.json", "logs"
 VERSION_FILE = "CODE_VERSION"  # beside the packages, in a copy of them outside of a checkout
 NO_SHARD = "is missing, cut or without sidecar"
+OTHER_SIDECAR = "has a sidecar that is damaged or of another tar"
 READ_WHOLE = ("images", "latents", "vqvae", "pipeline")  # kinds; others hold files for people beside their shards
 
 
@@ -120,9 +121,9 @@ def _promises(folder: Path, unhashed: Collection[str]) -> Iterator[tuple[str, li
 def lost(folder: Path, *, shards: bool = True) -> list[Lost]:
     """Return which files of a finished folder are missing or cut, by what provenance.json and index.json promise.
 
-    Sizes alone are looked at, after `compare_hashes` hashes as well; a file that has grown since was changed by a
-    person, such as a card. A folder that is not finished promises nothing. Without `shards` the shards are left to
-    `ShardDataset`.
+    Names and sizes alone are looked at, after `compare_hashes` hashes and sidecars as well; a file that has grown since
+    was changed by a person, such as a card. A folder that is not finished promises nothing. Without `shards` the shards
+    are left to `ShardDataset`.
     """
     found = []
     hashed = not _hashed.isdisjoint((folder.resolve(), *folder.resolve().parents))
@@ -131,10 +132,13 @@ def lost(folder: Path, *, shards: bool = True) -> list[Lost]:
         if why := _fault(path, size, sha256 if hashed else None):
             found.append(Lost(name, why))
         elif shards and path.name == INDEX:
-            for entry in read_index(path.parent)["shardlist"]:
-                tar = path.parent / entry["url"]
-                why = "" if (finished(tar) or {}).get("sha256") == entry["sha256"] else NO_SHARD
-                if why := why or _fault(tar, entry["filesize"], entry["sha256"] if hashed else None):
+            for entry, status in shards_there(path.parent, read_index(path.parent)):
+                tar, size, sha256 = path.parent / entry["url"], entry["filesize"], entry["sha256"]
+                why = "" if status is not None else NO_SHARD
+                if hashed and not why:
+                    same = (finished(tar) or {}).get("sha256") == sha256
+                    why = _fault(tar, size, sha256) if same else OTHER_SIDECAR
+                if why:
                     found.append(Lost(tar.relative_to(folder).as_posix(), why))
     return found
 

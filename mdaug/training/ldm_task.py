@@ -212,10 +212,9 @@ class LDMTask(Task):
                 images = LatentSet(split, labels=labels)
                 if columns is not None:
                     packed = None if folder == latents else folder
-                    raw = columns.of_auxiliary(packed, split.name, images.num_images)
-                    images.conditions = columns.normalised(raw)
+                    images.conditions = columns.of_auxiliary(packed, split.name, images.num_images)
                     for label, name in enumerate(self.auxiliary, len(self.train_set.classes)):
-                        told[name].append(raw[images.labels[:: 1 + images.copies] == label])
+                        told[name].append(images.conditions.raw[images.labels[:: 1 + images.copies] == label])
                 sets.append(images)
         if columns is not None:
             columns.values.update({name: conditions.joint(np.concatenate(rows)) for name, rows in told.items()})
