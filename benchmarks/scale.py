@@ -238,7 +238,8 @@ def main() -> None:
             found = results["whole"] = measure_whole(Path(scratch), shards, options.samples_per_shard)
         print(
             f"is all of {found['shards']:,} shards there: {found['seconds']:.3f} s, {found['sidecars_read']:,} "
-            f"sidecars read; times {len(counts) / shards:g} for 1e8 samples: {found['seconds'] * len(counts) / shards:.1f} s",
+            f"sidecars read; times {len(counts) / shards:g} for 1e8 samples: "
+            f"{found['seconds'] * len(counts) / shards:.1f} s",
             flush=True,
         )
     if options.only in (None, "conditions"):
