@@ -208,13 +208,18 @@ class Engine:
 
         Raises UserError if DeepSpeed finds nothing there.
         """
-        tag = elastic.convert(folder).name if self.universal else "engine"
-        if self.universal and self.stage == 0:
-            elastic.load_at_stage_0(folder / tag, self.module, self.deepspeed.optimizer)
-            return
         optimizer = self.deepspeed.optimizer
+        source = elastic.open_source(folder) if self.universal else None
+        if source is not None and self.stage == 0:
+            elastic.load_at_stage_0(source, self.module, optimizer)
+            return
+        if source is not None:
+            elastic.answer(source, optimizer, self.stage)
         scaler = getattr(optimizer, "loss_scaler", None)
-        path, _ = self.deepspeed.load_checkpoint(str(folder), tag=tag)
+        path, _ = self.deepspeed.load_checkpoint(str(folder), tag="engine" if source is None else elastic.FOLDER)
+        if source is not None:
+            source.close()
+            elastic.place_steps(optimizer.optimizer)
         if path is None:
             raise UserError(f"{folder} holds no DeepSpeed state; delete that folder to resume from the one before")
         if self.stage == 0:

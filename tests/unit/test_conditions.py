@@ -94,6 +94,7 @@ def test_metadata_are_read_once_for_all_processes_and_starts(tmp_path, monkeypat
     assert conditions.read(folder, ["speed"]).mean == [8]
 
 
+@pytest.mark.slow
 def test_many_shards_give_the_same_table_on_all_cores(tmp_path, monkeypatch):
     folder = packed(tmp_path, [{"speed": str(i)} for i in range(4)], [{}])
     for number in range(1, 4):
