@@ -1,5 +1,5 @@
 """What large sets cost, on made-up sidecars: opening one, its order, the shards that training opens, whether all is
-there, conditions, and the end of generation.
+there, conditions, a checkpoint of many ranks that others resume, and the end of generation.
 
     python benchmarks/scale.py --samples 10000000 --samples_per_shard 1000
     python benchmarks/scale.py --only open --samples 1000000     # alone; runs on the code of before, too
@@ -29,7 +29,7 @@ from shards.order import EpochOrder, PositionSampler
 from shards.writer import write_shard
 
 LATENT = 128 + 4 * 32 * 32 * 4  # bytes of an npy file with a latent of the default model
-KINDS = ("open", "order", "reads", "whole", "conditions", "finalize")
+KINDS = ("open", "order", "reads", "whole", "conditions", "resume", "finalize")
 
 
 def make_set(folder: Path, shards: int, size: int) -> None:
@@ -164,6 +164,72 @@ def read_conditions(folder: Path) -> dict[str, Any]:
     return {"seconds": seconds, "bytes": held}
 
 
+def make_checkpoint(engine: Path, writers: int, parameters: int, numel: int) -> None:
+    """Write what DeepSpeed writes at stage 3: `parameters` of `numel` elements each, cut over the writers."""
+    import torch
+
+    shapes = {f"layer{i}.weight": torch.Size([numel]) for i in range(parameters)}
+    about = {
+        "param_shapes": [shapes], "ds_config": {"gradient_clipping": 1.0}, "ds_version": "0.19.8", "module": {},
+        "buffer_names": [], "dp_world_size": writers, "mp_world_size": 1, "universal_checkpoint_info": {},
+    }  # fmt: skip
+    engine.mkdir(parents=True)
+    for rank in range(writers):
+        flat = torch.full((parameters * -(-numel // writers),), float(rank))
+        state = {"step": torch.tensor(9.0), "exp_avg": flat.clone(), "exp_avg_sq": flat.clone()}
+        inner = {"optimizer_state_dict": {"state": {0: state}, "param_groups": [{}]}, "fp32_flat_groups": [flat]}
+        name = f"zero_pp_rank_{rank}_mp_rank_00"
+        torch.save({"optimizer_state_dict": {"zero_stage": 3, "partition_count": writers, **inner}},
+                   engine / f"{name}_optim_states.pt")  # fmt: skip
+        torch.save(about, engine / f"{name}_model_states.pt")
+
+
+def measure_resume(folder: Path, writers: int, readers: int, parameters: int, numel: int) -> dict[str, Any]:
+    """Return files opened, files written, MB read and seconds of the first rank, and of one in the middle."""
+    import torch
+
+    from mdaug.training import elastic
+    from mdaug.training.sharded_tensors import shard_bounds
+
+    make_checkpoint(folder / "engine", writers, parameters, numel)
+    load, save, counts = torch.load, torch.save, {"opened": 0, "written": 0, "bytes": 0}
+
+    def counted_load(path: Any, *arguments: Any, **options: Any) -> Any:
+        counts["opened"] += 1
+        counts["bytes"] += 0 if options.get("mmap") else Path(path).stat().st_size
+        return load(path, *arguments, **options)
+
+    def counted_save(value: Any, path: Any) -> None:
+        counts["written"] += 1
+        save(value, path)
+
+    def done(begun: float) -> dict[str, float]:
+        found = {**counts, "seconds": time.perf_counter() - begun}
+        counts.update(opened=0, written=0, bytes=0)
+        return found
+
+    torch.load, torch.save, begun, found = counted_load, counted_save, time.perf_counter(), {}
+    names = [f"layer{i}.weight" for i in range(parameters)]
+    if hasattr(elastic, "convert"):  # the code of before: DeepSpeed's loader reads whole tensors on every rank
+        target = elastic.convert(folder)
+        found["first"] = done(begun)
+        begun = time.perf_counter()
+        for name in names:
+            for kind in ("fp32", "exp_avg", "exp_avg_sq"):
+                torch.load(target / "zero" / name / f"{kind}.pt", weights_only=False)
+        found["each"] = done(begun)
+        return found
+    layout = elastic.open_source(folder).layout
+    found["first"] = done(begun)
+    begun, source = time.perf_counter(), elastic.Source(folder / "engine", layout)
+    own = shard_bounds(numel, readers // 2, readers)
+    for name in names:
+        for kind in ("fp32", "exp_avg", "exp_avg_sq"):
+            counts["bytes"] += source.read(name, kind, *own).nbytes
+    found["each"] = done(begun)
+    return found
+
+
 def measure_finalize(folder: Path, shards: int, size: int) -> dict[str, Any]:
     """Return seconds for a shard that is looked at, and for one whose rows are copied; pictures of 256 x 256 pixels."""
     from mdaug.generation import inspected  # the code of before has none
@@ -251,6 +317,18 @@ def main() -> None:
             print(
                 f"conditions of {found['samples']:,} samples, the {name} process: {seconds:.2f} s, {held / 1e6:.1f} MB "
                 f"kept; times {factor:g} for 1e8 samples: {factor * seconds:.0f} s, {factor * held / 1e9:.2f} GB",
+                flush=True,
+            )
+    if options.only in (None, "resume"):
+        size = 20, 100_000  # parameters, elements of each
+        with tempfile.TemporaryDirectory() as scratch:
+            found = results["resume"] = measure_resume(Path(scratch), options.ranks, options.ranks // 2, *size)
+        for name, who in (("first", "the first rank, for all"), ("each", "then each rank")):
+            part = found[name]
+            print(
+                f"{options.ranks // 2} ranks resume what {options.ranks} wrote at stage 3, {size[0]} parameters of "
+                f"{12 * size[1] / 1e6:g} MB: {who} opens {part['opened']:,} files, writes {part['written']:,}, reads "
+                f"{part['bytes'] / 1e6:.2f} MB, {part['seconds']:.2f} s",
                 flush=True,
             )
     if options.only in (None, "finalize"):

@@ -67,9 +67,9 @@ def estimate(options: EstimateConfig, training: TrainingConfig) -> list[str]:
     epoch = epoch_length(samples, training.aux_share) if training.aux_dir else samples
 
     # Memory. A distilled network makes the target of its loss, too, and keeps nothing of that pass.
-    network = _denoiser(options, training)
-    if network is not None:
-        load = ldm_workload(network, precision, _latent_shape(options, network), classes)
+    denoiser = _denoiser(options, training)
+    if denoiser is not None:
+        load = ldm_workload(denoiser, precision, _latent_shape(options, denoiser), classes)
     else:
         assert isinstance(training, VQVAEConfig)
         load = vqvae_workload(training, precision, channels)
@@ -86,7 +86,7 @@ def estimate(options: EstimateConfig, training: TrainingConfig) -> list[str]:
     speed = cost.ring_bandwidth(options.gpus_per_node, options.nodes, gpu.link_gb_s * 1e9, network)
     traffic = cost.traffic(load.parameters, how, load.persistent, averaged=load.averages > 0)
     time = cost.StepTime(flops / (options.mfu * peak), traffic.sent(ranks) / speed if ranks > 1 else 0.0)
-    read = _reading(options, training, network, samples, channels)
+    read = _reading(options, training, denoiser, samples, channels)
     steps = -(-(training.train_samples or training.epochs * epoch) // global_batch)
     if training.train_minutes is not None:
         steps = max(1, int(60 * training.train_minutes / time.longest))
@@ -167,12 +167,12 @@ def _data(options: EstimateConfig, data_dir: Path) -> tuple[int, int, int]:
 
 
 def _reading(
-    options: EstimateConfig, training: TrainingConfig, network: LDMConfig | None, samples: int, channels: int
+    options: EstimateConfig, training: TrainingConfig, denoiser: LDMConfig | None, samples: int, channels: int
 ) -> DataCost:
     """Return what is read: latents, or images, of packed shards as long as they are, else as their pixels."""
     per_shard = options.samples_per_shard
-    if network is not None:
-        return DataCost(samples, per_shard, NPY_HEADER + 4 * math.prod(_latent_shape(options, network)), 1)
+    if denoiser is not None:
+        return DataCost(samples, per_shard, NPY_HEADER + 4 * math.prod(_latent_shape(options, denoiser)), 1)
     if (training.data_dir / "train" / "index.json").is_file():
         shards = read_index(training.data_dir / "train")["shardlist"]
         length = sum(shard["filesize"] for shard in shards) // samples
