@@ -63,6 +63,13 @@ def device() -> torch.device:
     return torch.device("cuda", local_rank())
 
 
+def gpu() -> str | None:
+    """Return the model of this rank's GPU and the version of torch, by which results differ; None on a CPU."""
+    if not torch.cuda.is_available():
+        return None
+    return f"{torch.cuda.get_device_name(local_rank())}, torch {torch.__version__}"
+
+
 @functools.cache
 def require_usable_gpu() -> None:
     """Raise UserError where this machine has a GPU and torch has none: an old driver, or a card older than the wheel.
