@@ -208,7 +208,8 @@ def measure_resume(folder: Path, writers: int, readers: int, parameters: int, nu
         counts.update(opened=0, written=0, bytes=0)
         return found
 
-    torch.load, torch.save, begun, found = counted_load, counted_save, time.perf_counter(), {}
+    torch.load, torch.save = counted_load, counted_save  # type: ignore[assignment]
+    begun, found = time.perf_counter(), {}
     names = [f"layer{i}.weight" for i in range(parameters)]
     if hasattr(elastic, "convert"):  # the code of before: DeepSpeed's loader reads whole tensors on every rank
         target = elastic.convert(folder)

@@ -176,7 +176,8 @@ class Engine:
 
         Under offload they lie in CPU memory and come in one transfer; DeepSpeed's function waits for each parameter.
         """
-        optimizer, found = self.deepspeed.optimizer, {}
+        optimizer = self.deepspeed.optimizer
+        found: dict[Any, torch.Tensor] = {}
         for group, flat in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
             here = flat.detach().to(self.device, non_blocking=True)
             padded = here.split([parameter.ds_tensor.ds_numel for parameter in group])
@@ -186,6 +187,7 @@ class Engine:
             part = found[parameter][: stop - start]
             yield part.view(parameter.ds_shape) if distributed.world_size() == 1 else part
 
+    @torch.no_grad()
     def _cut_masters(self, parameters: list[Any]) -> Iterator[torch.Tensor]:
         """Yield this rank's part of fp32 masters that are cut otherwise: stages 1 and 2 under DeepSpeed's fp16.
 
