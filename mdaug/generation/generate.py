@@ -133,6 +133,8 @@ def work(job: _Job) -> None:
                 f"the plan of {options.output_dir} is for the {what} {planned}, but this is {here}; "
                 "go on with the same, or choose another --output_dir"
             )
+    if job.plan.compile:
+        distributed.require_compiler()
     pipeline = MicroDopplerPipeline.from_pretrained(source)
     pipeline.scheduler = scheduler_like(pipeline.scheduler, job.plan.scheduler_type)
     judge = sifter.prepare(options.output_dir, job.plan.sift, options.sift) if job.plan.sift else None

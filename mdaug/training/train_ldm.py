@@ -80,6 +80,8 @@ def assemble(options: Any, network: LDMConfig, make: Callable[..., LDMTask], kno
     """
     distributed.init()
     check_before_data(options)
+    if options.compile:
+        distributed.require_compiler()
     vqvae = _fitting_vqvae(network)
     packed = open_packed(options.data_dir, options.image_size, **packing(options))
     others = auxiliary.open_sets(options, packed, vqvae)

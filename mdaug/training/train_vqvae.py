@@ -32,6 +32,8 @@ def run(options: VQVAEConfig) -> None:
     """Train the VQ-VAE; the same command again resumes."""
     distributed.init()
     check_before_data(options)
+    if options.compile:
+        distributed.require_compiler()
     packed = open_packed(options.data_dir, options.image_size, **packing(options))
     others = auxiliary.open_sets(options, packed)
     made_from = {
