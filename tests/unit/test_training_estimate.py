@@ -185,14 +185,20 @@ def test_distilling_takes_a_forward_pass_more_and_no_profiles(preset, capsys):
     assert (network.batch_size, network.ema_profiles, network.block_out_channels) == (7, (), (32, 64, 128))
 
 
+@pytest.mark.slow
 def test_the_network_that_is_distilled_is_that_of_its_pipeline(preset, tmp_path, monkeypatch, capsys):
     made = cli.parse("train-ldm", ["--config", str(preset), "--data_dir=d", "--output_dir=o", "--vqvae_path=v"])
     values = {**config.as_dict(made), "block_out_channels": [16, 32]}
     monkeypatch.setattr("mdaug.training.consistency.find_pipeline", lambda path: (path, {"config": values}))
     (tmp_path / "ldm").mkdir()
-    for flags, words in (([], "run        2.9 M"), (["--flags", f"--ldm_path {tmp_path / 'ldm'}"], "run        0.2 M")):
-        assert main(["estimate", "distil", "--config", str(preset), *flags]) == 0
-        assert words in capsys.readouterr().out
+
+    def parameters(command: str, *flags: str) -> float:
+        assert main(["estimate", command, "--config", str(preset), *flags]) == 0
+        return float(re.search(r"run +([\d.]+) M parameters", capsys.readouterr().out)[1])
+
+    of_preset, of_pipeline = parameters("distil"), parameters("distil", "--flags", f"--ldm_path {tmp_path / 'ldm'}")
+    assert of_preset == parameters("train-ldm")
+    assert of_pipeline == parameters("train-ldm", "--flags", "--block_out_channels [16,32]") < of_preset / 4
     (tmp_path / "of_run.yaml").write_text("gap_stages: 3\n")
     assert main(["estimate", "distil", "--config", str(tmp_path / "of_run.yaml")]) == 2
     assert "name a pipeline" in capsys.readouterr().err
