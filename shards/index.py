@@ -87,6 +87,15 @@ def shards_there(folder: Path, index: dict) -> Iterator[tuple[dict, os.stat_resu
         yield entry, status if status is not None and status.st_size == entry["filesize"] else None
 
 
+def sidecar_bytes(folder: Path, index: dict) -> int:
+    """Return the bytes of the sidecars of all shards of an index together, by their sizes; a missing one has none."""
+    total = 0
+    for entry in index["shardlist"]:
+        with contextlib.suppress(FileNotFoundError):
+            total += os.stat(f"{folder}/{entry['url'].removesuffix('.tar')}.json").st_size
+    return total
+
+
 def index_hash(index: dict) -> str:
     """Return the hash of what an index lists: the classes, and the names and hashes of the shards."""
     return _digest([index["classes"], [[shard["url"], shard["sha256"]] for shard in index["shardlist"]]])
