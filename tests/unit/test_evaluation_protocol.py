@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mdaug.augment import COPIES, RICHER, TODAY, Policy
-from mdaug.evaluation import usefulness
+from mdaug.evaluation import comparisons, usefulness
 from mdaug.evaluation.evaluate import run as evaluate
 from mdaug.evaluation.inputs import load_like, policy_of
 from mdaug.evaluation.options import EvaluateConfig
@@ -314,7 +314,7 @@ def test_an_arm_that_equals_the_baseline_at_2n_is_worth_2n_and_a_flat_curve_give
 
     def arms(shares):
         results = [{**result(arm, n, share), "seed": seed} for (arm, n), share in shares.items() for seed in range(3)]
-        return {(arm["arm"], arm["n_real"]): arm for arm in usefulness.tables(results, held_out)["arms"]}
+        return {(arm["arm"], arm["n_real"]): arm for arm in comparisons.tables(results, held_out)["arms"]}
 
     labels = held_out.labels
     held_out = held_out.subset(np.concatenate([np.flatnonzero(labels == k)[:4] for k in range(4)]))

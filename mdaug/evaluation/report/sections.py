@@ -7,11 +7,11 @@ import math
 from html import escape
 from pathlib import Path
 
+from mdaug.evaluation.comparisons import FEWEST_GROUPS
 from mdaug.evaluation.report import pictures, plots
 from mdaug.evaluation.report.pictures import PAIRS, RECONSTRUCTION
 from mdaug.evaluation.report.plots import MOST_CLASSES, NAMES, PlotGroup
 from mdaug.evaluation.report.verdict import held_out_notes, mean_and_spread, outcome, percent, targets
-from mdaug.evaluation.usefulness import FEWEST_GROUPS
 from mdaug.images import drawable
 from mdaug.measures.fidelity import MEASURES, NEIGHBOURS
 from mdaug.measures.realism import STATISTICS, WINDOWS
