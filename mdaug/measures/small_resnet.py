@@ -20,7 +20,9 @@ class SmallResNet(nn.Module):
     def __init__(self, channels: int, num_classes: int):
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(channels, WIDTHS[0], 5, stride=2, padding=2, bias=False), nn.GroupNorm(8, WIDTHS[0]), nn.ReLU(inplace=True)
+            nn.Conv2d(channels, WIDTHS[0], 5, stride=2, padding=2, bias=False),
+            nn.GroupNorm(8, WIDTHS[0]),
+            nn.ReLU(inplace=True),
         )
         self.stages = nn.Sequential(*(Block(a, b) for a, b in zip((WIDTHS[0], *WIDTHS), WIDTHS, strict=False)))
         self.head = nn.Linear(WIDTHS[-1], num_classes)
