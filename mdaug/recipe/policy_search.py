@@ -121,16 +121,15 @@ def prove(
     return interval(own, train.labels, train.groups, today)
 
 
-def task_of(auxiliary: Images | None, classes: Sequence[str], few: int, most_folds: int) -> Material | None:
+def task_of(auxiliary: Images | None, classes: Sequence[str], few: int) -> Material | None:
     """Return auxiliary images as a task on which a policy can be chosen; None where they are no better than few images.
 
-    They need two classes, two groups of each, and more images.
+    They need two classes, two groups of each, and more images. Two folds: classifiers see a few of the images anyway.
 
     Args:
         auxiliary: the images.
         classes: names of their labels.
         few: number of the training images that would choose otherwise.
-        most_folds: as in `make_folds`.
     """
     if auxiliary is None or len(auxiliary) <= few:
         return None
@@ -139,7 +138,7 @@ def task_of(auxiliary: Images | None, classes: Sequence[str], few: int, most_fol
     if len(present) < 2 or min(len(set(groups[labels == label])) for label in range(len(present))) < 2:
         return None
     try:
-        folds = make_folds(labels, auxiliary.groups, most_folds, [classes[label] for label in present])
+        folds = make_folds(labels, auxiliary.groups, 2, [classes[label] for label in present])
     except UserError:  # groups that cannot be dealt out
         return None
     return Material([classes[label] for label in present], replace(auxiliary, labels=labels), folds)

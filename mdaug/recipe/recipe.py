@@ -169,7 +169,7 @@ def _search(
     """
     train = inputs.train
     names = inputs.classes if inputs.same else inputs.auxiliary_classes
-    task = task_of(inputs.auxiliary, names, len(train), options.folds)
+    task = task_of(inputs.auxiliary, names, len(train))
     if task is None:
         return search(train, folds, run, seeds=options.seeds), None
     count = len(np.unique(folds))

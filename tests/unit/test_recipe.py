@@ -410,11 +410,11 @@ def test_auxiliary_images_choose_the_policy_where_they_are_more_and_have_groups(
         (replace(many, groups=[f"c{label}" for label in many.labels]), False),  # one group of each class
         (many.take(np.flatnonzero(many.labels == 0)), False),  # one class
     ):
-        found = policy_search.task_of(images, CLASSES, 16, 3)
+        found = policy_search.task_of(images, CLASSES, 16)
         assert (found is not None) == used
-    found = policy_search.task_of(many.take(np.flatnonzero(many.labels > 1)), CLASSES, 16, 3)
+    found = policy_search.task_of(many.take(np.flatnonzero(many.labels > 1)), CLASSES, 16)
     assert (list(found.classes), set(found.train.labels)) == (CLASSES[2:], {0, 1})
-    assert len(set(found.folds)) == 3
+    assert len(set(found.folds)) == 2
 
     # Within a recipe: each classifier of the search sees as many of them as a fold has training images.
     seen = []
