@@ -226,11 +226,11 @@ class Comparison:
         """
         share = self.options.share
         self._compare([Trial(TODAY_ARM, TODAY)])
-        policies = {AVERAGED: replace(TODAY, copies=COPIES)}
-        if self.searched not in (TODAY, policies[AVERAGED]):
-            policies[SEARCHED] = self.searched
+        averaged = Trial(AVERAGED, replace(TODAY, copies=COPIES))  # the same classifiers, so all seeds are there
+        rows = self._compare([averaged], TODAY_ARM, all_seeds=True)
         proven = self.elsewhere is not None and self.elsewhere[1] > 0
-        rows = self._compare([Trial(arm, policy) for arm, policy in policies.items()], TODAY_ARM, all_seeds=proven)
+        if self.searched not in (TODAY, averaged.policy):
+            rows += self._compare([Trial(SEARCHED, self.searched)], TODAY_ARM, all_seeds=proven)
         free = self._keep(rows, TODAY_ARM)
         if free == TODAY_ARM and proven:
             row = next(row for row in rows if self.trials[row["arm"]].policy == self.searched)
