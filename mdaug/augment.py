@@ -278,19 +278,23 @@ def _render(
 
 def _gather(images: torch.Tensor, place: torch.Tensor, axis: int) -> torch.Tensor:
     """Return images read at other places along an axis, (n, side); colours from the nearest, levels between two."""
-    side = images.shape[axis]
-    below = place.round() if images.shape[1] == 3 else place.floor()
+    import torch
+
+    count, channels, side = len(images), images.shape[1], images.shape[axis]
+    below = place.round() if channels == 3 else place.floor()
     weight = place - below
+    lines = images.movedim(axis, 2).contiguous()  # whole lines of the other axis are copied
+    flat = lines.view(-1, lines.shape[3])
+    first_line = side * torch.arange(count * channels).view(count, channels, 1)
 
     def at(index: torch.Tensor) -> torch.Tensor:
-        index = index.long()[:, None, :, None] if axis == 2 else index.long()[:, None, None, :]
-        return images.gather(axis, index.expand_as(images))
+        return flat.index_select(0, (first_line + index.long()[:, None]).view(-1)).view(lines.shape)
 
-    first = at(below.clamp(0, side - 1) if axis == 2 else below % side)
-    if images.shape[1] == 3 or not weight.any():
-        return first
-    second = at((below + 1).clamp(0, side - 1) if axis == 2 else (below + 1) % side)
-    return first + (weight[:, None, :, None] if axis == 2 else weight[:, None, None, :]) * (second - first)
+    out = at(below.clamp(0, side - 1) if axis == 2 else below % side)
+    if channels != 3 and weight.any():
+        second = at((below + 1).clamp(0, side - 1) if axis == 2 else (below + 1) % side)
+        out = out + weight[:, None, :, None] * (second - out)
+    return out.movedim(2, axis)
 
 
 def _band(centre: torch.Tensor, width: torch.Tensor, length: int) -> torch.Tensor:

@@ -20,7 +20,9 @@ class SmallResNet(nn.Module):
     def __init__(self, channels: int, num_classes: int):
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(channels, WIDTHS[0], 5, stride=2, padding=2, bias=False), nn.GroupNorm(8, WIDTHS[0]), nn.ReLU()
+            nn.Conv2d(channels, WIDTHS[0], 5, stride=2, padding=2, bias=False),
+            nn.GroupNorm(8, WIDTHS[0]),
+            nn.ReLU(inplace=True),
         )
         self.stages = nn.Sequential(*(Block(a, b) for a, b in zip((WIDTHS[0], *WIDTHS), WIDTHS, strict=False)))
         self.head = nn.Linear(WIDTHS[-1], num_classes)
@@ -43,5 +45,5 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (n, channels_out, S / 2, S / 2)."""
-        h = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.skip(x) + self.norm2(self.conv2(h)))
+        h = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        return F.relu(self.skip(x) + self.norm2(self.conv2(h)), inplace=True)

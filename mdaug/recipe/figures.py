@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
-from mdaug.evaluation.usefulness import paired_interval
+from mdaug.evaluation.comparisons import paired_interval
 from mdaug.measures.image_set import class_weights
 
 
@@ -37,7 +38,7 @@ def interval(
 ) -> tuple[float, float, float]:
     """Return mean recall of an arm, or its difference from a second one, and the 95 % interval.
 
-    The interval is that of `usefulness.paired_interval`.
+    The interval is that of `comparisons.paired_interval`.
 
     Args:
         first: hits, bool (seeds, n).
@@ -47,3 +48,31 @@ def interval(
     """
     difference, low, high = paired_interval(first, np.zeros_like(first) if second is None else second, labels, groups)
     return difference, max(low, 0.0) if second is None else low, high
+
+
+def gains(first: np.ndarray, labels: np.ndarray, second: np.ndarray) -> list[float]:
+    """Return the gain of each seed: the difference of the mean recalls of two arms, from their hits bool (seeds, n)."""
+    return ((first.astype(np.float64) - second) @ class_weights(labels)).tolist()
+
+
+def provable(gains: Sequence[float], seeds: int) -> bool:
+    """Return whether the interval of a mean gain can still lie above zero, whatever the seeds to come bring.
+
+    With n seeds it can only if the mean is more than Student's t (97.5 %, n - 1 degrees of freedom) standard errors
+    above zero, for `interval` is wider than that. Of the seeds to come equal gains bring the mean most standard errors
+    above zero. The largest number of them, over that gain, is sqrt(n (n - 1) (m^2 / S + (n - j) / (n j))), where m is
+    the mean of the j gains known, or 0 if that is negative, and S the sum of their squared deviations.
+
+    Args:
+        gains: of the seeds known, at least one.
+        seeds: n, of these and those to come.
+    """
+    if seeds == 1:
+        return gains[0] > 0
+    known, mean = len(gains), max(float(np.mean(gains)), 0.0)
+    squares = float(np.sum((np.asarray(gains) - np.mean(gains)) ** 2))
+    if squares == 0 and mean > 0:
+        return True
+    ratio = mean**2 / squares if mean else 0.0
+    most = np.sqrt(seeds * (seeds - 1) * (ratio + (seeds - known) / (seeds * known)))
+    return bool(most > stats.t.ppf(0.975, seeds - 1))

@@ -4,7 +4,7 @@
     generators/<fold>/packed             the training images of the other folds; of each class one validates
     generators/<fold>/vqvae, ldm         trained on them
     generators/<fold>/<kind>             their images
-    generators/<fold>/label_kept.json    how often a classifier of other groups sees the intended class in them
+    generators/<fold>/labels_seen.json   how often a classifier of other groups sees the intended class in them
 
 Everything is a folder of its own command, which resumes, and is finished once.
 """
@@ -34,7 +34,7 @@ from shards.errors import UserError
 from shards.progress import say
 from shards.subset import take_per_class
 
-FOLDER, LABEL_KEPT = "generators", "label_kept.json"
+FOLDER, LABELS_SEEN, REAL = "generators", "labels_seen.json", "real"
 ALL = "all"  # name of the generator of all training images
 STRENGTHS = (0.4, 0.6)
 PER_CLASS = 50  # images of each kind
@@ -90,7 +90,7 @@ class Generators:
     @property
     def complete(self) -> bool:
         """Whether the images of all folds are there."""
-        return all((self._of(int(fold)) / LABEL_KEPT).is_file() for fold in np.unique(self.folds))
+        return all((self._of(int(fold)) / LABELS_SEEN).is_file() for fold in np.unique(self.folds))
 
     def make_share(self, worker: int, workers: int) -> None:
         """Train the generators of every so many folds, and make their images."""
@@ -111,12 +111,22 @@ class Generators:
         images = Images(loaded.images, np.array(known)[loaded.labels], loaded.groups)
         return images, Stored([loaded.dataset] * len(loaded), loaded.indices.tolist())
 
-    def label_kept(self) -> dict[str, float]:
-        """Return of each kind the recall of the intended class over that of real images, a mean over the folds."""
-        records = [
-            json.loads((self._of(int(fold)) / LABEL_KEPT).read_text(encoding="utf-8")) for fold in np.unique(self.folds)
-        ]
-        return {kind.name: float(np.mean([record[kind.folder] for record in records])) for kind in self.kinds}
+    def label_kept(self) -> dict[str, dict[str, float]]:
+        """Return of each kind what classifiers see of its classes, means over the folds.
+
+        Returns:
+            kind -> {"generated": mean recall of the intended class, "real": mean recall on real images that the
+            classifiers were not trained on, "ratio": of the two}.
+        """
+        paths = [self._of(int(fold)) / LABELS_SEEN for fold in np.unique(self.folds)]
+        records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+        def mean(name: str) -> float:
+            return float(np.mean([record[name] for record in records]))
+
+        real = mean(REAL)
+        seen = {kind.name: mean(kind.folder) for kind in self.kinds}
+        return {name: {"generated": recall, "real": real, "ratio": recall / real} for name, recall in seen.items()}
 
     def chosen(self) -> list[Kind]:
         """Return the kinds to try, of each that is redrawn the strength that keeps the label and brings most variety.
@@ -128,8 +138,8 @@ class Generators:
         for of_source in (tuple(reversed(VARIED)), REDRAWN):
             there = [kind for kind in of_source if kind in self.kinds]
             if there:
-                best_label = max(there, key=lambda kind: kept[kind.name])
-                tried.append(next((kind for kind in there if kept[kind.name] >= KEPT), best_label))
+                best_label = max(there, key=lambda kind: kept[kind.name]["ratio"])
+                tried.append(next((kind for kind in there if kept[kind.name]["ratio"] >= KEPT), best_label))
         return tried
 
     def _of(self, fold: int | None) -> Path:
@@ -208,9 +218,9 @@ class Generators:
     def _judge(self, fold: int) -> None:
         """Write how often a classifier of the fold, whose groups the generator has not seen, sees the intended class.
 
-        Over its recall on the real images of the other folds; of the classes that the fold has.
+        Beside its recall on the real images of the other folds; of the classes that the fold has.
         """
-        path = self._of(fold) / LABEL_KEPT
+        path = self._of(fold) / LABELS_SEEN
         if path.is_file():
             return
         say(f"fold {fold}: a classifier of its groups looks at the generated images")
@@ -230,5 +240,5 @@ class Generators:
                 return mean_recall(classifier.predict(judge, known.pixels).argmax(1) == known.labels, known.labels)
 
             real = max(recall(others), 1 / len(others))
-            kept = {kind.folder: recall(self.images(kind, fold)[0]) / real for kind in self.kinds}
-        atomic.write_text(path, json.dumps(kept) + "\n")
+            seen = {kind.folder: recall(self.images(kind, fold)[0]) for kind in self.kinds}
+        atomic.write_text(path, json.dumps({REAL: real, **seen}) + "\n")

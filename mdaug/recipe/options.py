@@ -45,9 +45,10 @@ class AugmentConfig:
     folds: int = 3
     """Parts of the training groups, each judged by classifiers trained on the others."""
     seeds: int = 3
-    """Classifiers per arm and fold."""
+    """Most classifiers per arm and fold; an arm that cannot be proven any more has fewer."""
     share: float = 0.25
-    """Share of each batch that auxiliary, and generated, images take."""
+    """Share of each batch that auxiliary, and generated, images take; twice the share of images of the target
+    classes is tried, too."""
     n_per_class: list[int] = field(default_factory=lambda: [5, 10, 20, 50])
     """Training images per class of the learning curve, ascending, as far as there are so many."""
     steps: int | Literal["settled"] = "settled"

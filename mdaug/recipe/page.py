@@ -11,6 +11,7 @@ from mdaug.evaluation.report.page import STYLE
 from mdaug.evaluation.report.sections import table
 from mdaug.evaluation.report.verdict import percent
 from mdaug.measures.worth import in_words
+from mdaug.recipe.generators import KEPT
 from shards.atomic import write_text
 
 REPORT = "report.html"
@@ -36,7 +37,7 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
         ),
         "<h2>What was compared, by cross-validation inside the training images</h2>",
         table(
-            ["trained with", "mean recall", "95 % interval", "gain", "over", "worth in real images", "kept"],
+            ["trained with", "mean recall", "95 % interval", "gain", "over", "worth in real images", "seeds", "kept"],
             [
                 [
                     escape(row["arm"]),
@@ -44,13 +45,16 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
                     _gain(row),
                     escape(row["against"] or "–"),
                     in_words(worths[row["arm"]]),
+                    row["seeds"],
                     {None: "–", True: "yes", False: "no"}[row.get("kept")],
                 ]
                 for row in arms
             ],
         ),
         "<p class=note>Worth in real images: how many images per class the free baseline needs for the same mean "
-        f"recall. Groups of the training images are judged by classifiers of other groups. {_optimistic(recipe)}</p>",
+        "recall. Groups of the training images are judged by classifiers of other groups. An arm with fewer than "
+        f"{recipe['config']['seeds']} seeds could not be proven any more, whatever the others had brought. "
+        f"{_optimistic(recipe)}</p>",
         *_label_kept(recipe),
         "<h2>Is the number of images enough?</h2>",
         table(
@@ -111,11 +115,30 @@ def _label_kept(recipe: dict[str, Any]) -> list[str]:
     """Return the table of what classifiers see in generated images."""
     if not recipe["label_kept"]:
         return []
-    rows = [[escape(kind), f"{share:.2f}"] for kind, share in recipe["label_kept"].items()]
+    rows = [
+        [
+            escape(kind),
+            percent(seen["generated"]),
+            percent(seen["real"]),
+            f"{seen['ratio']:.2f}",
+            "yes" if seen["ratio"] >= KEPT else "no",
+        ]
+        for kind, seen in recipe["label_kept"].items()
+    ]
     return [
-        table(["generated images", "intended class seen, over that of real images"], rows),
-        "<p class=note>By classifiers of the fold that the generator has not seen. Of two strengths the one was tried "
-        "that brings more variety, if it keeps the class in nine tenths of what real images reach.</p>",
+        table(
+            [
+                "generated images",
+                "intended class seen",
+                "class seen in held-out real images",
+                "ratio",
+                f"at least {KEPT}",
+            ],
+            rows,
+        ),
+        "<p class=note>Mean recalls of classifiers trained on real images of the fold that the generator has not seen; "
+        "the real images that they look at are those of the other folds. Of two strengths the one was tried that "
+        "brings more variety, if it keeps the class.</p>",
     ]
 
 
@@ -155,6 +178,12 @@ def sentences(recipe: dict[str, Any]) -> list[str]:
             proven = row["gain"][1] > 0
             why = ", another addition gains more" if proven else ", its interval does not lie above zero"
         said.append(f"{row['arm'].removeprefix('+ ')}: {_points(row['gain'])} over {row['against']}; {verb}{why}.")
+    for kind, seen in recipe["label_kept"].items():
+        if seen["ratio"] < KEPT and any(kind in row["arm"] for row in recipe["cross_validation"]["arms"]):
+            said.append(
+                f"{kind}: the intended class is seen in {percent(seen['generated'])}, that of held-out real images in "
+                f"{percent(seen['real'])}; the ratio is {seen['ratio']:.2f}, less than {KEPT}."
+            )
     if len(recipe["made_from"]) == 1 and not recipe["config"]["generate"]:
         said.append("No auxiliary, unlabelled or generated images were given: transforms are all there was to choose.")
     return [*said, _enough(recipe)]

@@ -15,11 +15,11 @@ from mdaug.augment import COPIES, TODAY, Policy
 from mdaug.config import as_dict
 from mdaug.measures.worth import worth
 from mdaug.recipe import deliver, page, training_set
-from mdaug.recipe.figures import hits_of, interval, mean_recall
+from mdaug.recipe.figures import gains, hits_of, interval, mean_recall, provable
 from mdaug.recipe.generators import Generators, Kind
 from mdaug.recipe.inputs import Inputs, load
 from mdaug.recipe.options import AugmentConfig
-from mdaug.recipe.policy_search import CANDIDATES, FINALISTS, Chosen, prove, search, task_of
+from mdaug.recipe.policy_search import CANDIDATES, Chosen, prove, search, task_of
 from mdaug.recipe.trials import GIVEN, MOST_WORKERS, Material, Trial, make_folds, members, run_all
 from shards import atomic, provenance
 from shards.output_folder import OutputFolder, claim, exclusive, is_finished, refuse_other
@@ -31,11 +31,11 @@ TRIALS, POLICY_TRIALS, RECIPE = "trials", "policy_trials", "recipe.json"
 TODAY_ARM, AVERAGED, SEARCHED = "today's transforms", "today's transforms, averaged", "searched policy"
 UNIFORM, CLASSES, LABELS = "+ auxiliary, uniform labels", "+ auxiliary, further classes", "+ auxiliary, own labels"
 PSEUDO, GENERATED = "+ unlabelled, pseudo-labels", "+ generated"
+TWICE = ", twice the share"
 FRESH = 100  # the first seed of the comparison: not those by which the policy was chosen
-# Minutes at 64 x 64 pixels, for what is said before the start. A classifier: 83 s were measured on a core that others
-# used, too (14 of soundwave_gesture, 7 classes x 20). A generator: counted from the speeds of two cores in
-# docs/results.
-CLASSIFIER_MINUTES, GENERATOR_MINUTES, ADAPTED_MINUTES = 1.4, 7.0, 4.0
+# Minutes at 64 x 64 pixels, for what is said before the start. A classifier: 25 to 36 s of a core were measured on
+# soundwave_gesture (7 classes x 20). A generator: counted from the speeds of two cores in docs/results.
+CLASSIFIER_MINUTES, GENERATOR_MINUTES, ADAPTED_MINUTES = 0.5, 7.0, 4.0
 
 
 def check(options: AugmentConfig, where: Preflight) -> None:
@@ -168,7 +168,7 @@ def _search(
     """
     train = inputs.train
     names = inputs.classes if inputs.same else inputs.auxiliary_classes
-    task = task_of(inputs.auxiliary, names, len(train), options.folds)
+    task = task_of(inputs.auxiliary, names, len(train))
     if task is None:
         return search(train, folds, run, seeds=options.seeds), None
     count = len(np.unique(folds))
@@ -191,7 +191,8 @@ class Comparison:
 
     Attributes:
         trials: arm -> one of its trials.
-        rows: figures of the arms: {"arm", "recall", "low", "high", "against", "gain": (difference, low, high), "kept"}.
+        rows: figures of the arms: {"arm", "recall", "low", "high", "seeds": number of them, "against", "gain":
+            (difference, low, high), "kept"}.
     """
 
     def __init__(
@@ -217,19 +218,21 @@ class Comparison:
         An addition is kept only if the interval of its gain lies above zero; of several the one with the larger gain.
         First over today's transforms: averaging over their copies, the searched policy. The winner is the free
         baseline, on which auxiliary and unlabelled images have to gain. Generated ones come on top of that, and have to
-        gain over the best direct use, kept or not.
+        gain over the best direct use, kept or not; where they lose nothing there, they are also tried at twice the
+        share, in the place of auxiliary and unlabelled ones.
 
         A policy whose gain is proven on auxiliary images is kept, if the training images do not speak against it: they
         are too few to prove one.
         """
         share = self.options.share
-        self._add(Trial(TODAY_ARM, TODAY))
-        policies = {AVERAGED: replace(TODAY, copies=COPIES)}
-        if self.searched not in (TODAY, policies[AVERAGED]):
-            policies[SEARCHED] = self.searched
-        rows = [self._add(Trial(arm, policy), against=TODAY_ARM) for arm, policy in policies.items()]
+        self._compare([Trial(TODAY_ARM, TODAY)])
+        averaged = Trial(AVERAGED, replace(TODAY, copies=COPIES))  # the same classifiers, so all seeds are there
+        rows = self._compare([averaged], TODAY_ARM, all_seeds=True)
+        proven = self.elsewhere is not None and self.elsewhere[1] > 0
+        if self.searched not in (TODAY, averaged.policy):
+            rows += self._compare([Trial(SEARCHED, self.searched)], TODAY_ARM, all_seeds=proven)
         free = self._keep(rows, TODAY_ARM)
-        if free == TODAY_ARM and self.elsewhere is not None and self.elsewhere[1] > 0:
+        if free == TODAY_ARM and proven:
             row = next(row for row in rows if self.trials[row["arm"]].policy == self.searched)
             row["elsewhere"] = self.elsewhere
             if row["gain"][0] >= 0:
@@ -239,7 +242,7 @@ class Comparison:
         if self.inputs.same:  # of a quarter and a half of each batch, either was better on some person's gestures
             direct += [
                 Trial(LABELS, policy, "labels", share=share),
-                Trial(f"{LABELS}, twice the share", policy, "labels", share=2 * share),
+                Trial(f"{LABELS}{TWICE}", policy, "labels", share=2 * share),
             ]
         elif self.inputs.auxiliary is not None:
             direct += [
@@ -248,31 +251,59 @@ class Comparison:
             ]
         if self.inputs.unlabelled is not None:
             direct.append(Trial(PSEUDO, policy, pseudo=share))
-        rows = [self._add(trial, against=free) for trial in direct]
+        rows = self._compare(direct, free, all_seeds=bool(self.kinds))
         best = self._keep(rows, free)
         # Generated images.
         against = max([row for row in self.rows if row["arm"] == free] + rows, key=lambda row: row["recall"])["arm"]
-        rows = []
-        for kind in self.kinds:
-            what = GENERATED if kind == GIVEN else f"{GENERATED}, {kind}"
-            name = what if best == free else f"{best} {what}"
-            trial = replace(self.trials[best], arm=name, synthetic=share, kind=kind)
-            rows.append(self._add(trial, against=against))
-        return free, self._keep(rows, best)
+        whats = {kind: GENERATED if kind == GIVEN else f"{GENERATED}, {kind}" for kind in self.kinds}
+        on_top = {
+            what if best == free else f"{best} {what}": replace(self.trials[best], synthetic=share, kind=kind)
+            for kind, what in whats.items()
+        }
+        rows = self._compare([replace(trial, arm=arm) for arm, trial in on_top.items()], against)
+        alone = [
+            replace(self.trials[free], arm=f"{whats[kind]}{TWICE}", synthetic=2 * share, kind=kind)
+            for kind, row in zip(self.kinds, rows, strict=True)
+            if row["gain"][0] >= 0
+        ]
+        return free, self._keep(rows + self._compare(alone, against), best)
 
-    def _add(self, trial: Trial, against: str | None = None) -> dict[str, Any]:
-        seeds = range(FRESH, FRESH + self.options.seeds)
-        trials = [replace(trial, fold=int(fold), seed=seed) for seed in seeds for fold in np.unique(self.folds)]
-        key = "averaged" if trial.policy.copies else "plain"
-        hits = hits_of(self.run(trials), self.train.labels, key)
-        recall, low, high = interval(hits, self.train.labels, self.train.groups)
-        row: dict[str, Any] = {"arm": trial.arm, "recall": recall, "low": low, "high": high, "against": against}
-        if against is not None:
-            row["gain"] = interval(hits, self.train.labels, self.train.groups, self.hits[against])
-            row["kept"] = False
-        self.trials[trial.arm], self.hits[trial.arm] = trial, hits
-        self.rows.append(row)
-        return row
+    def _compare(
+        self, arms: Sequence[Trial], against: str | None = None, all_seeds: bool = False
+    ) -> list[dict[str, Any]]:
+        """Train arms and return their rows.
+
+        Seed after seed, an arm only as long as its gain over `against` can still be proven, unless `all_seeds`: of an
+        arm with which others are compared.
+        """
+        labels, groups, seeds = self.train.labels, self.train.groups, self.options.seeds
+        results: dict[str, list[dict[str, Any]]] = {arm.arm: [] for arm in arms}
+        going = list(arms)
+        for number in range(seeds):
+            planned = [
+                replace(arm, fold=int(fold), seed=FRESH + number) for arm in going for fold in np.unique(self.folds)
+            ]
+            for trial, result in zip(planned, self.run(planned), strict=True):
+                results[trial.arm].append(result)
+            for arm in going:
+                key = "averaged" if arm.policy.copies else "plain"
+                self.hits[arm.arm] = hits_of(results[arm.arm], labels, key)
+            if against is not None and not all_seeds:
+                other = self.hits[against][: number + 1]
+                going = [arm for arm in going if provable(gains(self.hits[arm.arm], labels, other), seeds)]
+        rows = []
+        for arm in arms:
+            hits = self.hits[arm.arm]
+            recall, low, high = interval(hits, labels, groups)
+            row: dict[str, Any] = {"arm": arm.arm, "recall": recall, "low": low, "high": high, "against": against}
+            row["seeds"] = len(hits)
+            if against is not None:
+                row["gain"] = interval(hits, labels, groups, self.hits[against][: len(hits)])
+                row["kept"] = False
+            self.trials[arm.arm] = arm
+            rows.append(row)
+        self.rows += rows
+        return rows
 
     @staticmethod
     def _keep(rows: list[dict[str, Any]], best: str) -> str:
@@ -306,7 +337,7 @@ def _learning_curve(
 
     Returns:
         {"images": [(per class, mean recall)], "groups": [(groups of each class, mean recall)] at "per_class" images
-        each, "worth": arm -> see `worth.worth`}.
+        each, of half the groups and of all, "worth": arm -> see `worth.worth`}.
     """
     train = inputs.train
     key = "averaged" if free.policy.copies else "plain"
@@ -322,11 +353,20 @@ def _learning_curve(
     every = next(row["recall"] for row in rows if row["arm"] == free.arm)
     per_class = int(np.median(np.bincount(train.labels)) * (1 - 1 / (folds.max() + 1)))
     images = [(number, recall(per_class=number)) for number in numbers] + [(per_class, every)]
-    # Equally many images from more groups: the smallest number of the curve.
-    in_fold = [len({g for g, f, y in zip(train.groups, folds, train.labels, strict=True) if f != 0 and y == label})
-               for label in range(len(inputs.classes))]  # fmt: skip
-    fixed = numbers[0] if numbers else per_class
-    groups = [(number, recall(num_groups=number, per_class=fixed)) for number in (1, 2, 4) if number <= min(in_fold)]
+    # Equally many images, the smallest number of the curve, from half the groups of each class that every fold leaves.
+    held = [
+        len({g for g, f, y in zip(train.groups, folds, train.labels, strict=True) if f != fold and y == label})
+        for fold in np.unique(folds)
+        for label in np.unique(train.labels)
+    ]
+    fixed, most = (numbers[0] if numbers else per_class), min(held)
+    groups = []
+    if most > 1:
+        whole = 0 if max(held) == most else most  # 0: what the curve over images has trained already
+        groups = [
+            (most // 2, recall(num_groups=most // 2, per_class=fixed)),
+            (most, recall(num_groups=whole, per_class=fixed)),
+        ]
     return {
         "images": images,
         "groups": groups,
@@ -350,11 +390,12 @@ def _look(options: AugmentConfig, inputs: Inputs, trials: dict[str, Trial], run:
 
 
 def _expected(options: AugmentConfig, inputs: Inputs, folds: int, numbers: int) -> int:
-    """Return about how many classifiers a recipe trains."""
-    arms = 3 + 2 * (inputs.auxiliary is not None) + 2 * (inputs.unlabelled is not None)
+    """Return about how many classifiers a recipe trains at most."""
+    arms = 2 + 2 * (inputs.auxiliary is not None) + 2 * (inputs.unlabelled is not None)
     arms += (inputs.synthetic is not None) + (3 if options.generate else 0)
-    of_search = folds * (len(CANDIDATES) + FINALISTS * (options.seeds - 1))
-    return of_search + options.seeds * (folds * (arms + numbers + 3) + 3)
+    rounds = len(CANDIDATES) * 3 // 2
+    of_search = folds * rounds if inputs.auxiliary is None else 2 * (rounds + 2 * options.seeds)
+    return of_search + options.seeds * (folds * (arms + numbers + 1) + 3)
 
 
 def _budget(options: AugmentConfig, inputs: Inputs, folds: np.ndarray) -> str:
@@ -367,4 +408,4 @@ def _budget(options: AugmentConfig, inputs: Inputs, folds: np.ndarray) -> str:
         each = GENERATOR_MINUTES if options.init_from is None else ADAPTED_MINUTES
         text += f" and {count} generators, one more if their images are kept,"
         minutes += each * (count + 1)
-    return f"{text} to train: about {max(1, round(minutes))} minutes at 64x64 on busy cores, less on quiet ones"
+    return f"{text} to train: about {max(1, round(minutes))} minutes at 64x64 on quiet cores"

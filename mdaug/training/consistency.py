@@ -40,7 +40,7 @@ from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.latent_adversary import LatentAdversary
 from mdaug.training.ldm_task import LDMTask
 from mdaug.training.objective import Diffuse, Noised
-from mdaug.training.options import DistilConfig, LDMConfig
+from mdaug.training.options_ldm import DistilConfig, LDMConfig
 from mdaug.training.run_folder import LAST_FOLDERS
 from shards.errors import UserError
 from shards.order import random_at

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mdaug.recipe import recipe as recipes
-from mdaug.recipe.generators import LABEL_KEPT, PER_CLASS, Kind
+from mdaug.recipe.generators import LABELS_SEEN, PER_CLASS, Kind
 from mdaug.recipe.inputs import load
 from mdaug.recipe.options import AugmentConfig
 from mdaug.recipe.trials import make_folds
@@ -124,7 +124,7 @@ def test_it_resumes_and_workers_that_share_it_find_the_same(done, sets, tmp_path
     shutil.copytree(options.output_dir, place)
     resumed = AugmentConfig(output_dir=place, **sets, **SMALL)
     (place / provenance.FILE_NAME).unlink()
-    (place / "generators" / "fold-1" / LABEL_KEPT).unlink()
+    (place / "generators" / "fold-1" / LABELS_SEEN).unlink()
     shutil.rmtree(place / "generators" / "fold-1" / "noise")
     network = place / "generators" / "fold-0" / "ldm" / "best" / "unet" / "diffusion_pytorch_model.safetensors"
     before = network.stat().st_mtime_ns
@@ -186,7 +186,8 @@ def test_the_strength_is_the_one_that_keeps_the_label_and_brings_most_variety(mo
     generators.kinds = [NOISE, *VARIED, *REDRAWN]
 
     def chosen(own: tuple[float, float], auxiliary: tuple[float, float]) -> list[Kind]:
-        kept = dict(zip([kind.name for kind in (*VARIED, *REDRAWN)], (*own, *auxiliary), strict=True))
+        ratios = zip([kind.name for kind in (*VARIED, *REDRAWN)], (*own, *auxiliary), strict=True)
+        kept = {name: {"ratio": ratio} for name, ratio in ratios}
         monkeypatch.setattr(Generators, "label_kept", lambda _: kept)
         return generators.chosen()
 

@@ -18,7 +18,7 @@ from mdaug.augment import RICHER, TODAY, Policy
 from mdaug.measures import classifier, image_set
 from mdaug.measures.worth import in_words, worth
 from mdaug.recipe import deliver, policy_search, recipe, training_set
-from mdaug.recipe.figures import interval
+from mdaug.recipe.figures import gains, interval, provable
 from mdaug.recipe.generators import Generators
 from mdaug.recipe.inputs import load
 from mdaug.recipe.options import AugmentConfig
@@ -118,6 +118,54 @@ def test_interval_is_of_classes_and_excludes_zero_for_a_real_gain():
     assert 0 < low < difference < high
     _, low, high = interval(rng.random((3, 200)) < 0.5, labels, [str(i) for i in range(200)], base)
     assert low < 0 < high
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_an_arm_that_is_ended_early_could_not_have_been_proven(seeds):
+    """Whatever gains follow, and however small the spread over the images, the interval reaches zero."""
+    rng = np.random.default_rng(seeds)
+    t = {2: 12.706, 3: 4.303, 5: 2.776}[seeds]  # Student's, 97.5 %
+    ended = 0
+    for known in rng.normal(0.5, 1, (400, seeds - 1)):
+        for count in range(1, seeds):
+            rest = np.linspace(-20, 40, 601)[:, None].repeat(seeds - count, axis=1)
+            varied = rng.normal(rng.choice([1, 5, 20]), rng.choice([0, 1]), rest.shape)
+            every = np.concatenate([rest, varied])
+            every = np.concatenate([np.broadcast_to(known[:count], (len(every), count)), every], axis=1)
+            can = (every.mean(1) > t * every.std(1, ddof=1) / np.sqrt(seeds)).any()
+            ended += not provable(known[:count], seeds)
+            assert provable(known[:count], seeds) or not can
+    assert ended > 100
+
+
+def test_an_arm_ends_where_it_cannot_be_proven_and_not_where_others_are_compared_with_it(options, packed):
+    """The first arm never beats today's transforms, the second always."""
+    train = load(options).train
+    trained: list[Trial] = []
+
+    def run(trials):
+        trained.extend(trials)
+        right = {recipe.TODAY_ARM: 0.5, "worse": 0.4, "better": 0.9}
+        rng = np.random.default_rng(0)
+        shown = [np.flatnonzero(compared.folds == trial.fold) for trial in trials]
+        predicted = [
+            np.where(rng.random(len(own)) < right[trial.arm], train.labels[own], (train.labels[own] + 1) % 4).tolist()
+            for trial, own in zip(trials, shown, strict=True)
+        ]
+        return [
+            {"trial": asdict(trial), "judged": own.tolist(), "plain": seen, "averaged": seen}
+            for trial, own, seen in zip(trials, shown, predicted, strict=True)
+        ]
+
+    folds = np.arange(len(train)) // 4 % 2
+    compared = recipe.Comparison(replace(options, seeds=3), load(options), folds, TODAY, run)
+    compared._compare([Trial(recipe.TODAY_ARM, TODAY)])
+    rows = compared._compare([Trial("worse", TODAY), Trial("better", RICHER)], recipe.TODAY_ARM)
+    assert [row["seeds"] for row in rows] == [1, 3]
+    assert compared._keep(rows, recipe.TODAY_ARM) == "better"
+    assert sum(trial.arm == "worse" for trial in trained) == 2
+    assert gains(compared.hits["worse"], train.labels, compared.hits[recipe.TODAY_ARM][:1])[0] < 0
+    assert compared._compare([Trial("worse", RICHER)], recipe.TODAY_ARM, all_seeds=True)[0]["seeds"] == 3
 
 
 def test_a_trial_judges_its_fold_and_uses_the_others(packed):
@@ -257,7 +305,8 @@ def test_an_addition_is_kept_only_if_its_interval_lies_above_zero():
 def test_generated_images_are_an_addition(options, packed, tmp_path):
     synthetic = toy_synthetic(tmp_path / "synthetic", packed, per_class=4)
     found = recipe.run(replace(options, synthetic_dir=synthetic))
-    assert [row["arm"] for row in found["cross_validation"]["arms"]][-1] == recipe.GENERATED
+    rows = {row["arm"]: row for row in found["cross_validation"]["arms"]}
+    assert (f"{recipe.GENERATED}{recipe.TWICE}" in rows) == (rows[recipe.GENERATED]["gain"][0] >= 0)
     assert "upper bound" in (options.output_dir / "report.html").read_text(encoding="utf-8")
     foreign = toy_packed(tmp_path / "foreign", size=32, train=8, val=8)
     with pytest.raises(UserError, match="images differ"):
@@ -362,11 +411,11 @@ def test_auxiliary_images_choose_the_policy_where_they_are_more_and_have_groups(
         (replace(many, groups=[f"c{label}" for label in many.labels]), False),  # one group of each class
         (many.take(np.flatnonzero(many.labels == 0)), False),  # one class
     ):
-        found = policy_search.task_of(images, CLASSES, 16, 3)
+        found = policy_search.task_of(images, CLASSES, 16)
         assert (found is not None) == used
-    found = policy_search.task_of(many.take(np.flatnonzero(many.labels > 1)), CLASSES, 16, 3)
+    found = policy_search.task_of(many.take(np.flatnonzero(many.labels > 1)), CLASSES, 16)
     assert (list(found.classes), set(found.train.labels)) == (CLASSES[2:], {0, 1})
-    assert len(set(found.folds)) == 3
+    assert len(set(found.folds)) == 2
 
     # Within a recipe: each classifier of the search sees as many of them as a fold has training images.
     seen = []
@@ -400,13 +449,13 @@ def test_a_policy_that_is_proven_on_auxiliary_images_is_kept_unless_the_own_ones
 ):
     compared = recipe.Comparison(options, load(options), np.array([0]), RICHER, None, there)
 
-    def add(trial, against=None):
-        row = {"arm": trial.arm, "recall": 0.5, "against": against, "gain": own, "kept": False}
-        compared.trials[trial.arm] = trial
-        compared.rows.append(row)
-        return row
+    def compare(arms, against=None, all_seeds=False):
+        rows = [{"arm": t.arm, "recall": 0.5, "against": against, "gain": own, "kept": False} for t in arms]
+        compared.trials |= {trial.arm: trial for trial in arms}
+        compared.rows += rows
+        return rows
 
-    monkeypatch.setattr(compared, "_add", add)
+    monkeypatch.setattr(compared, "_compare", compare)
     free, best = compared.choose()
     assert free == best == (recipe.SEARCHED if kept else recipe.TODAY_ARM)
     assert next(row for row in compared.rows if row["arm"] == recipe.SEARCHED)["kept"] == kept
@@ -414,19 +463,31 @@ def test_a_policy_that_is_proven_on_auxiliary_images_is_kept_unless_the_own_ones
 
 def test_generated_images_have_to_beat_the_best_direct_use_though_it_was_not_proven(options, monkeypatch, tmp_path):
     inputs = load(replace(options, aux_dir=others(tmp_path / "others"), unlabelled_dir=others(tmp_path / "more", "pq")))
-    compared = recipe.Comparison(options, inputs, np.array([0]), TODAY, None, None, ["redrawn"])
+    compared = recipe.Comparison(options, inputs, np.array([0]), TODAY, None, None, ["redrawn", "varied"])
     recalls = {recipe.TODAY_ARM: 0.5, recipe.UNIFORM: 0.6, recipe.CLASSES: 0.55, recipe.PSEUDO: 0.58}
+    gain = {"redrawn": 0.1, "varied": -0.1}
 
-    def add(trial, against=None):
-        row = {"arm": trial.arm, "recall": recalls.get(trial.arm, 0.5), "against": against, "kept": False}
-        compared.trials[trial.arm], row["gain"] = trial, (0.1, -0.1, 0.3)
-        compared.rows.append(row)
-        return row
+    def compare(arms, against=None, all_seeds=False):
+        if any(trial.use and not trial.synthetic for trial in arms):
+            assert all_seeds  # generated images are compared with one of them
+        rows = [
+            {
+                "arm": trial.arm, "recall": recalls.get(trial.arm, 0.5), "against": against, "kept": False,
+                "gain": (gain.get(trial.kind, 0.1), -0.2, 0.3),
+            }
+            for trial in arms
+        ]  # fmt: skip
+        compared.trials |= {trial.arm: trial for trial in arms}
+        compared.rows += rows
+        return rows
 
-    monkeypatch.setattr(compared, "_add", add)
+    monkeypatch.setattr(compared, "_compare", compare)
     assert compared.choose() == (recipe.TODAY_ARM, recipe.TODAY_ARM)
-    assert compared.rows[-1]["arm"] == f"{recipe.GENERATED}, redrawn"
-    assert compared.rows[-1]["against"] == recipe.UNIFORM
+    made = compared.rows[-3:]
+    assert {row["against"] for row in made} == {recipe.UNIFORM}
+    names = [f"{recipe.GENERATED}, {kind}" for kind in ("redrawn", "varied", f"redrawn{recipe.TWICE}")]
+    assert [row["arm"] for row in made] == names  # half of each batch only where a quarter loses nothing
+    assert [compared.trials[name].synthetic for name in names] == [0.25, 0.25, 0.5]
 
 
 def test_values_that_cannot_work_are_refused():

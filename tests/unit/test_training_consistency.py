@@ -18,7 +18,7 @@ from mdaug.training.consistency import CLEAN, MOST_CALLED, MOST_PROBED, Consiste
 from mdaug.training.latent_adversary import LatentAdversary
 from mdaug.training.ldm_task import LDMTask
 from mdaug.training.objective import Objective
-from mdaug.training.options import DistilConfig, LDMConfig
+from mdaug.training.options_ldm import DistilConfig, LDMConfig
 
 CPU = torch.device("cpu")
 T = 1000
