@@ -33,6 +33,7 @@ import torch
 
 from mdaug import distributed
 from mdaug.artifacts import find_pipeline
+from mdaug.models.hybrid_unet import HybridUNet2DModel
 from mdaug.pipeline import schedulers
 from mdaug.pipeline.pipeline import LAST_CALL
 from mdaug.training.checkpoint import TrainingState
@@ -149,6 +150,7 @@ class ConsistencyTask(LDMTask):
         if options.adversarial > 0:
             torch.manual_seed(options.seed)
             precision = resolve_precision(options.mixed_precision, distributed.device())
+            assert isinstance(self.module, HybridUNet2DModel)
             self.adversary = LatentAdversary(self.module, precision)
             passes += CALL_PASSES
         self.flops_per_sample *= passes
