@@ -30,7 +30,7 @@ from mdaug.training.cost import Sharding, memory, unet_workload
 from mdaug.training.deepspeed_json import deepspeed_config
 from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.ldm_task import build_unet
-from mdaug.training.options import LDMConfig
+from mdaug.training.options_ldm import LDMConfig
 
 ON_GPU = torch.cuda.is_available()
 BATCH = 64 if ON_GPU else 2

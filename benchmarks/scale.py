@@ -1,5 +1,5 @@
-"""What large sets cost, on made-up sidecars: opening one, its order, the shards that training opens, and the end of
-generation.
+"""What large sets cost, on made-up sidecars: opening one, its order, the shards that training opens, whether all is
+there, conditions, a checkpoint of many ranks that others resume, and the end of generation.
 
     python benchmarks/scale.py --samples 10000000 --samples_per_shard 1000
     python benchmarks/scale.py --only open --samples 1000000     # alone; runs on the code of before, too
@@ -29,7 +29,7 @@ from shards.order import EpochOrder, PositionSampler
 from shards.writer import write_shard
 
 LATENT = 128 + 4 * 32 * 32 * 4  # bytes of an npy file with a latent of the default model
-KINDS = ("open", "order", "reads", "finalize")
+KINDS = ("open", "order", "reads", "whole", "conditions", "resume", "finalize")
 
 
 def make_set(folder: Path, shards: int, size: int) -> None:
@@ -114,6 +114,123 @@ def measure_reads(counts: np.ndarray, ranks: int, workers: int, micro_batch: int
     return {"ranks": ranks, "samples": samples, "opens_per_sample": opens / samples, "step_seconds": seconds}
 
 
+def measure_whole(folder: Path, shards: int, size: int) -> dict[str, Any]:
+    """Return the seconds to find that nothing of a finished set is missing, and the sidecars read for it."""
+    from shards import provenance, writer
+
+    make_set(folder / "train", shards, size)
+    write_index(folder / "train", ["a"])
+    provenance.write(folder, kind="images", content_hash="h", made_from={}, config={})
+    read, reads = writer._read_sidecar, [0]
+
+    def counted(path: Path) -> Any:
+        reads[0] += 1
+        return read(path)
+
+    writer._read_sidecar = counted
+    start = time.perf_counter()
+    assert provenance.is_whole(folder)
+    return {"shards": shards, "seconds": time.perf_counter() - start, "sidecars_read": reads[0]}
+
+
+def measure_conditions(folder: Path, shards: int, size: int) -> dict[str, Any]:
+    """Return seconds and bytes of reading a column of a set, at first and in a process after it.
+
+    All shards are one file with as many names, so nothing here waits for a disk.
+    """
+    for split, count in (("train", shards), ("val", 1)):
+        meta = [json.dumps({"class": "a", "speed": i % 97}).encode() for i in range(size)]
+        rows = ((f"k{i}", {"cls": b"0", "json": about}) for i, about in enumerate(meta))
+        write_shard(folder / split / "000000.tar", rows)
+        for shard in range(1, count):
+            for ending in ("tar", "json"):
+                (folder / split / f"{shard:06d}.{ending}").hardlink_to(folder / split / f"000000.{ending}")
+        write_index(folder / split, ["a"])
+    found = {"samples": shards * size}
+    for name in ("first", "later"):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found |= {f"{name}_{key}": value for key, value in pool.apply(read_conditions, (folder,)).items()}
+    return found
+
+
+def read_conditions(folder: Path) -> dict[str, Any]:
+    """Return seconds and bytes of the conditions of a set, in this process."""
+    from mdaug.training import conditions
+
+    before, start = memory(), time.perf_counter()
+    read = conditions.read(folder, ["speed"])
+    seconds, held = time.perf_counter() - start, memory() - before
+    assert len(read.names) == 1
+    return {"seconds": seconds, "bytes": held}
+
+
+def make_checkpoint(engine: Path, writers: int, parameters: int, numel: int) -> None:
+    """Write what DeepSpeed writes at stage 3: `parameters` of `numel` elements each, cut over the writers."""
+    import torch
+
+    shapes = {f"layer{i}.weight": torch.Size([numel]) for i in range(parameters)}
+    about = {
+        "param_shapes": [shapes], "ds_config": {"gradient_clipping": 1.0}, "ds_version": "0.19.8", "module": {},
+        "buffer_names": [], "dp_world_size": writers, "mp_world_size": 1, "universal_checkpoint_info": {},
+    }  # fmt: skip
+    engine.mkdir(parents=True)
+    for rank in range(writers):
+        flat = torch.full((parameters * -(-numel // writers),), float(rank))
+        state = {"step": torch.tensor(9.0), "exp_avg": flat.clone(), "exp_avg_sq": flat.clone()}
+        inner = {"optimizer_state_dict": {"state": {0: state}, "param_groups": [{}]}, "fp32_flat_groups": [flat]}
+        name = f"zero_pp_rank_{rank}_mp_rank_00"
+        torch.save({"optimizer_state_dict": {"zero_stage": 3, "partition_count": writers, **inner}},
+                   engine / f"{name}_optim_states.pt")  # fmt: skip
+        torch.save(about, engine / f"{name}_model_states.pt")
+
+
+def measure_resume(folder: Path, writers: int, readers: int, parameters: int, numel: int) -> dict[str, Any]:
+    """Return files opened, files written, MB read and seconds of the first rank, and of one in the middle."""
+    import torch
+
+    from mdaug.training import elastic
+    from mdaug.training.sharded_tensors import shard_bounds
+
+    make_checkpoint(folder / "engine", writers, parameters, numel)
+    load, save, counts = torch.load, torch.save, {"opened": 0, "written": 0, "bytes": 0}
+
+    def counted_load(path: Any, *arguments: Any, **options: Any) -> Any:
+        counts["opened"] += 1
+        counts["bytes"] += 0 if options.get("mmap") else Path(path).stat().st_size
+        return load(path, *arguments, **options)
+
+    def counted_save(value: Any, path: Any) -> None:
+        counts["written"] += 1
+        save(value, path)
+
+    def done(begun: float) -> dict[str, float]:
+        found = {**counts, "seconds": time.perf_counter() - begun}
+        counts.update(opened=0, written=0, bytes=0)
+        return found
+
+    torch.load, torch.save = counted_load, counted_save  # type: ignore[assignment]
+    begun, found = time.perf_counter(), {}
+    names = [f"layer{i}.weight" for i in range(parameters)]
+    if hasattr(elastic, "convert"):  # the code of before: DeepSpeed's loader reads whole tensors on every rank
+        target = elastic.convert(folder)
+        found["first"] = done(begun)
+        begun = time.perf_counter()
+        for name in names:
+            for kind in ("fp32", "exp_avg", "exp_avg_sq"):
+                torch.load(target / "zero" / name / f"{kind}.pt", weights_only=False)
+        found["each"] = done(begun)
+        return found
+    layout = elastic.open_source(folder).layout
+    found["first"] = done(begun)
+    begun, source = time.perf_counter(), elastic.Source(folder / "engine", layout)
+    own = shard_bounds(numel, readers // 2, readers)
+    for name in names:
+        for kind in ("fp32", "exp_avg", "exp_avg_sq"):
+            counts["bytes"] += source.read(name, kind, *own).nbytes
+    found["each"] = done(begun)
+    return found
+
+
 def measure_finalize(folder: Path, shards: int, size: int) -> dict[str, Any]:
     """Return seconds for a shard that is looked at, and for one whose rows are copied; pictures of 256 x 256 pixels."""
     from mdaug.generation import inspected  # the code of before has none
@@ -182,6 +299,38 @@ def main() -> None:
             print(
                 f"{ranks} rank(s) of 8 workers, batches of 128: {found['opens_per_sample']:.4f} shards opened for a "
                 f"sample, {1e3 * found['step_seconds']:.1f} ms a step for this count"
+            )
+    if options.only in (None, "whole"):
+        with tempfile.TemporaryDirectory() as scratch:
+            found = results["whole"] = measure_whole(Path(scratch), shards, options.samples_per_shard)
+        print(
+            f"is all of {found['shards']:,} shards there: {found['seconds']:.3f} s, {found['sidecars_read']:,} "
+            f"sidecars read; times {len(counts) / shards:g} for 1e8 samples: "
+            f"{found['seconds'] * len(counts) / shards:.1f} s",
+            flush=True,
+        )
+    if options.only in (None, "conditions"):
+        with tempfile.TemporaryDirectory() as scratch:
+            found = results["conditions"] = measure_conditions(Path(scratch), shards, options.samples_per_shard)
+        factor = 10**8 / found["samples"]
+        for name in ("first", "later"):
+            seconds, held = found[f"{name}_seconds"], found[f"{name}_bytes"]
+            print(
+                f"conditions of {found['samples']:,} samples, the {name} process: {seconds:.2f} s, {held / 1e6:.1f} MB "
+                f"kept; times {factor:g} for 1e8 samples: {factor * seconds:.0f} s, {factor * held / 1e9:.2f} GB",
+                flush=True,
+            )
+    if options.only in (None, "resume"):
+        size = 20, 100_000  # parameters, elements of each
+        with tempfile.TemporaryDirectory() as scratch:
+            found = results["resume"] = measure_resume(Path(scratch), options.ranks, options.ranks // 2, *size)
+        for name, who in (("first", "the first rank, for all"), ("each", "then each rank")):
+            part = found[name]
+            print(
+                f"{options.ranks // 2} ranks resume what {options.ranks} wrote at stage 3, {size[0]} parameters of "
+                f"{12 * size[1] / 1e6:g} MB: {who} opens {part['opened']:,} files, writes {part['written']:,}, reads "
+                f"{part['bytes'] / 1e6:.2f} MB, {part['seconds']:.2f} s",
+                flush=True,
             )
     if options.only in (None, "finalize"):
         with tempfile.TemporaryDirectory() as scratch:

@@ -45,7 +45,8 @@ from mdaug.training.deepspeed_json import deepspeed_config
 from mdaug.training.encode import encode
 from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.ldm_task import LDMTask
-from mdaug.training.options import EncodeConfig, LDMConfig
+from mdaug.training.options_ldm import LDMConfig
+from mdaug.training.options_vqvae import EncodeConfig
 from shards import provenance
 from shards.options import PackConfig
 from shards.order import PositionSampler

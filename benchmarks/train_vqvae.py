@@ -42,8 +42,8 @@ from mdaug.training.batches import BatchPlan, plan_batches
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.deepspeed_json import deepspeed_config
 from mdaug.training.engine import Engine, resolve_precision
-from mdaug.training.loop import loader
-from mdaug.training.options import VQVAEConfig
+from mdaug.training.loop import loader, to_device
+from mdaug.training.options_vqvae import VQVAEConfig
 from shards import provenance
 from shards.dataset import ShardDataset
 
@@ -59,9 +59,9 @@ def ours(config: VQVAEConfig, plan: BatchPlan, precision: str, packed: Path) -> 
 
     def step() -> float:
         waiting = perf_counter()
-        images = next(stream)["image"].to(engine.device, non_blocking=True)
+        batch = to_device(next(stream), engine.device)
         waited = perf_counter() - waiting
-        loss, _ = task.loss(engine, {"image": images})
+        loss, _ = task.loss(engine, batch)
         engine.backward(loss)
         engine.step(config.lr)
         state.samples += plan.global_batch

@@ -80,7 +80,7 @@ COMMANDS = {
         inputs=("data_dir",),
     ),
     "train-vqvae": Command(
-        "mdaug.training.options:VQVAEConfig",
+        "mdaug.training.options_vqvae:VQVAEConfig",
         "mdaug.training.train_vqvae",
         "train the VQ-VAE on packed images",
         inputs=("data_dir", "aux_dir", "init_from", "deepspeed_config", "perceptual_weights"),
@@ -95,14 +95,14 @@ COMMANDS = {
         given=("perceptual_weights",),
     ),
     "encode": Command(
-        "mdaug.training.options:EncodeConfig",
+        "mdaug.training.options_vqvae:EncodeConfig",
         "mdaug.training.encode",
         "packed images -> latent shards with their mean and std",
         inputs=("data_dir", "vqvae_path"),
         parallel=True,
     ),
     "train-ldm": Command(
-        "mdaug.training.options:LDMConfig",
+        "mdaug.training.options_ldm:LDMConfig",
         "mdaug.training.train_ldm",
         "train the latent diffusion model",
         inputs=("data_dir", "aux_dir", "init_from", "vqvae_path", "deepspeed_config"),
@@ -110,7 +110,7 @@ COMMANDS = {
         parallel=True,
     ),
     "distil": Command(
-        "mdaug.training.options:DistilConfig",
+        "mdaug.training.options_ldm:DistilConfig",
         "mdaug.training.distil",
         "fine-tune a trained pipeline to sample in 1 to 4 steps",
         inputs=("data_dir", "aux_dir", "ldm_path", "vqvae_path", "deepspeed_config"),
@@ -118,7 +118,7 @@ COMMANDS = {
         parallel=True,
     ),
     "ema": Command(
-        "mdaug.training.options:EmaConfig",
+        "mdaug.training.options_ldm:EmaConfig",
         "mdaug.training.ema_snapshots",
         "averaged diffusion model of another length, after the training",
         inputs=("run_dir",),

@@ -8,8 +8,11 @@ import importlib
 import logging
 import os
 import pickle
+import shutil
+import sysconfig
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,6 +66,13 @@ def device() -> torch.device:
     return torch.device("cuda", local_rank())
 
 
+def gpu() -> str | None:
+    """Return the model of this rank's GPU and the version of torch, by which results differ; None on a CPU."""
+    if not torch.cuda.is_available():
+        return None
+    return f"{torch.cuda.get_device_name(local_rank())}, torch {torch.__version__}"
+
+
 @functools.cache
 def require_usable_gpu() -> None:
     """Raise UserError where this machine has a GPU and torch has none: an old driver, or a card older than the wheel.
@@ -101,6 +111,18 @@ def require_gpu_for_fp16(precision: str, kind: str) -> None:
     """Raise UserError for mixed_precision "fp16" on the kind of device "cpu"."""
     if precision == "fp16" and kind == "cpu":
         raise UserError("mixed_precision=fp16 needs a GPU, and there is none; use bf16 or no")
+
+
+def require_compiler() -> None:
+    """Raise UserError where torch.compile would end in a long error for want of a C compiler or Python's headers."""
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        raise UserError("--compile needs a C compiler, and there is neither gcc nor clang; install one or leave it out")
+    if not header.is_file():
+        raise UserError(
+            f"--compile needs {header}, which is missing; install the headers of this Python (python3-dev or "
+            "python3-devel), or leave it out"
+        )
 
 
 def autocast(precision: str, on: torch.device | str) -> torch.autocast:

@@ -18,7 +18,18 @@ FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
     """Return uint8 (..., H, W, C) as float32 (..., C, H, W) in [-1, 1]; 0 -> -1 and 255 -> 1."""
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, -3))).to(torch.float32) / 127.5 - 1
+    return in_range(channels_first(image))
+
+
+def channels_first(image: np.ndarray) -> torch.Tensor:
+    """Return uint8 (..., H, W, C) as uint8 (..., C, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, -3)))
+
+
+def in_range(levels: torch.Tensor) -> torch.Tensor:
+    """Return levels uint8 0 to 255 as float32 in [-1, 1], the same bits on every device."""
+    # By a tensor: CUDA multiplies by the inverse of a plain number, which rounds otherwise.
+    return levels.to(torch.float32) / torch.full((), 127.5, device=levels.device) - 1
 
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from shards import samples
 from shards.errors import UserError
-from shards.index import read_index
+from shards.index import read_index, shards_there
 from shards.writer import BLOCK, finished
 
 OPEN_MAPS = 256  # shards that a process keeps open
@@ -129,17 +129,11 @@ class ShardDataset(Dataset):
         return shard, BLOCK * int(self._rows[field][i])
 
     def _require_shards(self) -> list[int]:
-        """Return when each shard was written, in ns; raises UserError where one is missing or not as long as it was.
-
-        By listing and sizes: nothing is read.
-        """
-        there, changed = set(os.listdir(self.folder)), []
-        for entry in self.index["shardlist"]:
-            name = entry["url"]
-            whole = name in there and f"{name.removesuffix('.tar')}.json" in there
-            status = os.stat(f"{self.folder}/{name}") if whole else None
-            if status is None or status.st_size != entry["filesize"]:
-                raise UserError(samples.damaged(self.folder / name))
+        """Return when each shard was written, in ns; raises UserError where one is missing or not as long as it was."""
+        changed = []
+        for entry, status in shards_there(self.folder, self.index):
+            if status is None:
+                raise UserError(samples.damaged(self.folder / entry["url"]))
             changed.append(status.st_mtime_ns)
         return changed
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from shards import samples
@@ -67,6 +70,30 @@ def read_index(folder: Path) -> dict:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise UserError(f"{path} is cut or damaged; run the same command that made it again") from None
+
+
+def shards_there(folder: Path, index: dict) -> Iterator[tuple[dict, os.stat_result | None]]:
+    """Yield the entry of every shard of an index and the status of its tar; None where tar or sidecar is missing, or
+    the tar is not as long as it was.
+
+    By listing and sizes: nothing is read.
+    """
+    there = set(os.listdir(folder))
+    for entry in index["shardlist"]:
+        name, status = entry["url"], None
+        if name in there and f"{name.removesuffix('.tar')}.json" in there:
+            with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                status = os.stat(f"{folder}/{name}")
+        yield entry, status if status is not None and status.st_size == entry["filesize"] else None
+
+
+def sidecar_bytes(folder: Path, index: dict) -> int:
+    """Return the bytes of the sidecars of all shards of an index together, by their sizes; a missing one has none."""
+    total = 0
+    for entry in index["shardlist"]:
+        with contextlib.suppress(FileNotFoundError):
+            total += os.stat(f"{folder}/{entry['url'].removesuffix('.tar')}.json").st_size
+    return total
 
 
 def index_hash(index: dict) -> str:

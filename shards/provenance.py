@@ -19,13 +19,14 @@ from typing import Any, NamedTuple
 from shards import atomic
 from shards.errors import UserError
 from shards.index import FILE_NAME as INDEX
-from shards.index import read_index
+from shards.index import read_index, shards_there, sidecar_bytes
 from shards.writer import finished
 
 FILE_NAME = "provenance.json"
 RUN_FILE, PROGRESS_FILE, LOGS = "run.json", "progress.json", "logs"
 VERSION_FILE = "CODE_VERSION"  # beside the packages, in a copy of them outside of a checkout
 NO_SHARD = "is missing, cut or without sidecar"
+OTHER_SIDECAR = "has a sidecar that is damaged or of another tar"
 READ_WHOLE = ("images", "latents", "vqvae", "pipeline")  # kinds; others hold files for people beside their shards
 
 
@@ -81,7 +82,8 @@ def write(
         note: a remark on how the step ended, such as why a training stopped early.
         unhashed: sub-folders of files too large to be read once more, of which only the sizes are promised.
 
-    The size and sha256 of every file in the folder are recorded, see `lost`.
+    The size and sha256 of every file in the folder are recorded, and the size of the sidecars of each folder of shards
+    together, see `lost`.
     """
     record = {
         "kind": kind,
@@ -91,7 +93,8 @@ def write(
         "version": code_version(),
         "config": config,
         **({"note": note} if note else {}),
-        "files": dict(_promises(folder, unhashed)),
+        "files": (files := dict(_promises(folder, unhashed))),
+        "sidecars": {name: _sidecar_bytes(folder / name) for name in files if Path(name).name == INDEX},
     }
     atomic.write_text(folder / FILE_NAME, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
@@ -120,23 +123,32 @@ def _promises(folder: Path, unhashed: Collection[str]) -> Iterator[tuple[str, li
 def lost(folder: Path, *, shards: bool = True) -> list[Lost]:
     """Return which files of a finished folder are missing or cut, by what provenance.json and index.json promise.
 
-    Sizes alone are looked at, after `compare_hashes` hashes as well; a file that has grown since was changed by a
-    person, such as a card. A folder that is not finished promises nothing. Without `shards` the shards are left to
+    Names and sizes alone are looked at, after `compare_hashes` hashes as well; a file that has grown since was changed
+    by a person, such as a card. Sidecars are read where they are not as long together as they were, and in folders of
+    earlier versions. A folder that is not finished promises nothing. Without `shards` the shards are left to
     `ShardDataset`.
     """
-    found = []
+    found, record = [], load(folder) or {}
     hashed = not _hashed.isdisjoint((folder.resolve(), *folder.resolve().parents))
-    for name, (size, sha256) in ((load(folder) or {}).get("files") or {}).items():
+    for name, (size, sha256) in (record.get("files") or {}).items():
         path = folder / name
         if why := _fault(path, size, sha256 if hashed else None):
             found.append(Lost(name, why))
         elif shards and path.name == INDEX:
-            for entry in read_index(path.parent)["shardlist"]:
-                tar = path.parent / entry["url"]
-                why = "" if (finished(tar) or {}).get("sha256") == entry["sha256"] else NO_SHARD
-                if why := why or _fault(tar, entry["filesize"], entry["sha256"] if hashed else None):
+            read = hashed or (record.get("sidecars") or {}).get(name) != _sidecar_bytes(path)
+            for entry, status in shards_there(path.parent, read_index(path.parent)):
+                tar, size, sha256 = path.parent / entry["url"], entry["filesize"], entry["sha256"]
+                why = "" if status is not None else NO_SHARD
+                if read and not why:
+                    same = (finished(tar) or {}).get("sha256") == sha256
+                    why = _fault(tar, size, sha256 if hashed else None) if same else OTHER_SIDECAR
+                if why:
                     found.append(Lost(tar.relative_to(folder).as_posix(), why))
     return found
+
+
+def _sidecar_bytes(index: Path) -> int:
+    return sidecar_bytes(index.parent, read_index(index.parent))
 
 
 _hashed: set[Path] = set()  # folders whose files are compared by hash in this process

@@ -14,19 +14,19 @@ from pathlib import Path
 
 import numpy as np
 
-from shards import atomic
+from shards import mapped
 from shards.errors import UserError
 from shards.pool import Pool
 from shards.writer import BLOCK, finished
 
 FIELDS = {"image": ("png", "jpg", "jpeg"), "array": ("npy",), "meta": ("json",)}
-LOCK_FILE = ".samples.lock"
+HASH = 12  # letters of the hash of an index in the names of its tables
 SHARDS_PER_PROCESS = 1000  # sidecars that are read in the time in which a process starts
 
 
 def file_name(index: dict) -> str:
     """Return the name of the file that belongs to the content of an index."""
-    return f"samples-{index['hash'][:12]}.npy"
+    return f"samples-{index['hash'][:HASH]}.npy"
 
 
 def write(folder: Path, index: dict) -> None:
@@ -36,13 +36,9 @@ def write(folder: Path, index: dict) -> None:
     """
     if not index["shardlist"]:
         return
-    with atomic.replacing(folder / file_name(index)) as file:
-        header = {"descr": np.lib.format.dtype_to_descr(_dtype(folder, index)), "fortran_order": False}
-        np.lib.format.write_array_header_1_0(file, {**header, "shape": (index["nsamples"],)})
-        for rows in _rows(folder, index):
-            file.write(rows)
-    for path in folder.glob("samples-*.npy"):
-        if path.name != file_name(index):
+    mapped.write(folder / file_name(index), _dtype(folder, index), (index["nsamples"],), _rows(folder, index))
+    for path in (*folder.glob("samples-*.npy"), *folder.glob("columns-*.npy")):
+        if index["hash"][:HASH] not in path.name:
             path.unlink(missing_ok=True)
 
 
@@ -54,21 +50,8 @@ def read(folder: Path, index: dict) -> np.ndarray:
     """
     if not index["shardlist"]:
         return np.empty(0, dtype=[("label", "<u2")])
-    path = folder / file_name(index)
-    if not path.is_file():
-        try:
-            with atomic.locked(folder / LOCK_FILE):
-                if not path.is_file():
-                    write(folder, index)
-        except OSError:
-            return np.frombuffer(b"".join(_rows(folder, index)), dtype=_dtype(folder, index))
-    try:
-        rows = np.load(path, mmap_mode="r")
-        if len(rows) == index["nsamples"]:
-            return np.asarray(rows)  # without memmap's slow access to single rows
-    except (ValueError, EOFError):
-        pass
-    raise UserError(f"{path} is cut or damaged; delete it and run the same command again, which makes it again")
+    path, shape = folder / file_name(index), (index["nsamples"],)
+    return mapped.read(path, shape, lambda: _dtype(folder, index), lambda: _rows(folder, index))
 
 
 def damaged(path: Path) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from mdaug.models.vqvae import build_vqvae, save_vqvae
 from mdaug.training.ldm_task import LDMTask
-from mdaug.training.options import LDMConfig
+from mdaug.training.options_ldm import LDMConfig
 from shards import atomic, provenance
 from shards.index import content_hash, write_index
 from shards.output_folder import claim

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 def train_vqvae(packed: Path, output: Path, stop_after: int | None = None, **changes) -> None:
     """Train a tiny VQ-VAE; with `stop_after`, SIGTERM arrives during that optimizer step."""
-    from mdaug.training.options import VQVAEConfig
+    from mdaug.training.options_vqvae import VQVAEConfig
     from mdaug.training.train_vqvae import run
     from mdaug.training.vqvae_task import VQVAETask
 
@@ -54,7 +54,7 @@ def weights(output: Path) -> dict:
 def train_ldm(folders: tuple[Path, Path], output: Path, stop_after: int | None = None, **changes) -> None:
     """Train a tiny diffusion model; with `stop_after`, SIGTERM arrives during that optimizer step."""
     from mdaug.training.ldm_task import LDMTask
-    from mdaug.training.options import LDMConfig
+    from mdaug.training.options_ldm import LDMConfig
     from mdaug.training.train_ldm import run
 
     if stop_after is not None:
@@ -80,7 +80,7 @@ def distil(folders: tuple[Path, Path, Path], output: Path, changes: dict, stop_a
     """Distil the pipeline of a tiny diffusion model, folders (packed, VQ-VAE, run); `stop_after` as for `train_ldm`."""
     from mdaug.training.distil import run
     from mdaug.training.ldm_task import LDMTask
-    from mdaug.training.options import DistilConfig
+    from mdaug.training.options_ldm import DistilConfig
 
     if stop_after is not None:
         after_step = LDMTask.after_step

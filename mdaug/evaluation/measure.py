@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mdaug import distributed
-from mdaug.evaluation import jobs, reconstruct, usefulness
+from mdaug.evaluation import comparisons, jobs, reconstruct, usefulness
 from mdaug.evaluation.inputs import policy_of
 from mdaug.evaluation.options import EvaluateConfig, Part
 from mdaug.evaluation.report import pictures
@@ -118,7 +118,7 @@ def share(inputs: EvaluationInputs, parts: Collection[Part]) -> bool:
 
 
 def measure_usefulness(inputs: EvaluationInputs) -> dict:
-    """Return the tables of the experiment, see `usefulness.summarize`, and "sifting": what the sifter rejects.
+    """Return the tables of the experiment, see `comparisons.summarize`, and "sifting": what the sifter rejects.
 
     "sifting" is that of `sift` with the "share" rejected of both sets, mean over classes, instead of the reasons;
     "already_sifted" tells whether `mdaug generate --sift` had sifted the synthetic images before.
@@ -131,7 +131,7 @@ def measure_usefulness(inputs: EvaluationInputs) -> dict:
         for name, of_set in sifting["rejected"].items()
     }
     sifting["already_sifted"] = (inputs.options.synthetic_dir / "sift.json").is_file()
-    return {**usefulness.summarize(results, inputs.held_out, inputs.synthetic), "sifting": sifting}
+    return {**comparisons.summarize(results, inputs.held_out, inputs.synthetic), "sifting": sifting}
 
 
 def measure_fidelity(inputs: EvaluationInputs) -> dict:
@@ -273,7 +273,7 @@ def _over_seeds(name: str, tables: list[dict]) -> dict:
             kind: {key: function([table[kind][key] for table in tables]) for key in fidelity.MEASURES}
             for kind in ("synthetic", "floor")
         }
-        for function in (lambda values: float(np.mean(values)), usefulness.spread)
+        for function in (lambda values: float(np.mean(values)), comparisons.spread)
     )
     return {"name": name, "size": tables[0]["size"], **mean, "spread": spread}
 

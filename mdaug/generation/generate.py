@@ -40,7 +40,8 @@ def check(options: GenerateConfig, where: Preflight) -> None:
         make_plan.require_cpu_compatible(options)
     wanted = read_plan(options.output_dir)
     if where.inputs_there and redrawn.is_ready(options):
-        wanted = make_plan.wanted_plan(options, wanted.device if wanted else "cuda")
+        device, gpu = (wanted.device, wanted.gpu) if wanted else ("cuda", None)
+        wanted = make_plan.wanted_plan(options, device, gpu)
     refuse_other_folder(options.output_dir, wanted)
 
 
@@ -71,7 +72,7 @@ def run(options: GenerateConfig) -> None:
         UserError: folders that do not fit, classes that the model does not know, no space left.
     """
     worker, workers = worker_of(options, os.environ)
-    wanted = make_plan.wanted_plan(options, distributed.device().type)
+    wanted = make_plan.wanted_plan(options, distributed.device().type, distributed.gpu())
     output = claim_folder(options.output_dir, wanted)
     if output.lost:
         # What was there is made again, asked for or not.
@@ -119,18 +120,21 @@ def plan(job: _Job) -> None:
 
 
 def work(job: _Job) -> None:
-    """Make the shards of this worker with the pipeline and the kind of device of the plan."""
+    """Make the shards of this worker with the pipeline, the kind of device and the GPU of the plan."""
     options, device = job.options, distributed.device()
     source, made = make_plan.open_pipeline(options)
     for what, planned, here in (
-        ("pipeline", job.plan.pipeline, made["hash"]),
+        ("pipeline", job.plan.pipeline[:12], made["hash"][:12]),
         ("kind of device", job.plan.device, device.type),
+        ("GPU", job.plan.gpu, distributed.gpu()),
     ):
         if planned != here:
             raise UserError(
-                f"the plan of {options.output_dir} is for the {what} {planned[:12]}, but this is {here[:12]}; "
+                f"the plan of {options.output_dir} is for the {what} {planned}, but this is {here}; "
                 "go on with the same, or choose another --output_dir"
             )
+    if job.plan.compile:
+        distributed.require_compiler()
     pipeline = MicroDopplerPipeline.from_pretrained(source)
     pipeline.scheduler = scheduler_like(pipeline.scheduler, job.plan.scheduler_type)
     judge = sifter.prepare(options.output_dir, job.plan.sift, options.sift) if job.plan.sift else None

@@ -23,7 +23,7 @@ from shards.validation import identity_of
 SEEDS = 2**32  # of torch's CPU generator
 
 
-def wanted_plan(options: GenerateConfig, device: str) -> Plan:
+def wanted_plan(options: GenerateConfig, device: str, gpu: str | None = None) -> Plan:
     """Return the plan that options ask for: a new one, or that of their folder where they describe no samples.
 
     Raises:
@@ -34,7 +34,7 @@ def wanted_plan(options: GenerateConfig, device: str) -> Plan:
     if saved is None and options.step == "finalize":
         raise UserError(f"{folder} has no plan; start with: mdaug generate --step plan")
     if saved is None or identity_of(options) != identity_of(GenerateConfig(options.ldm_path, folder)):
-        return make_plan(options, device)
+        return make_plan(options, device, gpu)
     if options.include_real:
         real_images.require(saved, options.include_real, folder)
     if options.from_dir and options.step != "finalize":
@@ -42,8 +42,8 @@ def wanted_plan(options: GenerateConfig, device: str) -> Plan:
     return saved
 
 
-def make_plan(options: GenerateConfig, device: str) -> Plan:
-    """Return the plan of options for a kind of device, "cpu" or "cuda".
+def make_plan(options: GenerateConfig, device: str, gpu: str | None = None) -> Plan:
+    """Return the plan of options for a kind of device, "cpu" or "cuda", and a GPU (`distributed.gpu`).
 
     Raises:
         UserError: the options do not fit the model, the real images or the machine.
@@ -115,6 +115,7 @@ def make_plan(options: GenerateConfig, device: str) -> Plan:
         sift=sift,
         conditions=_conditions(model.get("conditions"), options.conditions or {}),
         redraw=redraw,
+        gpu=gpu,
     )
     # Every candidate of every sample has a seed of its own.
     if plan.total * (options.max_candidates if options.sift else 1) > SEEDS:

@@ -85,7 +85,7 @@ class GenerateConfig:
     max_candidates: int = 8
     """Images made for a sample before the best of the rejected ones is kept and marked."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    """Arithmetic of the networks."""
+    """Arithmetic of the networks; no is fp32, but for convolutions on GPUs since Ampere, which take TF32."""
     compile: bool = False
     """Run the U-Net through torch.compile; for a GPU."""
     seed: int = 42

@@ -43,6 +43,7 @@ class Plan:
         batch_size: samples denoised together; batches never cross a shard.
         samples_per_shard: samples of every shard but the last.
         device: "cpu" or "cuda": their arithmetic differs.
+        gpu: model of the GPU and version of torch, whose arithmetic differs likewise; None for a CPU.
         cpu_threads: threads of a worker on a CPU; sums depend on it.
         compile: whether torch.compile runs the U-Net.
         floor: most frequent colour of the training images, or None; it tells the colour map of pictures in colour.
@@ -78,6 +79,7 @@ class Plan:
     sift: dict | None = None
     conditions: dict | None = None
     redraw: dict | None = None
+    gpu: str | None = None
 
     @property
     def total(self) -> int:

@@ -61,8 +61,12 @@ def in_words(worth: dict[str, Any]) -> str:
 
 
 def described(worth: dict[str, Any]) -> str:
-    """Return what `with_interval` found as text: "12 (8 to more than 50)", or of a flat curve the gain in points."""
+    """Return what `with_interval` found as text: "12 (8 to more than 50)", or of a flat curve the gain in points.
+
+    An interval that lies beyond the curve, as the value does, is left out: "less than 10".
+    """
     if worth["flat"]:
         points, low, high = (100 * value for value in worth["gain"])
         return f"flat curve, {points:+.1f} points ({low:+.1f} to {high:+.1f})"
-    return f"{in_words(worth)} ({in_words(worth['low'])} to {in_words(worth['high'])})"
+    value, low, high = in_words(worth), in_words(worth["low"]), in_words(worth["high"])
+    return value if value == low == high else f"{value} ({low} to {high})"

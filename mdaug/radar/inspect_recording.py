@@ -25,13 +25,14 @@ def inspect(path: Path, radar: Radar, folder: Path) -> str:
     """Return lines about a recording, and draw its beginning into `folder`; UserError where it cannot be read."""
     try:
         recording = look(path, radar)
-        block = recording.block(0, min(recording.units, 4096 // recording.pulses_per_frame or 1))
+        count = min(recording.units, 4096 // recording.pulses_per_frame or 1)
+        levels = _levels(recording.raw(0, count), recording.block(0, count))
     except Unreadable as error:
         raise UserError(f"{path} {error}") from None
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     target = folder / f"{path.name}.png"
-    return "\n".join([str(path), *_lines(recording), f"  levels      {_levels(block)}", _draw(recording, target)])
+    return "\n".join([str(path), *_lines(recording), f"  levels      {levels}", _draw(recording, target)])
 
 
 def _lines(recording: Recording) -> Iterable[str]:
@@ -60,12 +61,17 @@ def _lines(recording: Recording) -> Iterable[str]:
         yield f"  note        {note}"
 
 
-def _levels(block: np.ndarray) -> str:
-    """Say how strong the beginning is, and how much of it stands still."""
+def _levels(raw: np.ndarray, block: np.ndarray) -> str:
+    """Say how strong the beginning is, how much of it stands still, and of signed integers how many are clipped."""
     magnitudes = np.abs(block)
     still = np.abs(block.mean(axis=(0, 3))) if np.iscomplexobj(block) else np.zeros(1)
     share = float(np.sum(np.square(still)) / max(float(np.mean(np.square(magnitudes), axis=(0, 3)).sum()), 1e-30))
-    return f"{magnitudes.min():.3g} to {magnitudes.max():.3g}; {100 * share:.0f} % of the power stands still"
+    said = f"{magnitudes.min():.3g} to {magnitudes.max():.3g}; {100 * share:.0f} % of the power stands still"
+    numbers = np.stack([raw[name] for name in raw.dtype.names]) if raw.dtype.names else raw
+    if numbers.dtype.kind == "i":
+        clipped = np.isin(numbers, [np.iinfo(numbers.dtype).min, np.iinfo(numbers.dtype).max]).mean()
+        said += f"; {100 * clipped:.2g} % of the numbers are at full scale, where receivers clip" if clipped else ""
+    return said
 
 
 def _draw(recording: Recording, target: Path) -> str:

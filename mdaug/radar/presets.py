@@ -32,7 +32,7 @@ from shards.errors import UserError
 DEFAULT_CLASSES = ("walking", "drone", "bird", "arm_swing", "fall", "sit_down")
 MOST_PULSES = 1_000_000  # of a picture; the presets take 7,205 and 19,264
 NO_FIT = Fit()
-PHYSICS = 2  # rises when the same options make other pictures; a folder of another one is refused
+PHYSICS = 3  # rises when the same options make other pictures; a folder of another one is refused
 
 COLUMNS, ROWS = 57, 112
 """Of gait-persons: native columns and rows of a picture; a quarter of the columns from one picture to the next."""

@@ -98,8 +98,6 @@ def from_array(array: Any, radar: Radar, layout: str, *, reverse: bool = False) 
         raise Unreadable(f"is an array {shape} of {array.dtype}; an axis iq has length 2 and real numbers")
     if "samples" in axes and shape[axes.index("samples")] < 2:
         raise Unreadable(f"is an array {shape}; sweeps of at least 2 samples are needed")
-    if "doppler" in axes and not complex_values and float(np.min(array[:1])) < 0:
-        raise Unreadable("has negative magnitudes along doppler, perhaps decibels; give magnitudes (10^(dB / 20))")
     # An up-sweep beats with +2 R B / c and turns with +4 pi R / lambda: what comes nearer turns clockwise.
     recording = Recording(
         array,

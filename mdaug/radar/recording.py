@@ -93,7 +93,7 @@ class Recording:
     def wavelength_m(self) -> float:
         """Wavelength in m; raises Unreadable where the carrier is not known."""
         if self.carrier_hz is None:
-            raise Unreadable("has no header; give --carrier_hz")
+            raise Unreadable("does not say its carrier; give --carrier_hz")
         return SPEED_OF_LIGHT_M_S / self.carrier_hz
 
     @property
@@ -140,7 +140,7 @@ class Recording:
         if self.framed and self.frame_s is not None:
             return self.units * self.frame_s
         if self.prf_hz is None:
-            raise Unreadable("has no header; give --prf_hz")
+            raise Unreadable("does not say its pulses per second; give --prf_hz")
         return self.pulses / self.prf_hz
 
     @property
@@ -176,6 +176,10 @@ class Recording:
             )
         return slice(first, last + 1)
 
+    def raw(self, first: int, last: int) -> np.ndarray:
+        """Return some of the numbers as they are in the file; `first` to `last` count what `block` counts."""
+        return np.asarray(self.array[(*(slice(None),) * self._slow, slice(first, last))])
+
     def block(self, first: int, last: int) -> np.ndarray:
         """Return some of the samples; `first` to `last` count frames, or pulses where there are none.
 
@@ -184,13 +188,14 @@ class Recording:
             pulse to pulse; float32 magnitudes (..., Doppler bins) where frames are spectra: velocity rises.
 
         Raises:
-            Unreadable: numbers that are not finite in single precision.
+            Unreadable: numbers that are not finite in single precision, and magnitudes below 0.
         """
-        raw = self.array[(*(slice(None),) * self._slow, slice(first, last))]
         with np.errstate(over="ignore", invalid="ignore"):
-            values = _complex(self.decode(np.asarray(raw)), self.axes)
+            values = _complex(self.decode(self.raw(first, last)), self.axes)
             names = [axis for axis in self.axes if axis and axis != "iq"]
             spectra = "doppler" in names
+            if spectra and values.dtype.kind != "c" and values.min() < 0:
+                raise Unreadable("has negative magnitudes along doppler, perhaps decibels; give 10^(dB / 20)")
             values = np.abs(values).astype(np.float32) if spectra else values.astype(np.complex64)
         if not np.isfinite(values).all():
             raise Unreadable(f"holds samples that are not finite (between {first} and {last} of {self.units})")
@@ -219,9 +224,9 @@ def checked(recording: Recording) -> Recording:
     """Return the recording if it is complete; Unreadable names what it holds too little of."""
     if 0 in recording.array.shape:
         raise Unreadable("holds no samples")
-    for name in ("carrier_hz", "prf_hz"):
+    for name, words in (("carrier_hz", "carrier"), ("prf_hz", "pulses per second")):
         if getattr(recording, name) is None:
-            raise Unreadable(f"has no header; give --{name}")
+            raise Unreadable(f"does not say its {words}; give --{name}")
     return recording
 
 

@@ -73,7 +73,7 @@ PAD = 4  # length of the transform over length of the window
 FRAME_POINTS = 128  # least length of the transform of a frame
 BLOCK = 4096  # windows that are transformed at once
 BLOCK_SAMPLES = 1 << 21  # of a recording that are in memory at once
-BLOCK_AMPLITUDES = 1 << 24  # of single ranges that are in memory at once
+BLOCK_AMPLITUDES = 1 << 23  # that are in memory at once: of one range, or of all where the strongest is followed
 ROUNDING = 1e-7  # of a static echo: single precision leaves that much of it
 SLOWEST = 1e-6  # cut-off over pulses per second; below, the coefficients of the high-pass lose their digits
 
@@ -205,9 +205,8 @@ class Transform:
             columns = (waiting.shape[1] - self.window) // self.hop + 1
             if skip or columns < 1:
                 continue
-            step = BLOCK
-            if self.chain.follow_ranges is not None:
-                step = max(1, min(BLOCK, BLOCK_AMPLITUDES // (len(waiting) * len(self.shown))))
+            held = self.length if self.chain.follow_ranges is None else len(waiting) * self.length
+            step = max(1, min(BLOCK, BLOCK_AMPLITUDES // held))
             for start in range(0, columns, step):
                 yield self._transformed(waiting, block.shape[1], start, min(start + step, columns))
             skip = max(0, columns * self.hop - waiting.shape[1])

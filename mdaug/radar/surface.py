@@ -114,32 +114,25 @@ def body_echo(
     body, amplitude = body.only(seen), amplitude[seen]
 
     # Routes: straight there and back, and by way of each mirror, which takes either way first: twice the amplitude.
+    frames = body.frames(start, end)
+    there = _ranges(body, frames, offset, radar)
     some = np.arange(0, len(seen), BOUNCES)
-    routes = [(radar, np.arange(len(seen)), 1.0)]
-    routes += [(image, some, 2 * part * np.sqrt(BOUNCES)) for image, part in surface.mirrors(radar)]
-
-    def paths(when: slice) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the distances (scatterers, knots) there and back of every route."""
-        place, normal = body.places(start[..., when], end[..., when])
-        place += offset[:, None, when] * normal
-        there = _distance(place, radar)
-        return [(there[which], _distance(place[which], other)) for other, which, _ in routes]
-
-    lengths = paths(slow)
-    gains = [
-        part * amplitude[which] / (there * back)
-        for (_, which, part), (there, back) in zip(routes, lengths, strict=True)
-    ]
-    middle = np.average(lengths[0][0], axis=0, weights=gains[0] ** 2)
-    beyond = np.concatenate([(there + back) / 2 for there, back in lengths]) - middle
-    gated = _gates(beyond, np.concatenate(gains), sensor)
+    bouncing = body.only(some)
+    routes = [(there, there, amplitude)]
+    for image, part in surface.mirrors(radar):
+        back = _ranges(bouncing, frames, offset[some], image)
+        routes.append((there[some], back, 2 * part * np.sqrt(BOUNCES) * amplitude[some]))
+    both_ways = np.concatenate([there + back for there, back, _ in routes])
+    gains = np.concatenate([gain / (there[:, slow] * back[:, slow]) for there, back, gain in routes])
+    middle = np.average(there[:, slow], axis=0, weights=gains[: len(seen)] ** 2)
+    gated = _gates(both_ways[:, slow] / 2 - middle, gains, sensor)
 
     # Pulses, some amplitudes at a time.
     echo = np.empty((sensor.gates, intervals, KNOTS, per_knot), np.complex64)
     for first in range(0, intervals, CHUNK):
         last = min(first + CHUNK, intervals)
-        both_ways = np.concatenate([there + back for there, back in paths(slice(first * KNOTS, last * KNOTS + 3))])
-        echo[:, first:last] = _sum_phasors(both_ways / sensor.wavelength_m, gated[:, :, first : last + 1], per_knot)
+        cycles = both_ways[:, first * KNOTS : last * KNOTS + 3] / sensor.wavelength_m
+        echo[:, first:last] = _sum_phasors(cycles, gated[:, :, first : last + 1], per_knot)
     return echo.reshape(sensor.gates, -1)[:, : len(time_s)]
 
 
@@ -174,62 +167,109 @@ class _Body:
         other.segment, other.place, other.normal = self.segment[which], self.place[:, which], self.normal[:, which]
         return other
 
-    def places(self, start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return position in m and normal of each scatterer, (n, 3, N), of segments with ends (segments, 3, N)."""
+    def frames(self, start: np.ndarray, end: np.ndarray) -> _Frames:
+        """Return where segments with ends (segments, 3, N) are."""
         axis = (end - start) / (2 * self.half[:, None, None])
         first = np.cross(axis, self.reference[..., None], axis=1)
         first /= np.linalg.norm(first, axis=1, keepdims=True)
-        frames = np.stack([axis, first, np.cross(axis, first, axis=1)])[:, self.segment]
-        place, normal = ((part[..., None, None] * frames).sum(axis=0) for part in (self.place, self.normal))
-        return place + ((start + end) / 2)[self.segment], normal
+        return _Frames((start + end) / 2, np.stack([axis, first, np.cross(axis, first, axis=1)]))
+
+    def centre(self, frames: _Frames) -> np.ndarray:
+        """Return the mean position (3, N) of the scatterers."""
+        members = (self.segment == np.arange(len(self.radius))[:, None]) / len(self.segment)
+        inside = np.einsum("kn,sn->ks", self.place, members)
+        middle = np.einsum("s,scN->cN", members.sum(axis=1), frames.middle)
+        return middle + np.einsum("ks,kscN->cN", inside, frames.directions)
+
+    def along(self, part: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        """Return the products (n, N) of `place` or `normal` with the vectors (3, segments, N) of their segments."""
+        x, y, z = vectors[:, self.segment]
+        return part[0, :, None] * x + part[1, :, None] * y + part[2, :, None] * z
+
+
+@dataclass(frozen=True)
+class _Frames:
+    """Where segments are: their middles (segments, 3, N) in m, and their three directions (3, segments, 3, N)."""
+
+    middle: np.ndarray
+    directions: np.ndarray
+
+    def components(self, vectors: np.ndarray) -> np.ndarray:
+        """Return the components (3, segments, N) of vectors (segments or 1, 3, N) along the three directions."""
+        return (self.directions * vectors).sum(axis=2)
 
 
 def _amplitudes(body: _Body, start: np.ndarray, end: np.ndarray, radar: np.ndarray, roughness: float) -> np.ndarray:
     """Return square roots of the cross-sections, (scatterers, N) in m, before they fluctuate."""
     # Of whole segments; a rough sphere that absorbs nothing has 8/3 of the cross-section of its disc (Lambert).
-    half, radius = body.half[:, None], body.radius[:, None]
-    sight = radar[:, None] - (start + end) / 2
+    half, radius, frames = body.half[:, None], body.radius[:, None], body.frames(start, end)
+    sight = radar[:, None] - frames.middle
     sight /= np.linalg.norm(sight, axis=1, keepdims=True)
-    cos_angle = np.einsum("skn,skn->sn", (end - start) / (2 * half[..., None]), sight)
-    mirror = ellipsoid_rcs(cos_angle, half, radius)
+    sight = frames.components(sight)
+    mirror = ellipsoid_rcs(sight[0], half, radius)
     if body.points:
         return np.sqrt(mirror)
-    disc = np.pi * radius * np.sqrt(radius**2 * cos_angle**2 + half**2 * (1 - cos_angle**2))
+    disc = np.pi * radius * np.sqrt(radius**2 * sight[0] ** 2 + half**2 * (1 - sight[0] ** 2))
     rcs = (1 - roughness) * mirror + roughness * 8 / 3 * disc
     # Shares of those scatterers that face the radar.
-    place, normal = body.places(start, end)
-    share = np.maximum(np.einsum("skn,skn->sn", normal, sight[body.segment]), 0) ** 2
-    total = np.zeros_like(rcs)
-    np.add.at(total, body.segment, share)
+    share = np.maximum(body.along(body.normal, sight), 0) ** 2
+    total = np.add.reduceat(share, np.searchsorted(body.segment, np.arange(len(rcs))), axis=0)
     share /= np.maximum(total, 1e-12)[body.segment]
-    return np.sqrt(share * rcs[body.segment]) * _light(body, place, start, end, radar)
+    amplitude = np.sqrt(share * rcs[body.segment])
+    # Some of these are hidden.
+    facing = np.flatnonzero(amplitude.any(axis=1))
+    amplitude[facing] *= _light(body.only(facing), frames, start, end, radar[:, None] - body.centre(frames))
+    return amplitude
 
 
-def _light(body: _Body, place: np.ndarray, start: np.ndarray, end: np.ndarray, radar: np.ndarray) -> np.ndarray:
-    """Return the part (scatterers, N) of the amplitude at places (scatterers, 3, N) that other segments let through.
+def _light(body: _Body, frames: _Frames, start: np.ndarray, end: np.ndarray, sight: np.ndarray) -> np.ndarray:
+    """Return the part (scatterers, N) of the amplitude that other segments, with ends (segments, 3, N), let through.
 
-    Segments are rods of their radius that cast shadows along parallel lines of sight; diffraction softens the edges.
+    Segments are rods of their radius that cast shadows along parallel lines of sight (3, N); diffraction softens the
+    edges.
     """
-    toward = radar[:, None] - place.mean(axis=0)
-    toward /= np.linalg.norm(toward, axis=0)
-    through = np.ones((len(place), place.shape[2]))
-    for number, (foot, top, radius) in enumerate(zip(start, end, body.radius, strict=True)):
-        # Where the line of sight from each scatterer passes the axis of the rod, seen along that line.
-        axis, away = top - foot, place - foot
-        rise, depth = np.einsum("kn,kn->n", axis, toward), np.einsum("skn,kn->sn", away, toward)
-        flat_axis, flat = axis - rise * toward, away - depth[:, None] * toward
-        part = np.einsum("skn,kn->sn", flat, flat_axis) / np.maximum(np.einsum("kn,kn->n", flat_axis, flat_axis), 1e-9)
-        part = np.clip(part, 0, 1)
-        miss = np.linalg.norm(flat - part[:, None] * flat_axis, axis=1)
-        before = (part * rise - depth > radius) & (body.segment != number)[:, None]
+    # Coordinates along the line of sight, and in two directions across it.
+    toward = sight / np.linalg.norm(sight, axis=0)
+    side = np.cross(toward, np.eye(3)[np.abs(toward).mean(axis=1).argmin()], axis=0)
+    side /= np.linalg.norm(side, axis=0)
+    view = np.stack([toward, side, np.cross(toward, side, axis=0)])
+    depth, x, y = (
+        np.einsum("skn,kn->sn", frames.middle, axis)[body.segment] + body.along(body.place, frames.components(axis))
+        for axis in view
+    )
+    through = np.ones_like(depth)
+    feet, tops = (np.einsum("skn,akn->san", ends, view) for ends in (start, end))
+    for number, (foot, top, radius) in enumerate(zip(feet, tops, body.radius, strict=True)):
+        # Where the line of sight from each scatterer passes the axis of the rod.
+        rise, across, up = top - foot
+        from_x, from_y = x - foot[1], y - foot[2]
+        part = np.clip((from_x * across + from_y * up) / np.maximum(across**2 + up**2, 1e-9), 0, 1)
+        before = (part * rise + foot[0] - depth > radius) & (body.segment != number)[:, None]
+        miss = np.sqrt((from_x - part * across) ** 2 + (from_y - part * up) ** 2)
         through *= 1 - np.clip(0.5 + (radius - miss) / (2 * EDGE_M), 0, 1) * before
     return through
 
 
-def _distance(place: np.ndarray, radar: np.ndarray) -> np.ndarray:
-    """Return distances (n, N) of places (n, 3, N) from a point (3,)."""
-    x, y, z = (place[:, axis] - radar[axis] for axis in range(3))
-    return np.sqrt(x * x + y * y + z * z)
+def _ranges(body: _Body, frames: _Frames, offset: np.ndarray, radar: np.ndarray) -> np.ndarray:
+    """Return distances (scatterers, N) in m from a point (3,), of scatterers moved along their normals by `offset`."""
+    # |sight - place - offset normal|^2 in the directions of a segment; the first and the last stretch with it.
+    sight = radar[:, None] - frames.middle
+    far, stretch = np.square(sight).sum(axis=1), np.square(frames.directions[0]).sum(axis=1)
+    terms = np.stack([*frames.components(sight), stretch, far, np.ones_like(far)])
+    squares, products = np.square(body.place), 2 * body.place * body.normal
+    one = np.ones(len(body.segment))
+    still = np.stack([*(-2 * body.place), squares[0] + squares[2], one, squares[1]])
+    moved = np.stack([*(-2 * body.normal), products[0] + products[2], 0 * one, products[1]])
+    both = np.stack([still, moved])
+    ranges = np.empty_like(offset)
+    for number in np.unique(body.segment):
+        of = slice(*np.searchsorted(body.segment, [number, number + 1]))
+        square, slope = np.tensordot(both[..., of], terms[:, number], (1, 0))
+        slope += offset[of]
+        slope *= offset[of]
+        square += slope
+        np.sqrt(square, out=ranges[of])
+    return ranges
 
 
 def _fluctuation(
@@ -295,13 +335,13 @@ def _sum_phasors(cycles: np.ndarray, amplitude: np.ndarray, per_knot: int) -> np
         np.sin(angle, out=value.imag)
         return np.ascontiguousarray(value.reshape(count, intervals, KNOTS).swapaxes(0, 1))
 
-    now, turn = phasor(here), phasor(slope / per_knot + curvature / (2 * per_knot**2))
-    faster = phasor(curvature / per_knot**2)
+    turn, faster = phasor(slope / per_knot + curvature / (2 * per_knot**2)), phasor(curvature / per_knot**2)
     pulses = np.empty((per_knot, intervals, count, KNOTS), np.complex64)
-    for pulse in range(per_knot):
-        pulses[pulse] = now
-        np.multiply(now, turn, out=now)
-        np.multiply(turn, faster, out=turn)
+    pulses[0] = phasor(here)
+    for pulse in range(1, per_knot):
+        np.multiply(pulses[pulse - 1], turn, out=pulses[pulse])
+        if pulse + 1 < per_knot:
+            np.multiply(turn, faster, out=turn)
 
     # Amplitude at the beginning of an interval, and its change along it.
     weights = np.concatenate([amplitude[..., :-1], np.diff(amplitude, axis=2)]).transpose(2, 0, 1)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from mdaug.evaluation.usefulness import paired_interval
+from mdaug.evaluation.comparisons import paired_interval
 from mdaug.measures.image_set import class_weights
 
 
@@ -38,7 +38,7 @@ def interval(
 ) -> tuple[float, float, float]:
     """Return mean recall of an arm, or its difference from a second one, and the 95 % interval.
 
-    The interval is that of `usefulness.paired_interval`.
+    The interval is that of `comparisons.paired_interval`.
 
     Args:
         first: hits, bool (seeds, n).

@@ -15,7 +15,7 @@ from torch import nn
 from mdaug import distributed
 from mdaug.models.discriminator import PatchDiscriminator
 from mdaug.training.losses import adaptive_weight, hinge_discriminator, hinge_generator
-from mdaug.training.options import VQVAEConfig
+from mdaug.training.options_vqvae import VQVAEConfig
 
 Distance = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from mdaug import distributed
 from mdaug.measures.auxiliary import require_same_colours
-from mdaug.training.options import LDMConfig, TrainingConfig
+from mdaug.training.options import TrainingConfig
+from mdaug.training.options_ldm import LDMConfig
 from shards import provenance
 from shards.dataset import ShardDataset
 from shards.errors import UserError

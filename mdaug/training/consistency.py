@@ -32,7 +32,7 @@ from mdaug.pipeline import schedulers
 from mdaug.training.engine import Engine
 from mdaug.training.ldm_task import LDMTask
 from mdaug.training.objective import Diffuse, Noised
-from mdaug.training.options import DistilConfig, LDMConfig
+from mdaug.training.options_ldm import DistilConfig, LDMConfig
 from mdaug.training.run_folder import LAST_FOLDERS
 from shards.errors import UserError
 

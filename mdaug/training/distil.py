@@ -8,7 +8,7 @@ from pathlib import Path
 from mdaug.artifacts import find_pipeline, find_vqvae
 from mdaug.training import train_ldm
 from mdaug.training.consistency import ConsistencyTask, denoiser_options
-from mdaug.training.options import DistilConfig
+from mdaug.training.options_ldm import DistilConfig
 from shards import provenance
 from shards.validation import Preflight
 

@@ -18,7 +18,7 @@ from mdaug.training.background_writer import Bundle, complete, keep_only, prepar
 from mdaug.training.batches import BatchPlan
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.ema import EMA, HALF_LIFE
-from mdaug.training.options import EmaConfig
+from mdaug.training.options_ldm import EmaConfig
 from mdaug.training.sharded_tensors import Reader
 from shards import provenance
 from shards.errors import UserError

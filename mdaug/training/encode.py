@@ -18,11 +18,12 @@ from torch.utils.data import DataLoader
 from mdaug import config as configuration
 from mdaug import distributed
 from mdaug.artifacts import find_vqvae, load_geometry, open_images, packing_options_of
+from mdaug.images import in_range
 from mdaug.models.latent_statistics import LatentStatistics
 from mdaug.models.vqvae import load_vqvae
 from mdaug.training.augmented_images import Views
 from mdaug.training.engine import resolve_precision
-from mdaug.training.options import EncodeConfig
+from mdaug.training.options_vqvae import EncodeConfig
 from mdaug.training.run_folder import claim_on_all_ranks
 from shards import atomic, provenance
 from shards.dataset import ShardDataset
@@ -164,8 +165,10 @@ def _latents(
         pin_memory=device.type == "cuda",
     )
     for batch in loader:
+        images = batch.to(device, non_blocking=True)
+        images = images if views.copies else in_range(images)
         with torch.no_grad(), distributed.autocast(precision, device):
-            latents = model.encode(batch.to(device, non_blocking=True)).latents.float().cpu().numpy()
+            latents = model.encode(images).latents.float().cpu().numpy()
         if list(latents.shape[1:]) != geometry["latent_shape"]:
             raise UserError(f"the VQ-VAE gives latents {latents.shape[1:]}, its folder says {geometry['latent_shape']}")
         yield from latents

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,8 @@ from mdaug.training.deepspeed_json import ADAM_EPS, zero_stage
 from mdaug.training.gradient_buckets import GradientBuckets
 from mdaug.training.options import TrainingConfig
 from shards.errors import UserError
+
+MASTERS_AT_ONCE = 50_000_000  # elements that are summed up over the ranks in one piece: 200 MB
 
 
 def resolve_precision(requested: str, device: torch.device) -> str:
@@ -160,19 +163,49 @@ class Engine:
 
     def master_shards(self) -> Iterator[torch.Tensor]:
         """Yield this rank's part (`sharded_tensors.own_part`) of every parameter's fp32 master weights."""
-        from deepspeed.utils import safe_get_local_fp32_param
+        parameters: list[Any] = list(self.module.parameters())  # to which DeepSpeed adds attributes
+        if self.stage == 3:
+            yield from self._shards_of_stage_3(parameters)
+        elif parameters[0].dtype == torch.float32:
+            yield from (sharded_tensors.own_part(parameter.detach()) for parameter in parameters)
+        else:
+            yield from self._cut_masters(parameters)
 
-        parameter: Any  # DeepSpeed adds attributes
-        for parameter in self.module.parameters():
-            if self.stage == 3:  # divided in the same way, but padded
-                start, stop = sharded_tensors.shard_bounds(
-                    parameter.ds_numel, distributed.rank(), distributed.world_size()
-                )
-                # Under offload the masters lie in CPU memory.
-                part = safe_get_local_fp32_param(parameter)[: stop - start].to(self.device, non_blocking=True)
-                yield part.view(parameter.ds_shape) if distributed.world_size() == 1 else part
-            else:
-                yield sharded_tensors.own_part(self._whole(parameter))
+    def _shards_of_stage_3(self, parameters: list[Any]) -> Iterator[torch.Tensor]:
+        """Yield the parts at stage 3, which divides parameters in the same way, but padded.
+
+        Under offload they lie in CPU memory and come in one transfer; DeepSpeed's function waits for each parameter.
+        """
+        optimizer = self.deepspeed.optimizer
+        found: dict[Any, torch.Tensor] = {}
+        for group, flat in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
+            here = flat.detach().to(self.device, non_blocking=True)
+            padded = here.split([parameter.ds_tensor.ds_numel for parameter in group])
+            found.update(zip(group, padded, strict=True))
+        for parameter in parameters:
+            start, stop = sharded_tensors.shard_bounds(parameter.ds_numel, distributed.rank(), distributed.world_size())
+            part = found[parameter][: stop - start]
+            yield part.view(parameter.ds_shape) if distributed.world_size() == 1 else part
+
+    @torch.no_grad()
+    def _cut_masters(self, parameters: list[Any]) -> Iterator[torch.Tensor]:
+        """Yield this rank's part of fp32 masters that are cut otherwise: stages 1 and 2 under DeepSpeed's fp16.
+
+        They are summed up in large pieces. DeepSpeed's function for one parameter makes a collective for each.
+        """
+        while parameters:
+            ends = itertools.accumulate(parameter.numel() for parameter in parameters)
+            count = max(1, sum(end <= MASTERS_AT_ONCE for end in ends))
+            some, parameters = parameters[:count], parameters[count:]
+            flat = torch.zeros(sum(parameter.numel() for parameter in some), device=self.device)
+            views = flat.split([parameter.numel() for parameter in some])
+            for parameter, view in zip(some, views, strict=True):
+                if parameter._hp_mapping is not None:  # a part of it is here
+                    address = parameter._hp_mapping.lp_fragment_address
+                    view.narrow(0, address.start, address.numel).copy_(parameter._hp_mapping.get_hp_fragment())
+            distributed.sum_over_ranks(flat)
+            for parameter, view in zip(some, views, strict=True):
+                yield sharded_tensors.own_part(view.view(parameter.shape)).clone()
 
     def _whole(self, parameter: nn.Parameter) -> torch.Tensor:
         from deepspeed.utils import safe_get_full_fp32_param
@@ -208,13 +241,18 @@ class Engine:
 
         Raises UserError if DeepSpeed finds nothing there.
         """
-        tag = elastic.convert(folder).name if self.universal else "engine"
-        if self.universal and self.stage == 0:
-            elastic.load_at_stage_0(folder / tag, self.module, self.deepspeed.optimizer)
-            return
         optimizer = self.deepspeed.optimizer
+        source = elastic.open_source(folder) if self.universal else None
+        if source is not None and self.stage == 0:
+            elastic.load_at_stage_0(source, self.module, optimizer)
+            return
+        if source is not None:
+            elastic.answer(source, optimizer, self.stage)
         scaler = getattr(optimizer, "loss_scaler", None)
-        path, _ = self.deepspeed.load_checkpoint(str(folder), tag=tag)
+        path, _ = self.deepspeed.load_checkpoint(str(folder), tag="engine" if source is None else elastic.FOLDER)
+        if source is not None:
+            source.close()
+            elastic.place_steps(optimizer.optimizer)
         if path is None:
             raise UserError(f"{folder} holds no DeepSpeed state; delete that folder to resume from the one before")
         if self.stage == 0:

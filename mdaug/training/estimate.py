@@ -6,6 +6,7 @@ The arithmetic is that of `mdaug.training.cost`; docs/scaling.md says how far it
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import shlex
 import warnings
@@ -20,10 +21,13 @@ from mdaug.models.discriminator import PatchDiscriminator
 from mdaug.models.perceptual import PerceptualLoss
 from mdaug.training import cost
 from mdaug.training.batches import accumulation
+from mdaug.training.consistency import PASSES, denoiser_options
 from mdaug.training.data_cost import DataCost
 from mdaug.training.deepspeed_json import stage_of
 from mdaug.training.ldm_task import build_unet
-from mdaug.training.options import EstimateConfig, LDMConfig, TrainingConfig, VQVAEConfig
+from mdaug.training.options import EstimateConfig, TrainingConfig
+from mdaug.training.options_ldm import DistilConfig, LDMConfig
+from mdaug.training.options_vqvae import VQVAEConfig
 from mdaug.training.vqvae_task import build_module, perceptual_precision
 from shards.errors import UserError
 from shards.index import read_index
@@ -41,8 +45,8 @@ def run(options: EstimateConfig) -> None:
 
 def training_options(options: EstimateConfig, command: str, flags: str = "") -> Any:
     """Return the options of a training command from the file of `--config` and flags; folders may be left out."""
-    required = ("data_dir", "output_dir", *(["vqvae_path"] if command == "train-ldm" else []))
-    argv = [f"--{name}=(not given)" for name in required]
+    of_command = {"train-ldm": ["vqvae_path"], "distil": ["vqvae_path", "ldm_path"]}.get(command, [])
+    argv = [f"--{name}=(not given)" for name in ("data_dir", "output_dir", *of_command)]
     if options.training is not None:
         argv += ["--config", str(options.training)]
     return cli.parse(command, [*argv, *shlex.split(flags)])
@@ -62,12 +66,15 @@ def estimate(options: EstimateConfig, training: TrainingConfig) -> list[str]:
     samples, channels, classes = _data(options, training.data_dir)
     epoch = epoch_length(samples, training.aux_share) if training.aux_dir else samples
 
-    # Memory.
-    if isinstance(training, LDMConfig):
-        load = ldm_workload(training, precision, _latent_shape(options, training), classes)
+    # Memory. A distilled network makes the target of its loss, too, and keeps nothing of that pass.
+    denoiser = _denoiser(options, training)
+    if denoiser is not None:
+        load = ldm_workload(denoiser, precision, _latent_shape(options, denoiser), classes)
     else:
         assert isinstance(training, VQVAEConfig)
         load = vqvae_workload(training, precision, channels)
+    if isinstance(training, DistilConfig):
+        load = dataclasses.replace(load, flops_per_sample=PASSES * load.flops_per_sample)
     memory = cost.memory(load, how)
     fits = "fits" if memory.total / 1e9 < 0.9 * gpu.memory_gb else "does NOT fit"
 
@@ -79,7 +86,7 @@ def estimate(options: EstimateConfig, training: TrainingConfig) -> list[str]:
     speed = cost.ring_bandwidth(options.gpus_per_node, options.nodes, gpu.link_gb_s * 1e9, network)
     traffic = cost.traffic(load.parameters, how, load.persistent, averaged=load.averages > 0)
     time = cost.StepTime(flops / (options.mfu * peak), traffic.sent(ranks) / speed if ranks > 1 else 0.0)
-    read = _reading(options, training, samples, channels)
+    read = _reading(options, training, denoiser, samples, channels)
     steps = -(-(training.train_samples or training.epochs * epoch) // global_batch)
     if training.train_minutes is not None:
         steps = max(1, int(60 * training.train_minutes / time.longest))
@@ -107,6 +114,27 @@ def estimate(options: EstimateConfig, training: TrainingConfig) -> list[str]:
         f"{gpu.link_gb_s:g} GB/s between GPUs, {options.network_gbit_s:g} Gbit/s out of a machine; "
         "nothing was measured",
     ]
+
+
+def _denoiser(options: EstimateConfig, training: TrainingConfig) -> LDMConfig | None:
+    """Return the options of the diffusion model that is trained: of distil those of its pipeline, or, where that is not
+    trained yet, of train-ldm in the same preset. None for a VQ-VAE.
+
+    Raises UserError where neither is there.
+    """
+    if not isinstance(training, DistilConfig):
+        return training if isinstance(training, LDMConfig) else None
+    if training.ldm_path.exists():
+        return denoiser_options(training)
+    try:
+        made: LDMConfig = training_options(options, "train-ldm")
+    except UserError:
+        raise UserError(
+            f"the network to distil is not known: {training.ldm_path} does not exist, and {options.training} is not a "
+            'preset with train-ldm; name a pipeline: --flags "--ldm_path runs/x/ldm"'
+        ) from None
+    names = ("batch_size", "image_size", "vqvae_path")
+    return dataclasses.replace(made, ema_profiles=(), **{name: getattr(training, name) for name in names})
 
 
 def ldm_workload(training: LDMConfig, precision: str, latent_shape: list[int], classes: int) -> cost.Workload:
@@ -138,11 +166,13 @@ def _data(options: EstimateConfig, data_dir: Path) -> tuple[int, int, int]:
     return sum(shard["nsamples"] for shard in index["shardlist"]), index["image_shape"][2], len(index["classes"])
 
 
-def _reading(options: EstimateConfig, training: TrainingConfig, samples: int, channels: int) -> DataCost:
+def _reading(
+    options: EstimateConfig, training: TrainingConfig, denoiser: LDMConfig | None, samples: int, channels: int
+) -> DataCost:
     """Return what is read: latents, or images, of packed shards as long as they are, else as their pixels."""
     per_shard = options.samples_per_shard
-    if isinstance(training, LDMConfig):
-        return DataCost(samples, per_shard, NPY_HEADER + 4 * math.prod(_latent_shape(options, training)), 1)
+    if denoiser is not None:
+        return DataCost(samples, per_shard, NPY_HEADER + 4 * math.prod(_latent_shape(options, denoiser)), 1)
     if (training.data_dir / "train" / "index.json").is_file():
         shards = read_index(training.data_dir / "train")["shardlist"]
         length = sum(shard["filesize"] for shard in shards) // samples

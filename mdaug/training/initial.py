@@ -18,7 +18,8 @@ from mdaug import distributed
 from mdaug.artifacts import find_pipeline, find_vqvae, load_geometry
 from mdaug.models.hybrid_unet import HybridUNet2DModel
 from mdaug.models.vqvae import TrainableVQVAE
-from mdaug.training.options import LDMConfig, TrainingConfig
+from mdaug.training.options import TrainingConfig
+from mdaug.training.options_ldm import LDMConfig
 from shards import provenance
 from shards.errors import UserError
 from shards.validation import plain

@@ -10,6 +10,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from mdaug import augment
+from mdaug.training.conditions import Scaled
 from shards.dataset import ShardDataset
 from shards.order import Order, random_at
 
@@ -21,7 +22,7 @@ class LatentSet(Dataset):
 
     Args:
         folder: a folder of latent shards, such as `latents/train`.
-        conditions: float32 (images, k), normalised, or None.
+        conditions: those of the images, (images, k), or None.
         labels: label in the folder -> label to give; None keeps them.
 
     Attributes:
@@ -29,7 +30,7 @@ class LatentSet(Dataset):
         copies: augmented copies K of each image.
     """
 
-    def __init__(self, folder: Path, conditions: np.ndarray | None = None, labels: np.ndarray | None = None):
+    def __init__(self, folder: Path, conditions: Scaled | None = None, labels: np.ndarray | None = None):
         self.shards = ShardDataset(folder, fields=("array",))
         self.copies: int = self.shards.index.get("copies", 0)
         if self.copies:

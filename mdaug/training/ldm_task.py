@@ -35,7 +35,7 @@ from mdaug.training.initial import start_unet
 from mdaug.training.latents import CopyOrder, LatentSet
 from mdaug.training.loop import VALIDATION_SAMPLES, Task, validation_batches
 from mdaug.training.objective import VALIDATION_SEED, Diffuse, Noised, Objective
-from mdaug.training.options import LDMConfig
+from mdaug.training.options_ldm import LDMConfig
 from mdaug.training.run_folder import LAST_FOLDERS
 from mdaug.training.sampled_distance import SampledDistance
 from mdaug.training.sharded_tensors import Reader
@@ -212,10 +212,9 @@ class LDMTask(Task):
                 images = LatentSet(split, labels=labels)
                 if columns is not None:
                     packed = None if folder == latents else folder
-                    raw = columns.of_auxiliary(packed, split.name, images.num_images)
-                    images.conditions = columns.normalised(raw)
+                    images.conditions = columns.of_auxiliary(packed, split.name, images.num_images)
                     for label, name in enumerate(self.auxiliary, len(self.train_set.classes)):
-                        told[name].append(raw[images.labels[:: 1 + images.copies] == label])
+                        told[name].append(images.conditions.raw[images.labels[:: 1 + images.copies] == label])
                 sets.append(images)
         if columns is not None:
             columns.values.update({name: conditions.joint(np.concatenate(rows)) for name, rows in told.items()})

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from mdaug import distributed
+from mdaug.images import in_range
 from mdaug.training import checkpoint, sharded_tensors
 from mdaug.training.background_writer import BackgroundWriter, Bundle, Written, samples_of
 from mdaug.training.batches import BatchPlan
@@ -447,5 +448,6 @@ def loader(dataset: PositionDataset, config: TrainingConfig, plan: BatchPlan, fi
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Return a micro batch on a device."""
-    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    """Return a micro batch on a device; images, which travel as uint8 levels, are float32 in [-1, 1] there."""
+    there = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    return {name: in_range(value) if value.dtype == torch.uint8 else value for name, value in there.items()}

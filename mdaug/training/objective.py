@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from mdaug.pipeline.schedulers import FLOW, build_scheduler
-from mdaug.training.options import LDMConfig
+from mdaug.training.options_ldm import LDMConfig
 from shards.order import random_at
 
 STREAM_NOISE, STREAM_TIMESTEP, STREAM_LABEL_DROP, STREAM_CONDITION_DROP = 2, 3, 4, 6  # see shards/order.py

@@ -11,7 +11,9 @@ from mdaug import distributed
 from mdaug.training import checkpoint, deepspeed_json
 from mdaug.training.batches import accumulation
 from mdaug.training.ema_snapshots import FOLDER as SNAPSHOTS
-from mdaug.training.options import DistilConfig, LDMConfig, TrainingConfig, VQVAEConfig
+from mdaug.training.options import TrainingConfig
+from mdaug.training.options_ldm import DistilConfig, LDMConfig
+from mdaug.training.options_vqvae import VQVAEConfig
 from shards import provenance
 from shards.errors import UserError
 from shards.output_folder import OutputFolder, claim, is_finished, list_lost, refuse_other

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
-from mdaug.training.options import DiffusionConfig, TrainingConfig, VQVAEConfig
+from mdaug.training.options import TrainingConfig
+from mdaug.training.options_ldm import DiffusionConfig
+from mdaug.training.options_vqvae import VQVAEConfig
 
 
 def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:

@@ -25,10 +25,14 @@ def shard_bounds(numel: int, rank: int, ranks: int) -> tuple[int, int]:
 
 def local_shard(tensor: torch.Tensor) -> torch.Tensor:
     """Return this rank's shard of a whole tensor; it shares the tensor's memory where that is contiguous."""
-    start, stop = shard_bounds(tensor.numel(), distributed.rank(), distributed.world_size())
+    return elements(tensor, *shard_bounds(tensor.numel(), distributed.rank(), distributed.world_size()))
+
+
+def elements(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """Return elements [start, stop) of a flattened tensor; they share its memory where that is contiguous."""
     if start == stop or tensor.is_contiguous():
         return tensor.flatten()[start:stop]
-    # Of another layout, such as channels_last, only the rows that hold the shard are copied.
+    # Of another layout, such as channels_last, only the rows that hold them are copied.
     row = tensor[0].numel()
     first = start // row
     return tensor[first : -(-stop // row)].flatten()[start - first * row : stop - first * row]

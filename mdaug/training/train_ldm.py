@@ -15,7 +15,8 @@ from mdaug.training.engine import check_before_data
 from mdaug.training.ldm_task import LDMTask, check_before_latents
 from mdaug.training.length import settle
 from mdaug.training.loop import train
-from mdaug.training.options import DiffusionConfig, EncodeConfig, LDMConfig
+from mdaug.training.options_ldm import DiffusionConfig, LDMConfig
+from mdaug.training.options_vqvae import EncodeConfig
 from mdaug.training.run_folder import images_hash, open_run, packing
 from shards import provenance
 from shards.errors import UserError
@@ -79,6 +80,8 @@ def assemble(options: Any, network: LDMConfig, make: Callable[..., LDMTask], kno
     """
     distributed.init()
     check_before_data(options)
+    if options.compile:
+        distributed.require_compiler()
     vqvae = _fitting_vqvae(network)
     packed = open_packed(options.data_dir, options.image_size, **packing(options))
     others = auxiliary.open_sets(options, packed, vqvae)

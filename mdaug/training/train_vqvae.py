@@ -10,7 +10,7 @@ from mdaug.training.cost import choose_batch_size, memory, sharding
 from mdaug.training.engine import check_before_data
 from mdaug.training.length import settle
 from mdaug.training.loop import train
-from mdaug.training.options import VQVAEConfig
+from mdaug.training.options_vqvae import VQVAEConfig
 from mdaug.training.run_folder import images_hash, open_run, packing
 from mdaug.training.vqvae_task import VQVAETask
 from shards import provenance
@@ -32,6 +32,8 @@ def run(options: VQVAEConfig) -> None:
     """Train the VQ-VAE; the same command again resumes."""
     distributed.init()
     check_before_data(options)
+    if options.compile:
+        distributed.require_compiler()
     packed = open_packed(options.data_dir, options.image_size, **packing(options))
     others = auxiliary.open_sets(options, packed)
     made_from = {

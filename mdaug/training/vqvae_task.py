@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset
 
 from mdaug import config as configuration
 from mdaug import distributed
-from mdaug.images import to_tensor
+from mdaug.images import channels_first, in_range
 from mdaug.models import norms
 from mdaug.models.perceptual import PerceptualLoss
 from mdaug.models.quantizer import Codebook, code_usage
@@ -25,7 +25,7 @@ from mdaug.training.cost import Workload, vqvae_workload
 from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.initial import start_vqvae
 from mdaug.training.loop import VALIDATION_SAMPLES, Task, validation_batches
-from mdaug.training.options import VQVAEConfig
+from mdaug.training.options_vqvae import VQVAEConfig
 from mdaug.training.run_folder import LAST_FOLDERS
 from mdaug.training.task_pictures import save_reconstructions
 from shards.colormap import floor_of
@@ -170,7 +170,8 @@ class VQVAETask(Task):
         with torch.no_grad():
             for start in range(0, count, START_BATCH):
                 items = [self.dataset[p]["image"] for p in range(start, min(start + START_BATCH, count))]
-                _, latents, _, _ = engine(torch.stack(items).to(engine.device), only_encode=True)
+                images = in_range(torch.stack(items).to(engine.device))
+                _, latents, _, _ = engine(images, only_encode=True)
                 outputs.append(latents.float().movedim(1, -1).flatten(0, -2))
         self.codebook.start_from(torch.cat(outputs), self.config.seed)
 
@@ -249,7 +250,8 @@ class VQVAETask(Task):
         self.module.eval()
         count = min(PICTURES, len(self.val_set))
         chosen = [i * len(self.val_set) // count for i in range(count)]
-        images = torch.stack([_transform(self.val_set[i], i)["image"] for i in chosen]).to(engine.device)
+        levels = torch.stack([_transform(self.val_set[i], i)["image"] for i in chosen])
+        images = in_range(levels.to(engine.device))
         reconstruction = engine(images)[0]
         self.module.train()
         if distributed.is_main():
@@ -287,7 +289,8 @@ class VQVAETask(Task):
 
 
 def _transform(sample: dict[str, Any], position: int) -> dict[str, Any]:
-    return {"image": to_tensor(sample["image"])}
+    """Return an image as levels, a quarter of the bytes of what `to_device` makes of them."""
+    return {"image": channels_first(sample["image"])}
 
 
 def _validation_sample(images: ShardDataset, draws: int, position: int) -> dict[str, Any]:

@@ -166,3 +166,39 @@ def test_a_run_that_goes_on_in_fp16_has_a_loss_scale_of_its_own(device, precisio
     assert dynamic
     assert scale == 2**16
     assert 0 < norm < 10
+
+
+def masters(device: str, stage: int, root: str) -> tuple[int, int, bool]:
+    """Return parameters, collectives of `master_shards`, and whether it gives what DeepSpeed's function gives."""
+    choose(device)
+    import torch
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    from mdaug import distributed
+    from mdaug.training.batches import BatchPlan
+    from mdaug.training.deepspeed_json import deepspeed_config
+    from mdaug.training.engine import Engine
+    from mdaug.training.sharded_tensors import own_part
+    from tests.toy_latents import toy_task
+
+    distributed.init()
+    allow_fp16()
+    task = toy_task(Path(root) / str(distributed.rank()), zero_stage=stage, mixed_precision="fp16", ema_profiles=())
+    plan = BatchPlan(8, 4, 2, 1, steps=1, num_samples=8, val_every=8, save_every=8)
+    engine = Engine(task.module, task.config, deepspeed_config(task.config, plan, "fp16"))
+    parameters, reduce, calls = list(task.module.parameters()), torch.distributed.all_reduce, []
+    expected = [own_part(safe_get_full_fp32_param(parameter)).clone() for parameter in parameters]
+    torch.distributed.all_reduce = lambda *args, **options: calls.append(args) or reduce(*args, **options)
+    found = list(engine.master_shards())
+    torch.distributed.all_reduce = reduce
+    same = all(torch.equal(part, wanted) for part, wanted in zip(found, expected, strict=True))
+    return len(parameters), len(calls), same
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_averages_sum_up_cut_masters_in_one_piece(stage, tmp_path):
+    """Not in one collective for each parameter."""
+    for parameters, collectives, same in run_ranks(2, masters, "cpu", stage, str(tmp_path)):
+        assert parameters > 20
+        assert collectives == 1
+        assert same

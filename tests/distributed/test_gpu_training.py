@@ -123,7 +123,7 @@ def test_presets_take_the_memory_that_is_foretold(preset, command, tmp_path):
     from mdaug.training.cost import Sharding, memory
     from mdaug.training.estimate import ldm_workload, vqvae_workload
     from mdaug.training.ldm_task import build_unet
-    from mdaug.training.options import VQVAEConfig
+    from mdaug.training.options_vqvae import VQVAEConfig
     from mdaug.training.vqvae_task import build_module
 
     flags = ["--config", preset, "--data_dir=d", f"--output_dir={tmp_path}"]

@@ -29,7 +29,7 @@ def three_stages(images: Path, root: Path) -> None:
     from mdaug.evaluation.options import ReconstructConfig
     from mdaug.evaluation.reconstruct import run as reconstruct
     from mdaug.training.encode import run as encode
-    from mdaug.training.options import EncodeConfig, VQVAEConfig
+    from mdaug.training.options_vqvae import EncodeConfig, VQVAEConfig
     from mdaug.training.train_vqvae import run as train_vqvae
 
     train_vqvae(

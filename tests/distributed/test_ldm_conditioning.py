@@ -44,7 +44,7 @@ def ridge_packed(folder: Path) -> Path:
 
 def encode(packed: Path, vqvae: Path, output: Path, copies: int) -> None:
     from mdaug.training.encode import run
-    from mdaug.training.options import EncodeConfig
+    from mdaug.training.options_vqvae import EncodeConfig
 
     run(EncodeConfig(packed, vqvae, output, num_workers=0, batch_size=16, augment_copies=copies))
 
@@ -131,7 +131,10 @@ def train_compiled(device: str, root: Path, output: Path) -> dict[str, int]:
     choose(device)
     import torch
 
+    from mdaug import distributed
+
     if device == "cpu":  # traced as always, without a C compiler
+        distributed.require_compiler = lambda: None
         torch.compile = partial(torch.compile, backend="eager")
     changes = {"save_images": True, "eval_steps": 2}
     train_ridge(root, output / "plain", changes)

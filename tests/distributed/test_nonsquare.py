@@ -31,7 +31,8 @@ def every_stage(packed: Path, root: Path) -> None:
     from mdaug.generation.generate import run as generate
     from mdaug.generation.options import GenerateConfig
     from mdaug.training.encode import run as encode
-    from mdaug.training.options import EncodeConfig, LDMConfig, VQVAEConfig
+    from mdaug.training.options_ldm import LDMConfig
+    from mdaug.training.options_vqvae import EncodeConfig, VQVAEConfig
     from mdaug.training.train_ldm import run as train_ldm
     from mdaug.training.train_vqvae import run as train_vqvae
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mdaug import config
-from mdaug.training.options import VQVAEConfig
+from mdaug.training.options_vqvae import VQVAEConfig
 from tests.ranks import run_ranks
 from tests.toy import toy_packed
 from tests.trainings import averaged, losses, train_ldm, train_vqvae, weights

@@ -29,7 +29,7 @@ def plain_torch(packed: Path, output: Path) -> list[float]:
 
     from mdaug import distributed
     from mdaug.training.losses import adaptive_weight
-    from mdaug.training.options import VQVAEConfig
+    from mdaug.training.options_vqvae import VQVAEConfig
     from mdaug.training.vqvae_task import VQVAETask
 
     config = VQVAEConfig(

@@ -11,6 +11,7 @@ import struct
 
 import h5py
 import numpy as np
+from scipy.io import savemat
 
 from mdaug.radar.recording import Radar
 from mdaug.radar.sensor import SPEED_OF_LIGHT_M_S
@@ -106,6 +107,11 @@ def matlab_73(folder, velocity):
         file["fs"] = np.array([[PRF]])
     with open(folder / "a.mat", "r+b") as file:
         file.write(b"MATLAB 7.3 MAT-file".ljust(116) + bytes(8) + b"\x00\x02IM")
+    return folder / "a.mat", GIVEN
+
+
+def matlab_5(folder, velocity):
+    savemat(folder / "a.mat", {"Data": turning(velocity, np.arange(4000) / PRF) * np.ones((8, 1)), "fs": PRF})
     return folder / "a.mat", GIVEN
 
 

@@ -16,7 +16,8 @@ from mdaug.generation.generate import run as generate
 from mdaug.generation.options import GenerateConfig
 from mdaug.training import auxiliary, conditions, initial
 from mdaug.training.ldm_task import LDMTask
-from mdaug.training.options import LDMConfig, VQVAEConfig
+from mdaug.training.options_ldm import LDMConfig
+from mdaug.training.options_vqvae import VQVAEConfig
 from mdaug.training.vqvae_task import VQVAETask
 from shards import provenance
 from shards.dataset import ShardDataset
@@ -268,10 +269,10 @@ def test_conditions_of_auxiliary_images_are_in_the_scale_of_the_target(tmp_path,
     target = packed(tmp_path / "t", [{"speed": str(i)} for i in range(4)], [{}])
     others = packed(tmp_path / "o", [{"speed": "10"}, {"aspect": "3"}], [{}])
     read = conditions.read(target, ["speed"])
-    raw = read.of_auxiliary(others, "train", 2)
-    np.testing.assert_array_equal(raw[:, 0], [10, np.nan])
-    assert read.normalised(raw)[0, 0] == pytest.approx((10 - 1.5) / np.std(range(4)))
-    assert np.isnan(read.of_auxiliary(None, "train", 3)).all()
+    found = read.of_auxiliary(others, "train", 2)
+    np.testing.assert_array_equal(found.raw[:, 0], [10, np.nan])
+    assert found[0][0] == pytest.approx((10 - 1.5) / np.std(range(4)))
+    assert np.isnan(read.of_auxiliary(None, "train", 3)[:]).all()
 
 
 def test_an_image_without_class_is_shown_without_conditions(folders):

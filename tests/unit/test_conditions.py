@@ -18,7 +18,8 @@ from mdaug.generation.options import GenerateConfig
 from mdaug.pipeline.pipeline import MicroDopplerPipeline
 from mdaug.training import conditions
 from mdaug.training.objective import Diffuse
-from mdaug.training.options import EncodeConfig, LDMConfig
+from mdaug.training.options_ldm import LDMConfig
+from mdaug.training.options_vqvae import EncodeConfig
 from shards import provenance
 from shards.dataset import ShardDataset
 from shards.errors import UserError
@@ -54,9 +55,9 @@ def test_columns_are_normalised_by_the_training_split_alone(tmp_path):
     values = np.array([1, 2, 5.5, 3])
     assert read.mean == [values.mean()]
     assert read.std == [values.std()]
-    assert np.isnan(read.train[1, 0])
-    np.testing.assert_allclose(read.train[[0, 2, 3, 4], 0], (values - values.mean()) / values.std(), rtol=1e-6)
-    np.testing.assert_allclose(read.val[:, 0], [(100 - values.mean()) / values.std(), NAN], rtol=1e-6)
+    assert np.isnan(read.train[1])
+    np.testing.assert_allclose(read.train[[0, 2, 3, 4]][:, 0], (values - values.mean()) / values.std(), rtol=1e-6)
+    np.testing.assert_allclose(read.val[:][:, 0], [(100 - values.mean()) / values.std(), NAN], rtol=1e-6)
     assert read.values == {"walk": [[1.0], [2.0], [3.0]], "fall": [[5.5]]}
 
 
@@ -72,6 +73,42 @@ def test_a_column_that_cannot_be_a_condition_is_named_with_those_that_can(tmp_pa
     train = [{"speed": str(i), "site": "a", "flat": "3"} for i in range(3)]
     with pytest.raises(UserError, match=message):
         conditions.read(packed(tmp_path, train, train[:1]), ["speed", name])
+
+
+def test_metadata_are_read_once_for_all_processes_and_starts(tmp_path, monkeypatch):
+    train = [{"speed": str(i), "site": "a"} for i in range(6)]
+    folder = packed(tmp_path, train, train[:2])
+    first = conditions.read(folder, ["speed"])
+    reads = []
+    decode = ShardDataset.__getitem__
+    monkeypatch.setattr(ShardDataset, "__getitem__", lambda self, i: reads.append(i) or decode(self, i))
+    again = conditions.read(folder, ["speed"])
+    assert reads == []
+    assert (again.mean, again.std, again.values) == (first.mean, first.std, first.values)
+    assert again.train[:].tobytes() == first.train[:].tobytes()
+    assert isinstance(again.train.raw.base, np.memmap)
+    with pytest.raises(UserError, match="names 'sped'"):
+        conditions.read(folder, ["sped"])
+    # Another content of the same folder is read anew.
+    packed(tmp_path, [{"speed": "7"}, {"speed": "9"}], train[:1])
+    assert conditions.read(folder, ["speed"]).mean == [8]
+
+
+@pytest.mark.slow
+def test_many_shards_give_the_same_table_on_all_cores(tmp_path, monkeypatch):
+    folder = packed(tmp_path, [{"speed": str(i)} for i in range(4)], [{}])
+    for number in range(1, 4):
+        meta = [json.dumps({"speed": 10 * number + i}).encode() for i in range(3)]
+        rows = [(f"n{number}_{i}", {"cls": b"0", "json": about}) for i, about in enumerate(meta)]
+        write_shard(folder / "train" / f"{number:06d}.tar", rows)
+    write_index(folder / "train", ["walk", "fall"])
+    alone = conditions.read(folder, ["speed"]).train.raw.copy()
+    (table,) = (folder / "train").glob("columns-*.npy")
+    table.unlink()
+    monkeypatch.setattr(conditions, "SHARDS_PER_PROCESS", 2)
+    monkeypatch.setattr("shards.pool.cores", lambda: 2)
+    assert np.array_equal(conditions.read(folder, ["speed"]).train.raw, alone)
+    assert alone[:, 0].tolist() == [0, 1, 2, 3, 10, 11, 12, 20, 21, 22, 30, 31, 32]
 
 
 def test_flags_and_yaml_name_columns_values_and_transforms(tmp_path):

@@ -11,7 +11,7 @@ from launch import slurm_query
 from launch.__main__ import main
 from mdaug.training.batches import BatchPlan
 from mdaug.training.deepspeed_json import CONFIGS, check, deepspeed_config
-from mdaug.training.options import VQVAEConfig
+from mdaug.training.options_vqvae import VQVAEConfig
 from mdaug.training.train_vqvae import run as train_vqvae
 from shards.errors import UserError
 

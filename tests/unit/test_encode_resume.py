@@ -11,7 +11,7 @@ import torch
 from mdaug.models.latent_statistics import LatentStatistics
 from mdaug.models.vqvae import build_vqvae, save_vqvae
 from mdaug.training.encode import encode as encode_images
-from mdaug.training.options import EncodeConfig
+from mdaug.training.options_vqvae import EncodeConfig
 from shards import provenance
 from shards.errors import UserError
 from shards.output_folder import FORMAT, RUN_FILE

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mdaug.artifacts import GEOMETRY_FILE
-from mdaug.evaluation import measure, usefulness
+from mdaug.evaluation import comparisons, measure
 from mdaug.evaluation.evaluate import check
 from mdaug.evaluation.evaluate import run as evaluate
 from mdaug.evaluation.options import EvaluateConfig, ReconstructConfig
@@ -53,21 +53,23 @@ def settings(folder, packed, synthetic, **options) -> EvaluateConfig:
 @pytest.mark.parametrize("counts", [(300, 3), (1, 50, 7), (10, 10, 10, 10)], ids=str)
 def test_naming_the_largest_class_always_is_guessing(counts):
     labels = np.repeat(np.arange(len(counts)), counts)
-    table = usefulness.judge([np.full(len(labels), np.argmax(counts)).tolist()] * 2, labels, len(counts))
+    table = comparisons.judge([np.full(len(labels), np.argmax(counts)).tolist()] * 2, labels, len(counts))
     assert table["accuracy"] == pytest.approx(1 / len(counts))
     assert table["plain_accuracy"] == pytest.approx(max(counts) / sum(counts))
     hits = np.array([labels == np.argmax(counts)] * 2)
-    difference, *_ = usefulness.paired_interval(hits, np.zeros_like(hits), labels, [str(i) for i in range(len(labels))])
+    difference, *_ = comparisons.paired_interval(
+        hits, np.zeros_like(hits), labels, [str(i) for i in range(len(labels))]
+    )
     assert difference == pytest.approx(1 / len(counts))
 
 
 def test_where_classes_are_balanced_figures_are_those_of_all_images(rng):
     labels, predicted = np.arange(120) % 3, rng.integers(0, 3, 120)
-    table = usefulness.judge([predicted.tolist()], labels, 3)
+    table = comparisons.judge([predicted.tolist()], labels, 3)
     assert table["accuracy"] == pytest.approx(table["plain_accuracy"])
     hits = rng.random((2, 3, 120)) < 0.5
     groups = [str(i // 6) for i in range(120)]
-    assert usefulness.paired_interval(*hits, labels, groups)[0] == pytest.approx(hits[0].mean() - hits[1].mean())
+    assert comparisons.paired_interval(*hits, labels, groups)[0] == pytest.approx(hits[0].mean() - hits[1].mean())
     values = rng.random(120)
     for q in (0.01, 0.5, 0.9):
         assert weighted_quantile(values, class_weights(labels), q) == pytest.approx(np.quantile(values, q))
@@ -91,7 +93,7 @@ def test_where_classes_are_balanced_figures_are_those_of_all_images(rng):
 def test_more_images_of_one_class_change_no_figure(rng):
     labels, more = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 1, 2] + [3, 4] * 9 + [5])
     predicted = np.array([0, 1, 0, 1, 2, 2])
-    tables = [usefulness.judge([predicted[i].tolist()], labels[i], 3) for i in (np.arange(6), more)]
+    tables = [comparisons.judge([predicted[i].tolist()], labels[i], 3) for i in (np.arange(6), more)]
     assert tables[0]["accuracy"] == pytest.approx(tables[1]["accuracy"])
     assert tables[0]["plain_accuracy"] != pytest.approx(tables[1]["plain_accuracy"])
     pictures = rng.integers(0, 256, (6, 32, 32), dtype=np.uint8)
@@ -224,9 +226,9 @@ def test_numbers_that_are_not_there_are_not_printed(tmp_path, capsys):
 
 def test_a_number_that_one_class_does_not_reach_says_so():
     result = {"arm": "real", "n_real": 50, "ratio": 0, "real": 53, "further": 0, "wanted": 0, "real_per_class": [50, 3]}
-    assert usefulness.as_used(result, ["walk", "fall"])["n_used"] == "50 (only 3 of fall)"
+    assert comparisons.as_used(result, ["walk", "fall"])["n_used"] == "50 (only 3 of fall)"
     others = {"n_real": "all", "real_per_class": [300, 3]}
-    assert usefulness.as_used(result | others, ["walk", "fall"])["n_used"] == "3 to 300 (all there are)"
+    assert comparisons.as_used(result | others, ["walk", "fall"])["n_used"] == "3 to 300 (all there are)"
 
 
 def test_figures_have_digits_that_can_be_read():

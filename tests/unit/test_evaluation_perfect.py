@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mdaug.evaluation import jobs, usefulness
+from mdaug.evaluation import comparisons, jobs, usefulness
 from mdaug.evaluation.report.verdict import outcome
 from mdaug.evaluation.usefulness import BOTH, REAL, SYNTHETIC, TRANSFORMS
 from mdaug.measures import image_set
@@ -42,7 +42,7 @@ def table(tmp_path_factory) -> dict:
     sets = {"train": train, "held_out": held_out, "synthetic": fake}
     results = jobs.run_all(plan, tmp_path_factory.mktemp("results"), 1, **sets, **settings)
     assert results is not None
-    return usefulness.summarize(results, held_out, fake)
+    return comparisons.summarize(results, held_out, fake)
 
 
 def test_fresh_simulations_help_five_real_images_per_class_beyond_chance(table):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mdaug.augment import COPIES, RICHER, TODAY, Policy
-from mdaug.evaluation import usefulness
+from mdaug.evaluation import comparisons, usefulness
 from mdaug.evaluation.evaluate import run as evaluate
 from mdaug.evaluation.inputs import load_like, policy_of
 from mdaug.evaluation.options import EvaluateConfig
@@ -292,6 +292,12 @@ def test_worth_rises_with_accuracy_and_lies_within_its_interval():
         assert whole["low"]["number"] <= whole["number"] <= whole["high"]["number"]
 
 
+def test_worth_beyond_the_curve_is_said_once():
+    curve = [(4, 0.5), (8, 0.75)]
+    assert worth.described(worth.with_interval(0.5, (-0.2, -0.3, -0.1), curve)) == "less than 4"
+    assert worth.described(worth.with_interval(0.5, (-0.2, -0.3, 0.125), curve)) == "less than 4 (less than 4 to 6)"
+
+
 def test_an_arm_that_equals_the_baseline_at_2n_is_worth_2n_and_a_flat_curve_gives_points(images, config):
     """Made-up predictions: the free baseline is right as often as its number says, an arm at 4 as often as it at 8."""
     held_out = load(images / "packed" / "val")
@@ -308,7 +314,7 @@ def test_an_arm_that_equals_the_baseline_at_2n_is_worth_2n_and_a_flat_curve_give
 
     def arms(shares):
         results = [{**result(arm, n, share), "seed": seed} for (arm, n), share in shares.items() for seed in range(3)]
-        return {(arm["arm"], arm["n_real"]): arm for arm in usefulness.tables(results, held_out)["arms"]}
+        return {(arm["arm"], arm["n_real"]): arm for arm in comparisons.tables(results, held_out)["arms"]}
 
     labels = held_out.labels
     held_out = held_out.subset(np.concatenate([np.flatnonzero(labels == k)[:4] for k in range(4)]))

@@ -6,14 +6,17 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from mdaug.artifacts import GEOMETRY_FILE
+from mdaug.evaluation import usefulness
 from mdaug.evaluation.evaluate import run as evaluate
 from mdaug.evaluation.options import EvaluateConfig
 from mdaug.evaluation.report import pictures, plots
 from mdaug.evaluation.report.page import METRICS, REPORT, html
+from mdaug.evaluation.report.verdict import mean_and_spread
 from mdaug.models.vqvae import build_vqvae
 from shards import provenance
 from tests import browser
@@ -58,6 +61,11 @@ def page(tmp_path_factory):
         pytest.skip("no Chromium is installed here (Debian: apt-get install chromium)")
     with browser.page(found, tmp_path_factory.mktemp("browser")) as opened:
         yield opened
+
+
+def test_one_classifier_has_no_spread():
+    one, three = usefulness.judge([[0, 1]], np.arange(2), 2), usefulness.judge([[0, 1], [0, 0]], np.arange(2), 2)
+    assert [mean_and_spread(one), mean_and_spread(three)] == ["100.0", "75.0 ± 35.4"]
 
 
 def test_one_file_with_the_numbers_of_the_metrics(evaluated):

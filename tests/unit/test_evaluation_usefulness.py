@@ -9,7 +9,7 @@ import pytest
 
 from mdaug import config as configuration
 from mdaug.artifacts import GEOMETRY_FILE
-from mdaug.evaluation import jobs, usefulness
+from mdaug.evaluation import comparisons, jobs, usefulness
 from mdaug.evaluation.evaluate import check
 from mdaug.evaluation.evaluate import run as evaluate
 from mdaug.evaluation.options import EvaluateConfig
@@ -55,7 +55,7 @@ def experiment(packed, synthetic, folder, *, n_real=(1,), seeds=3, workers=1, **
     sets = {"train": train, "held_out": held_out, "synthetic": fake, "simulated": None}
     plan = usefulness.plan_jobs(n_real, ["all"], seeds, train, fake)
     results = jobs.run_all(plan, folder, workers, **sets, **(SETTINGS | settings))
-    table = usefulness.summarize(results, held_out, fake)
+    table = comparisons.summarize(results, held_out, fake)
     return table, {arm["arm"]: arm for arm in table["arms"]}
 
 

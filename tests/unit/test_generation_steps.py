@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mdaug import cli
+from mdaug import cli, distributed
 from mdaug.evaluation.options import EvaluateConfig
 from mdaug.generation import counts, generate, make_plan, worker
 from mdaug.generation.options import GenerateConfig
@@ -130,6 +130,20 @@ def test_progress_counts_what_all_workers_have_finished_and_goes_at_the_end(ldm,
         assert (progress.done, progress.saved, progress.total, progress.unit) == (done, done, 45, "image")
     step(ldm, folder, "finalize")
     assert read_progress(folder) is None
+
+
+def test_a_worker_with_another_gpu_says_so_and_leaves_the_set_alone(ldm, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "gpu", lambda: "Tesla T4, torch 2")
+    folder = make(ldm, tmp_path / "out", num_samples=3, step="plan")
+    step(ldm, folder, "work", worker=0, num_workers=2)
+    before = files(folder)
+    monkeypatch.setattr(distributed, "gpu", lambda: "NVIDIA H100, torch 2")
+    with pytest.raises(UserError, match="is for the GPU Tesla T4, torch 2, but this is NVIDIA H100, torch 2; go on"):
+        step(ldm, folder, "work", worker=1, num_workers=2)
+    with pytest.raises(UserError, match="gpu: Tesla T4, torch 2 there, NVIDIA H100, torch 2 now"):
+        make(ldm, folder, num_samples=3)
+    assert files(folder) == before
+    step(ldm, folder, "finalize")  # computes nothing
 
 
 @pytest.mark.parametrize("change", [{"format": 0}, {"identity": {"samples": 3}}])

@@ -6,9 +6,10 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from mdaug.images import to_tensor, to_uint8
+from mdaug.images import in_range, to_tensor, to_uint8
 from shards.colormap import colormap, paint
 
 
@@ -18,6 +19,12 @@ def test_every_level_comes_back(channels):
     tensor = to_tensor(image)
     assert (tensor.shape, float(tensor.min()), float(tensor.max())) == ((channels, 16, 16), -1, 1)
     assert (to_uint8(tensor) == image).all()
+
+
+def test_every_level_has_the_nearest_number_of_its_value():
+    """The bits that NumPy's division gives: a multiplication by the inverse would change 111 of 256 levels."""
+    found = in_range(torch.arange(256, dtype=torch.uint8))
+    assert found.numpy().tobytes() == (np.arange(256, dtype=np.float32) / np.float32(127.5) - 1).tobytes()
 
 
 def test_values_beyond_the_range_are_cut():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mdaug import config as configuration
-from mdaug.training.options import LDMConfig
+from mdaug.training.options_ldm import LDMConfig
 from mdaug.training.schedule import learning_rate
 from shards.errors import UserError
 

@@ -13,7 +13,7 @@ from PIL import Image
 from skimage import metrics as skimage_metrics
 
 from mdaug.augment import TODAY, Policy
-from mdaug.evaluation import usefulness
+from mdaug.evaluation import comparisons
 from mdaug.measures import classifier
 from mdaug.measures.image_quality import PSNR_LIMIT, psnr, ssim
 from mdaug.measures.image_set import preprocess
@@ -106,10 +106,10 @@ def test_timm_models_train_by_name_and_other_names_are_refused(rng, monkeypatch)
 def test_interval_covers_chance_and_excludes_zero_for_a_real_gain(rng):
     groups, labels = [str(i // 4) for i in range(200)], np.arange(200) // 50
     base = rng.random((3, 200)) < 0.6
-    difference, low, high = usefulness.paired_interval(rng.random((3, 200)) < 0.6, base, labels, groups)
+    difference, low, high = comparisons.paired_interval(rng.random((3, 200)) < 0.6, base, labels, groups)
     assert low < 0 < high
     assert low < difference < high
-    difference, low, _ = usefulness.paired_interval(base | (rng.random((3, 200)) < 0.5), base, labels, groups)
+    difference, low, _ = comparisons.paired_interval(base | (rng.random((3, 200)) < 0.5), base, labels, groups)
     assert 0 < low < difference
 
 
@@ -119,7 +119,7 @@ def test_interval_is_as_wide_as_a_few_seeds_that_disagree_demand(rng):
     for _ in range(100):
         share = 0.5 + rng.normal(0, 0.1, (2, 3, 1))  # of hits, per arm and seed; no arm is better
         first, second = rng.random((2, 3, 300)) < share
-        _, low, high = usefulness.paired_interval(first, second, np.arange(300) % 3, [str(i) for i in range(300)])
+        _, low, high = comparisons.paired_interval(first, second, np.arange(300) % 3, [str(i) for i in range(300)])
         false_alarms += low > 0 or high < 0
     assert false_alarms <= 8  # 5 are expected
 
@@ -127,13 +127,13 @@ def test_interval_is_as_wide_as_a_few_seeds_that_disagree_demand(rng):
 def test_interval_over_groups_is_wider_where_recordings_fall_together(rng):
     together = np.repeat(rng.random((1, 20)) < 0.5, 10, axis=1)
     nothing, labels = np.zeros_like(together), np.arange(200) // 100
-    by_group = usefulness.paired_interval(together, nothing, labels, [str(i // 10) for i in range(200)])
-    by_image = usefulness.paired_interval(together, nothing, labels, [str(i) for i in range(200)])
+    by_group = comparisons.paired_interval(together, nothing, labels, [str(i // 10) for i in range(200)])
+    by_image = comparisons.paired_interval(together, nothing, labels, [str(i) for i in range(200)])
     assert by_group[2] - by_group[1] > 2 * (by_image[2] - by_image[1])
 
 
 def test_judge_counts_recall_and_confusion():
-    table = usefulness.judge([[0, 1, 1], [0, 0, 1]], np.array([0, 0, 1]), 3)
+    table = comparisons.judge([[0, 1, 1], [0, 0, 1]], np.array([0, 0, 1]), 3)
     assert table["accuracies"] == pytest.approx([(1 / 2 + 1) / 2, 1.0])
     assert table["plain_accuracy"] == pytest.approx((2 / 3 + 1) / 2)
     assert table["confusion"] == [[3, 1, 0], [0, 2, 0], [0, 0, 0]]

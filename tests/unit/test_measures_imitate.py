@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from mdaug.cli import main
-from mdaug.measures import image_set, imitate, realism
-from mdaug.measures.imitate import Spread
+from mdaug.measures import image_set, imitate, imitate_fit, imitate_look, realism
+from mdaug.measures.imitate_look import Spread
 from mdaug.radar.fit import Fit, Stretch
 from mdaug.radar.options import SimulateConfig
 from mdaug.radar.presets import STREAM
@@ -54,8 +54,8 @@ def small(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(imitate, "ROUNDS", 2)
-    monkeypatch.setattr(imitate, "BATCH", 6)
+    monkeypatch.setattr(imitate_fit, "ROUNDS", 2)
+    monkeypatch.setattr(imitate_fit, "BATCH", 6)
     monkeypatch.setattr(realism, "compare", partial(realism.compare, steps=2))
 
 
@@ -165,7 +165,12 @@ def images(root: Path, *classes: str) -> Path:
 def test_what_the_set_does_not_say_is_asked_for(tmp_path, capsys):
     folder = images(tmp_path / "set", "walk", "tap")
     assert main(flags(folder, tmp_path / "out")) == 2
-    assert "say which of its classes (tap, walk) shows what" in capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "does not say which of its classes (tap, walk) shows what" in said
+    assert said.endswith(
+        "nor what its axes mean, the same for all images; give --v_max_m_s (velocity at the upper edge "
+        "in m/s) and --duration_s (time span in s)"
+    )  # all at once
     assert main(flags(folder, tmp_path / "out", "--like_classes", "[walking=walk]", "--v_max_m_s", "3")) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.endswith("does not say what its axes mean, the same for all images; give --duration_s (time span in s)")
@@ -221,5 +226,5 @@ def test_enlarging_is_seen(rows, columns, tmp_path):
         picture = Image.fromarray(rng.integers(0, 256, (rows, columns)).astype(np.uint8))
         picture.resize((128, 128), Image.Resampling.NEAREST).save(tmp_path / f"set/a/{i}.png")
     pack(PackConfig(tmp_path / "set", tmp_path / "packed", image_size=128, workers=1))
-    found = imitate._native(image_set.load(tmp_path / "packed/train", image_size=32, max_per_class=9))
+    found = imitate_look._native(image_set.load(tmp_path / "packed/train", image_size=32, max_per_class=9))
     assert found == (None if rows == 128 else rows, None if columns == 128 else columns)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mdaug.models.hybrid_unet import AxialAttention, HybridUNet2DModel, SpatialAttention, WindowAttention
-from mdaug.training.options import LDMConfig
+from mdaug.training.options_ldm import LDMConfig
 from tests.tiny_pipeline import tiny_unet
 
 

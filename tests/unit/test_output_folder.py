@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from shards import output_folder
+from shards import output_folder, provenance
 from shards.errors import UserError
 from shards.output_folder import Progress, claim, disown_all, is_finished, read_progress, read_run, refuse_other
+from shards.writer import finished
+
+from .shards_helpers import shard_folder
 
 OPTIONS = {"size": 64, "names": ["a", "b"]}
 
@@ -166,6 +170,29 @@ def test_what_is_lost_is_named_and_what_is_cut_is_removed(tmp_path, capsys):
     again.begin_again()
     assert "a.png is missing, b.png is cut (4 of 8 bytes); making that again" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["README.md", "run.json"]
+
+
+@pytest.mark.parametrize("damage", ["", "no tar", "no sidecar", "cut", "longer", "another sidecar"])
+def test_lost_shards_are_found_by_sizes_and_sidecars_are_read_only_where_these_differ(damage, tmp_path, monkeypatch):
+    folder = shard_folder(tmp_path / "out" / "train")
+    provenance.write(tmp_path / "out", kind="images", content_hash="h", made_from={}, config={})
+    tar = folder / "000001.tar"
+    content = tar.read_bytes()
+    if damage == "no tar":
+        tar.unlink()
+    elif damage == "no sidecar":
+        tar.with_suffix(".json").unlink()
+    elif damage == "another sidecar":
+        shutil.copy(folder / "000002.json", tar.with_suffix(".json"))
+    elif damage:
+        tar.write_bytes(content[:-512] if damage == "cut" else content + bytes(512))
+    reads = []
+    monkeypatch.setattr(provenance, "finished", lambda path: reads.append(path) or finished(path))
+    found = [name for name, _ in provenance.lost(tmp_path / "out")]
+    assert found == (["train/000001.tar"] if damage else [])
+    assert bool(reads) == ("sidecar" in damage)
+    monkeypatch.setattr(provenance, "_hashed", {(tmp_path / "out").resolve()})
+    assert [name for name, _ in provenance.lost(tmp_path / "out")] == found
 
 
 def test_progress_is_written_now_and_then_and_gone_at_the_end(tmp_path, monkeypatch):

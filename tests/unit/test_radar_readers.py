@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mdaug.radar.recording import Radar, Unreadable
-from mdaug.radar.recordings import files_of, find, read
+from mdaug.radar.recordings import READERS, files_of, find, read
 from mdaug.radar.stft import Chain, velocity_over_time
 
 from .radar_layouts import (
@@ -29,6 +29,7 @@ from .radar_layouts import (
     ancortek,
     dca1000,
     hdf5_by_path,
+    matlab_5,
     matlab_73,
     npy_pulses_first,
     npy_real_cube,
@@ -61,6 +62,7 @@ WRITERS = [
     npy_without_pauses,
     range_doppler,
     hdf5_by_path,
+    matlab_5,
     matlab_73,
     acconeer,
     *(dca1000(lanes, real) for lanes in (2, 4) for real in (False, True)),
@@ -79,6 +81,15 @@ def test_a_target_stands_at_its_velocity_and_approaching_is_up(tmp_path, write, 
     if not write.__name__.endswith("_json"):
         mirrored = dataclasses.replace(radar, flip_velocity=True)
         assert found_m_s(path, mirrored) == pytest.approx(-velocity, abs=0.11)
+
+
+def test_every_reader_is_among_them(tmp_path):
+    """A reader that is added needs a writer here, so that its orientation is tested."""
+    suffixes = set()
+    for number, write in enumerate(WRITERS):
+        (tmp_path / str(number)).mkdir()
+        suffixes.add(write(tmp_path / str(number), 0.5)[0].suffix)
+    assert {READERS[suffix] for suffix in suffixes} == set(READERS.values())
 
 
 def test_headers_say_carrier_rate_frames_and_ranges(tmp_path):

@@ -186,7 +186,7 @@ def test_folder_of_earlier_physics_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("mdaug.radar.simulate.PHYSICS", 1)
         simulate(config(tmp_path / "set", classes=["drone"], images_per_class=1))
-    with pytest.raises(UserError, match="physics: 1 there, 2 now"):
+    with pytest.raises(UserError, match="physics: 1 there, 3 now"):
         simulate(config(tmp_path / "set", classes=["drone"], images_per_class=1))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards import samples
+from shards import mapped, samples
 from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.index import index_hash, read_index, write_index
@@ -52,7 +52,7 @@ def test_where_nothing_can_be_written_the_table_is_kept_in_memory(tmp_path, monk
     def refused(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(samples.atomic, "locked", refused)
+    monkeypatch.setattr(mapped.atomic, "locked", refused)
     found = ShardDataset(folder, ("array",))[7]
     assert (found["key"], found["label"]) == (expected["key"], expected["label"])
     assert np.array_equal(found["array"], expected["array"])

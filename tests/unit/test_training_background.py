@@ -19,7 +19,7 @@ from mdaug.training.batches import BatchPlan
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.ema import EMA
 from mdaug.training.metrics import Metrics, _drop_records_beyond
-from mdaug.training.options import VQVAEConfig
+from mdaug.training.options_vqvae import VQVAEConfig
 from shards.errors import UserError
 
 CPU = torch.device("cpu")

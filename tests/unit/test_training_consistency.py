@@ -15,7 +15,7 @@ from mdaug.pipeline.schedulers import FLOW, build_scheduler
 from mdaug.training.consistency import CLEAN, ConsistencyTask, Pairs, earlier
 from mdaug.training.ldm_task import LDMTask
 from mdaug.training.objective import Objective
-from mdaug.training.options import DistilConfig, LDMConfig
+from mdaug.training.options_ldm import DistilConfig, LDMConfig
 
 CPU = torch.device("cpu")
 T = 1000

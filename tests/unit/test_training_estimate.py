@@ -24,9 +24,10 @@ from mdaug.training.cost import (
 )
 from mdaug.training.data_cost import DataCost
 from mdaug.training.ema import EMA
-from mdaug.training.estimate import ldm_workload
+from mdaug.training.estimate import _denoiser, ldm_workload, training_options
 from mdaug.training.ldm_task import build_unet
-from mdaug.training.options import LDMConfig
+from mdaug.training.options import EstimateConfig
+from mdaug.training.options_ldm import LDMConfig
 from shards.order import EpochOrder
 from tests.unit.shards_helpers import shard_folder
 
@@ -97,6 +98,9 @@ train-ldm:
   num_heads: 4
   norm_num_groups: 16
   train_samples: 15300
+distil:
+  batch_size: 8
+  train_samples: 6400
 """
 
 
@@ -163,6 +167,41 @@ def test_a_preset_and_the_configuration_of_a_run_give_the_same_estimate(preset, 
         assert main(["estimate", "train-ldm", "--config", str(path)]) == 0
         found.append(capsys.readouterr().out)
     assert found[0] == found[1]
+
+
+def test_distilling_takes_a_forward_pass_more_and_no_profiles(preset, capsys):
+    def figures(command: str) -> tuple[float, int]:
+        flags = "--mixed_precision no --batch_size 256"
+        assert main(["estimate", command, "--config", str(preset), "--gpus_per_node=1", "--flags", flags]) == 0
+        shown = capsys.readouterr().out
+        computing, steps = re.search(r"ms: ([\d.]+) ms computing", shown), re.search(r"([\d,]+) steps of 256", shown)
+        return float(computing[1]), int(steps[1])
+
+    trained, distilled = figures("train-ldm"), figures("distil")
+    assert distilled[0] == pytest.approx(4 / 3 * trained[0], rel=0.01)
+    assert (trained[1], distilled[1]) == (60, 25)
+    options = EstimateConfig("distil", preset)
+    network = _denoiser(options, training_options(options, "distil", "--batch_size 7"))
+    assert (network.batch_size, network.ema_profiles, network.block_out_channels) == (7, (), (32, 64, 128))
+
+
+@pytest.mark.slow
+def test_the_network_that_is_distilled_is_that_of_its_pipeline(preset, tmp_path, monkeypatch, capsys):
+    made = cli.parse("train-ldm", ["--config", str(preset), "--data_dir=d", "--output_dir=o", "--vqvae_path=v"])
+    values = {**config.as_dict(made), "block_out_channels": [16, 32]}
+    monkeypatch.setattr("mdaug.training.consistency.find_pipeline", lambda path: (path, {"config": values}))
+    (tmp_path / "ldm").mkdir()
+
+    def parameters(command: str, *flags: str) -> float:
+        assert main(["estimate", command, "--config", str(preset), *flags]) == 0
+        return float(re.search(r"run +([\d.]+) M parameters", capsys.readouterr().out)[1])
+
+    of_preset, of_pipeline = parameters("distil"), parameters("distil", "--flags", f"--ldm_path {tmp_path / 'ldm'}")
+    assert of_preset == parameters("train-ldm")
+    assert of_pipeline == parameters("train-ldm", "--flags", "--block_out_channels [16,32]") < of_preset / 4
+    (tmp_path / "of_run.yaml").write_text("gap_stages: 3\n")
+    assert main(["estimate", "distil", "--config", str(tmp_path / "of_run.yaml")]) == 2
+    assert "name a pipeline" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

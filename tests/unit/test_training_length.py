@@ -9,7 +9,7 @@ import pytest
 
 from mdaug.training.batches import BatchPlan
 from mdaug.training.length import BACKWARD, lengths
-from mdaug.training.options import VQVAEConfig
+from mdaug.training.options_vqvae import VQVAEConfig
 
 
 def plan(every: int = 900, batch: int = 8) -> BatchPlan:

@@ -19,7 +19,7 @@ from mdaug.training.losses import (
     pixel_distance,
     spectrogram_distance,
 )
-from mdaug.training.options import VQVAEConfig
+from mdaug.training.options_vqvae import VQVAEConfig
 from shards.colormap import most_frequent
 
 FLOOR = floor_in_range([0, 0, 131], torch.device("cpu"))

@@ -9,10 +9,12 @@ import torch
 
 from mdaug import cli
 from mdaug import config as configuration
+from mdaug.images import to_tensor
 from mdaug.models.hybrid_unet import HybridUNet2DModel
+from mdaug.training.batches import BatchPlan
 from mdaug.training.cost import Memory, candidates, choose_batch_size, first_that_fits, memory, saved_bytes, sharding
-from mdaug.training.loop import Task
-from mdaug.training.options import VQVAEConfig
+from mdaug.training.loop import Task, loader, to_device
+from mdaug.training.options_vqvae import VQVAEConfig
 from mdaug.training.vqvae_task import VQVAETask
 from tests.toy import toy_packed
 from tests.toy_latents import toy_task
@@ -43,6 +45,16 @@ def test_saved_bytes_of_a_known_graph():
     total, largest = saved_bytes(lambda: (x @ weight).relu())  # keeps x for the weight, and the output of the relu
     assert (total, largest) == (10 * 50 * 4 + 10 * 30 * 4, 10 * 50 * 4)
     assert saved_bytes(lambda: x + 1) == (0, 0)
+
+
+def test_images_travel_as_a_byte_a_level_and_arrive_as_before(packed):
+    trained = task(packed, batch_size=4, num_workers=0)
+    plan = BatchPlan(4, 4, 1, 1, steps=1, num_samples=8, val_every=8, save_every=8)
+    (batch,) = loader(trained.dataset, trained.config, plan, 0)
+    assert batch["image"].nbytes == 4 * 16 * 16
+    images = [trained.dataset.dataset[trained.dataset.order.index(position)]["image"] for position in range(4)]
+    there = to_device(batch, torch.device("cpu"))["image"]
+    assert torch.equal(there, torch.stack([to_tensor(image) for image in images]))
 
 
 def test_memory_is_what_autograd_keeps_and_grows_with_the_batch(packed):

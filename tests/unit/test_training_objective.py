@@ -14,7 +14,7 @@ from diffusers import DDPMScheduler
 from mdaug import config as configuration
 from mdaug.pipeline.schedulers import FLOW
 from mdaug.training.objective import Objective, TimestepLaw
-from mdaug.training.options import LDMConfig
+from mdaug.training.options_ldm import LDMConfig
 
 CPU = torch.device("cpu")
 T = 1000

@@ -24,7 +24,7 @@ from mdaug.training.cost import _autocast
 from mdaug.training.engine import Engine
 from mdaug.training.loop import Task
 from mdaug.training.objective import Objective
-from mdaug.training.options import VQVAEConfig
+from mdaug.training.options_vqvae import VQVAEConfig
 from mdaug.training.vqvae_task import VQVAETask
 from tests.toy import toy_packed
 from tests.toy_latents import toy_task

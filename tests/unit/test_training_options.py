@@ -14,7 +14,7 @@ from mdaug.training.batches import BatchPlan, accumulation, flags_for, plan_batc
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.engine import resolve_precision
 from mdaug.training.metrics import Metrics
-from mdaug.training.options import VQVAEConfig
+from mdaug.training.options_vqvae import VQVAEConfig
 from mdaug.training.run_folder import check, is_done, open_run
 from shards import provenance
 from shards.errors import UserError

@@ -1,12 +1,14 @@
-"""The compiled VQ-VAE, on a GPU."""
+"""The compiled VQ-VAE, on a GPU, and what compiling needs."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from mdaug.training.options import VQVAEConfig
+from mdaug import distributed
+from mdaug.training.options_vqvae import VQVAEConfig
 from mdaug.training.vqvae_task import VQVAETask
+from shards.errors import UserError
 from tests.toy import toy_packed
 
 
@@ -29,3 +31,20 @@ def test_compiling_changes_neither_the_loss_nor_the_names_of_the_weights(tmp_pat
         task.compile()
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert list(task.module.state_dict()) == names
+
+
+@pytest.mark.parametrize(("compiler", "header", "words"), [
+    (False, True, "needs a C compiler"), (True, False, r"Python\.h, which is missing; install the headers"),
+])  # fmt: skip
+def test_what_compiling_lacks_is_one_line(compiler, header, words, tmp_path, monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(distributed.shutil, "which", lambda name: f"/usr/bin/{name}" if compiler else None)
+    monkeypatch.setattr(distributed.sysconfig, "get_path", lambda name: str(tmp_path))
+    if header:
+        (tmp_path / "Python.h").touch()
+    with pytest.raises(UserError, match=words) as error:
+        distributed.require_compiler()
+    assert "\n" not in str(error.value)
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(distributed.shutil, "which", lambda name: f"/usr/bin/{name}")
+    distributed.require_compiler()

@@ -21,7 +21,8 @@ from mdaug.models.norms import WorkingGroupNorm
 from mdaug.models.perceptual import PerceptualLoss
 from mdaug.training.cost import _autocast
 from mdaug.training.ldm_task import build_unet
-from mdaug.training.options import LDMConfig, VQVAEConfig
+from mdaug.training.options_ldm import LDMConfig
+from mdaug.training.options_vqvae import VQVAEConfig
 from mdaug.training.vqvae_task import build_module
 from tests.tiny_pipeline import CLASSES, tiny_pipeline
 
@@ -39,6 +40,13 @@ class Norms(TorchDispatchMode):
         if name in ("native_group_norm", "silu") and (result[0] if isinstance(result, tuple) else result).dim() == 4:
             self.dtypes[name, (result[0] if isinstance(result, tuple) else result).dtype] += 1
         return result
+
+
+def test_without_mixed_precision_only_convolutions_round():
+    """What --help says of mixed_precision=no on CUDA: torch's own setting, which nothing here changes."""
+    assert torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def unet() -> nn.Module:

@@ -11,7 +11,7 @@ from typing import Any
 
 from mdaug.evaluation.report import pictures, plots, sections
 from mdaug.evaluation.report.sections import inline, table
-from mdaug.evaluation.report.verdict import held_out_notes, percent
+from mdaug.evaluation.report.verdict import held_out_notes, mean_and_spread, percent
 from mdaug.measures.worth import described
 from shards.atomic import write_text
 
@@ -74,13 +74,13 @@ def summary(metrics: dict, folder: Path) -> str:
             "images per class"
         )
         for arm in metrics["usefulness"]["arms"]:
-            accuracy = f"{percent(arm['accuracy'])} ± {100 * arm['std']:.1f} ({percent(arm['plain_accuracy'])})"
+            accuracy = f"{mean_and_spread(arm)} % ({percent(arm['plain_accuracy'])})"
             value = f", worth {described(arm['worth'])}" if arm["worth"] else ""
             lines.append(
                 f"{arm['name']:{width}s} {arm['further'] or '-'!s:>8s}  {accuracy}, n = {arm['n_used']}{value}"
             )
         judged, majority = metrics["usefulness"]["real_to_synthetic"], metrics["usefulness"]["majority"]
-        lines.append(f"real, judging synthetic images: {percent(judged['accuracy'])} ± {100 * judged['std']:.1f}")
+        lines.append(f"real, judging synthetic images: {mean_and_spread(judged)} %")
         lines.append(
             f"chance: {percent(metrics['usefulness']['chance'])} (always {majority['class']}: "
             f"{percent(majority['share'])} of plain accuracy)"

@@ -7,11 +7,11 @@ import math
 from html import escape
 from pathlib import Path
 
+from mdaug.evaluation.comparisons import FEWEST_GROUPS
 from mdaug.evaluation.report import pictures, plots
 from mdaug.evaluation.report.pictures import PAIRS, RECONSTRUCTION
 from mdaug.evaluation.report.plots import MOST_CLASSES, NAMES, PlotGroup
-from mdaug.evaluation.report.verdict import held_out_notes, outcome, percent, targets
-from mdaug.evaluation.usefulness import FEWEST_GROUPS
+from mdaug.evaluation.report.verdict import held_out_notes, mean_and_spread, outcome, percent, targets
 from mdaug.images import drawable
 from mdaug.measures.fidelity import MEASURES, NEIGHBOURS
 from mdaug.measures.realism import STATISTICS, WINDOWS
@@ -119,7 +119,7 @@ def usefulness(metrics: dict) -> list[str]:
         [
             escape(arm["name"] + kind),
             arm["n_used"],
-            f"{100 * arm['accuracy']:.1f} ± {100 * arm['std']:.1f}",
+            mean_and_spread(arm),
             f"{100 * arm['low']:.1f} to {100 * arm['high']:.1f}",
             f"{100 * arm['plain_accuracy']:.1f}",
             arm["real"],
