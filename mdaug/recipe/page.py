@@ -37,12 +37,21 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
         ),
         "<h2>What was compared, by cross-validation inside the training images</h2>",
         table(
-            ["trained with", "mean recall", "95 % interval", "gain", "over", "worth in real images", "seeds", "kept"],
+            [
+                "trained with",
+                "mean recall",
+                "95 % interval",
+                "gain, points",
+                "over",
+                "worth in images",
+                "seeds",
+                "kept",
+            ],
             [
                 [
                     escape(row["arm"]),
                     *_figures(row),
-                    _gain(row),
+                    "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in row["gain"])) if "gain" in row else "–",
                     escape(row["against"] or "–"),
                     in_words(worths[row["arm"]]),
                     row["seeds"],
@@ -61,13 +70,7 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
             ["real images per class", *(str(number) for number, _ in recipe["enough"]["images"])],
             [["mean recall of the free baseline", *(percent(recall) for _, recall in recipe["enough"]["images"])]],
         ),
-        table(
-            [
-                f"groups of each class, {recipe['enough']['per_class']} images per class",
-                *(str(number) for number, _ in recipe["enough"]["groups"]),
-            ],
-            [["mean recall of the free baseline", *(percent(recall) for _, recall in recipe["enough"]["groups"])]],
-        ),
+        *_groups(recipe["enough"]),
         f"<h2>The policy, and those it was chosen from, on {escape(recipe['searched_on'])}</h2>",
         f"<p>{escape(', '.join(f'{name} {value:g}' for name, value in policy.items()))}</p>",
         table(
@@ -109,6 +112,16 @@ def _optimistic(recipe: dict[str, Any]) -> str:
             "upper bound."
         )
     return said
+
+
+def _groups(enough: dict[str, Any]) -> list[str]:
+    """Return the table of equally many images from more groups, where there are two of each class."""
+    if not enough["groups"]:
+        return []
+    numbers = [str(number) for number, _ in enough["groups"]]
+    recalls = [percent(recall) for _, recall in enough["groups"]]
+    heading = f"groups of each class, {enough['per_class']} images per class"
+    return [table([heading, *numbers], [["mean recall of the free baseline", *recalls]])]
 
 
 def _label_kept(recipe: dict[str, Any]) -> list[str]:
