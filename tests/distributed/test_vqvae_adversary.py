@@ -28,6 +28,7 @@ def plain_torch(packed: Path, output: Path) -> list[float]:
     import torch
 
     from mdaug import distributed
+    from mdaug.images import in_range
     from mdaug.training.losses import adaptive_weight
     from mdaug.training.options_vqvae import VQVAEConfig
     from mdaug.training.vqvae_task import VQVAETask
@@ -44,7 +45,7 @@ def plain_torch(packed: Path, output: Path) -> list[float]:
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=config.lr, betas=(0.5, 0.9), weight_decay=0)
     curve = []
     for step in range(8):
-        images = torch.stack([task.dataset[p]["image"] for p in range(8 * step, 8 * step + 8)])
+        images = in_range(torch.stack([task.dataset[p]["image"] for p in range(8 * step, 8 * step + 8)]))
         reconstruction, _, _, commitment = task.module(images)
         distance, _ = task.distance(reconstruction, images)
         loss = distance.mean() + commitment
