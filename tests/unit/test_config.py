@@ -172,7 +172,7 @@ CLUMSY = [
     ("augment --data_dir=a --output_dir=b --n_per_class [5,a]", "n_per_class takes a list such as [1, 2], not 'a'"),
     ("ema --run_dir=a", "--reconstruct must be given"),
     ("reconstruct --data_dir=a --vqvae_path=a --split tset", "split takes one of auto, train, val, test, not 'tset'"),
-    ("estimate foo", "command takes one of train-ldm, train-vqvae, not 'foo'"),
+    ("estimate foo", "command takes one of train-ldm, train-vqvae, distil, not 'foo'"),
     ("verify a b", "'b' belongs to no flag"),
     ("weights --output_dir=b", "there is no flag --output_dir"),
     (f"{PACK} --größe 3", "there is no flag --größe"),

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mdaug.artifacts import GEOMETRY_FILE
-from mdaug.evaluation import usefulness
+from mdaug.evaluation.comparisons import judge
 from mdaug.evaluation.evaluate import run as evaluate
 from mdaug.evaluation.options import EvaluateConfig
 from mdaug.evaluation.report import pictures, plots
@@ -64,7 +64,7 @@ def page(tmp_path_factory):
 
 
 def test_one_classifier_has_no_spread():
-    one, three = usefulness.judge([[0, 1]], np.arange(2), 2), usefulness.judge([[0, 1], [0, 0]], np.arange(2), 2)
+    one, three = judge([[0, 1]], np.arange(2), 2), judge([[0, 1], [0, 0]], np.arange(2), 2)
     assert [mean_and_spread(one), mean_and_spread(three)] == ["100.0", "75.0 ± 35.4"]
 
 

@@ -113,6 +113,7 @@ def test_every_stream_has_a_number_of_its_own_for_ever():
         "STREAM_CONDITION": 7,
         "STREAM_AUXILIARY": 8,
         "STREAM_DROPOUT": 9,
+        "STREAM_CALLS": 10,
     }
 
 

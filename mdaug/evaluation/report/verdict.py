@@ -343,6 +343,6 @@ def percent(value: float) -> str:
 
 
 def mean_and_spread(judged: dict) -> str:
-    """Return figures of `usefulness.judge` as text, such as '83.2 ± 0.4', in %; one classifier has no spread."""
+    """Return figures of `comparisons.judge` as text, such as '83.2 ± 0.4', in %; one classifier has no spread."""
     spread = f" ± {100 * judged['std']:.1f}" if len(judged["accuracies"]) > 1 else ""
     return f"{100 * judged['accuracy']:.1f}{spread}"
