@@ -142,7 +142,8 @@ def judge(predictions: list[list[int]], labels: np.ndarray, num_classes: int, am
         predictions: per classifier, the predicted class of each image.
         labels: int64 (n,), the true classes.
         num_classes: K.
-        among: labels of the classes that count for the accuracy (default: all); all if there is no image of them.
+        among: labels of the classes that count for the accuracy; all classes by default, or where none of these has an
+            image.
 
     Returns:
         "accuracy": mean recall per class (balanced accuracy), mean over the classifiers; "std" of it, "accuracies" of

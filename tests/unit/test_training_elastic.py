@@ -1,4 +1,4 @@
-"""Resume on other ranks: each reads its own elements alone, from few files, whoever has written them."""
+"""Resume on other ranks: each rank reads only its own elements, from few files, whichever ranks wrote them."""
 
 from __future__ import annotations
 
