@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mdaug.recipe import recipe as recipes
+from mdaug.recipe.comparison import Comparison
 from mdaug.recipe.generators import LABELS_SEEN, PER_CLASS, Kind
 from mdaug.recipe.inputs import load
 from mdaug.recipe.options import AugmentConfig
@@ -48,7 +49,7 @@ def augment(options: AugmentConfig, keep_last: bool = False) -> dict | None:
                 row["kept"], best = True, row["arm"]
             return best
 
-        recipes.Comparison._keep = staticmethod(last)
+        Comparison._keep = staticmethod(last)
     return recipes.run(options)
 
 
