@@ -133,9 +133,9 @@ class Episodes:
                 ]
                 results = run(planned, episode.material, str(number))
                 for arm in going:
-                    own = [result for trial, result in zip(planned, results, strict=True) if trial.arm == arm]
+                    seen = [result for trial, result in zip(planned, results, strict=True) if trial.arm == arm]
                     key = "averaged" if arms[arm].policy.copies else "plain"
-                    right[arm][episode.target.positions] = hits_of(own, episode.material.train.labels, key)[0]
+                    right[arm][episode.target.positions] = hits_of(seen, episode.material.train.labels, key)[0]
             hits |= {arm: np.concatenate([hits[arm], right[arm][None, judged]]) for arm in going}
             free = hits[FREE]
             going = [arm for arm in going if arm == FREE or provable(gains(hits[arm], cells, free), len(seeds))]

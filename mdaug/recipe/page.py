@@ -225,17 +225,14 @@ def _why(row: dict[str, Any]) -> str:
     """Return why an addition was kept or not, as the rest of its sentence."""
     here, there = row["gain"], row.get("elsewhere")
     on_auxiliary = there is not None and there[1] > 0
+    gained = f"gains {_points(there)} on the auxiliary images" if there is not None else ""
     if row["kept"]:
-        if here[1] > 0:
-            return ""
-        return f", since it gains {_points(there)} on the auxiliary images"
+        return "" if here[1] > 0 else f", since it {gained}"
     if here[1] > 0 or (on_auxiliary and here[0] >= 0):
         return ", another addition gains more"
     if on_auxiliary:
-        return f", though it gains {_points(there)} on the auxiliary images: the training images speak against it"
-    if there is not None:
-        return f", its interval does not lie above zero, nor on the auxiliary images: {_points(there)}"
-    return ", its interval does not lie above zero"
+        return f", though it {gained}: the training images speak against it"
+    return ", its interval does not lie above zero" + (f"; it {gained}" if gained else "")
 
 
 def command(config: dict[str, Any]) -> str:

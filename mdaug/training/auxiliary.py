@@ -136,13 +136,18 @@ def _common(options: TrainingConfig, target: Path, others: Sequence[Path], field
         ]
         if shared:
             what = sorted({side for (side, *_), *_ in shared}, reverse=True)
-            (_, *twin), *own = shared[0]
-            its, theirs = (d.key(i) if field == "array" else described(d, i)[0] for d, i in (own, twin))
+            (_, twin, at), own, i = shared[0]
+            its, theirs = _named(own, i, field), _named(twin, at, field)
             return (
                 f"{len(shared)} images of aux_dir {folder} are {' and '.join(what)} images of {options.data_dir}, such "
                 f"as {its}, which is {theirs} there; leave them out of the auxiliary folder"
             )
     return None
+
+
+def _named(dataset: ShardDataset, i: int, field: str) -> str:
+    """Return the file that sample i was packed from, of latents its key."""
+    return dataset.key(i) if field == "array" else described(dataset, i)[0]
 
 
 def _digests(folder: Path, field: str) -> Iterator[tuple[bytes, ShardDataset, int]]:

@@ -21,6 +21,7 @@ from mdaug.recipe.options import AugmentConfig
 from mdaug.recipe.trials import Images, Trial, fit, members, run_trial
 from shards import provenance
 from shards.errors import UserError
+from tests.toy import CLASSES as NAMES
 from tests.toy import toy_image, toy_packed
 
 PLAIN = Policy()
@@ -151,24 +152,24 @@ def test_a_use_is_tried_seed_after_seed_only_while_it_can_be_proven(same, uses):
     assert len({(trial.name, name) for trial, name in trained}) == len(trained)
 
 
-def people(shuffled: bool) -> tuple[Images, list[str]]:
-    """Two classes of noisy pictures by four people, whose background tells who they are; labels may be anything."""
+def people(agree: bool) -> tuple[Images, list[str]]:
+    """Two classes of noisy pictures by two people, whose background tells who they are, and who may disagree on names.
+
+    The classes differ in Doppler, since transforms move time.
+    """
     rng = np.random.default_rng(3)
     pixels, labels, groups, domains = [], [], [], []
-    for person in range(4):
+    for person in range(2):
         style = 60 * rng.random((16, 1)) + 60 * rng.random((1, 16))
-        for i in range(40):
-            label = i % 2
+        for i in range(48):
+            shown = i % 2
             picture = style + 60 * rng.standard_normal((16, 16))
-            picture[:, 6 * label + 2 : 6 * label + 6] += 45
+            picture[6 * shown + 2 : 6 * shown + 6] += 20
             pixels.append(picture.clip(0, 255).astype(np.uint8)[..., None])
-            labels.append(label)
-            groups.append(f"{person}-{i // 10}")
+            labels.append(shown if agree or person == 0 else 1 - shown)
+            groups.append(f"{person}-{i // 6}")
             domains.append(f"p{person}")
-    labels = np.array(labels)
-    if shuffled:
-        labels = rng.permutation(labels)
-    return Images(np.stack(pixels), labels, groups), domains
+    return Images(np.stack(pixels), np.array(labels), groups), domains
 
 
 @pytest.fixture(scope="module")
@@ -205,11 +206,12 @@ def choose(options, packed, monkeypatch, own: dict[str, tuple], episodes) -> tup
     return compared.choose()[1], {row["arm"]: row for row in compared.rows}, asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("helps", [True, False])
-def test_what_helps_among_auxiliary_images_is_kept_and_shuffled_labels_are_not(options, packed, monkeypatch, helps):
+def test_what_helps_among_auxiliary_images_is_kept_and_what_hurts_is_not(options, packed, monkeypatch, helps):
     """The few training images cannot prove anything either way."""
-    images, domains = people(shuffled=not helps)
-    settings = {"steps": 40, "batch_size": 16, "learning_rate": 3e-3}
+    images, domains = people(agree=helps)
+    settings = {"steps": 60, "batch_size": 16, "learning_rate": 3e-3}
     episodes = Episodes(images, True, domains, 2, settings)
 
     def run(trials, material, name):
@@ -263,7 +265,7 @@ def recorded(folder: Path, persons: int = 3) -> Path:
     """An image folder of two classes of the toy set by some persons, in two sessions each, named in metadata.csv."""
     rng = np.random.default_rng(9)
     rows = []
-    for label, name in enumerate(("flat", "zigzag")):
+    for label, name in enumerate(NAMES[:2]):
         (folder / name).mkdir(parents=True)
         for person in range(persons):
             for i in range(60):
