@@ -161,13 +161,13 @@ def people(agree: bool) -> tuple[Images, list[str]]:
     pixels, labels, groups, domains = [], [], [], []
     for person in range(2):
         style = 60 * rng.random((16, 1)) + 60 * rng.random((1, 16))
-        for i in range(48):
+        for i in range(96):
             shown = i % 2
             picture = style + 60 * rng.standard_normal((16, 16))
-            picture[6 * shown + 2 : 6 * shown + 6] += 20
+            picture[6 * shown + 2 : 6 * shown + 6] += 14
             pixels.append(picture.clip(0, 255).astype(np.uint8)[..., None])
             labels.append(shown if agree or person == 0 else 1 - shown)
-            groups.append(f"{person}-{i // 6}")
+            groups.append(f"{person}-{i // 8}")
             domains.append(f"p{person}")
     return Images(np.stack(pixels), np.array(labels), groups), domains
 
@@ -211,7 +211,7 @@ def choose(options, packed, monkeypatch, own: dict[str, tuple], episodes) -> tup
 def test_what_helps_among_auxiliary_images_is_kept_and_what_hurts_is_not(options, packed, monkeypatch, helps):
     """The few training images cannot prove anything either way."""
     images, domains = people(agree=helps)
-    settings = {"steps": 60, "batch_size": 16, "learning_rate": 3e-3}
+    settings = {"steps": 100, "batch_size": 16, "learning_rate": 3e-3}
     episodes = Episodes(images, True, domains, 2, settings)
 
     def run(trials, material, name):
