@@ -62,6 +62,7 @@ class Comparison:
         do not speak against it: they are too few to prove one. Of several uses the one that gains most there.
         """
         share = self.options.share
+        # The free baseline.
         self._compare([Trial(TODAY_ARM, TODAY)])
         averaged = Trial(AVERAGED, replace(TODAY, copies=COPIES))  # the same classifiers, so all seeds are there
         rows = self._compare([averaged], TODAY_ARM, all_seeds=True)
@@ -74,6 +75,7 @@ class Comparison:
             row["elsewhere"] = self.elsewhere
             if row["gain"][0] >= 0:
                 row["kept"], free = True, row["arm"]
+        # Auxiliary images used directly, and unlabelled ones: first on auxiliary images, then on the training images.
         policy = self.trials[free].policy
         direct: list[Trial] = []
         if self.inputs.same:  # of a quarter and a half of each batch, either was better on some person's gestures
@@ -95,6 +97,7 @@ class Comparison:
         for whole in (True, False):
             some = [trial for trial in direct if (bool(self.kinds) or trial.arm in proven_uses) == whole]
             rows += self._compare(some, free, all_seeds=whole)
+        # Which of them is kept.
         for row in rows:
             if row["arm"] in there:
                 row["elsewhere"] = there[row["arm"]]
