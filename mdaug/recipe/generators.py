@@ -80,7 +80,7 @@ class Kind:
 
 # What is redrawn, of each source those first that bring more variety.
 VARIED = (Kind("own", 0.6), Kind("own", 0.4))
-REDRAWN = (Kind("auxiliary", 0.6), Kind("auxiliary", 0.8, GUIDANCE), Kind("auxiliary", 0.95, GUIDANCE))
+REDRAWN = (Kind("auxiliary", 0.6), Kind("auxiliary", 0.8, GUIDANCE), Kind("auxiliary", 0.9, GUIDANCE))
 
 
 def _steps_of(quality: str | None) -> int:

@@ -255,7 +255,7 @@ def test_the_kind_that_is_tried_keeps_the_label_and_brings_most_variety(monkeypa
 
     # In the order of the variety that they keep: own ones from strong to weak, auxiliary ones from weak to strong.
     assert [kind.strength for kind in VARIED] == [0.6, 0.4]
-    assert [(kind.strength, kind.guidance) for kind in REDRAWN] == [(0.6, 1.0), (0.8, 3.0), (0.95, 3.0)]
+    assert [(kind.strength, kind.guidance) for kind in REDRAWN] == [(0.6, 1.0), (0.8, 3.0), (0.9, 3.0)]
     assert chosen((0.95, 1.0), (0.95, 1.0, 1.1)) == [VARIED[0], REDRAWN[0]]
     assert chosen((0.5, 1.0), (0.5, 0.9, 1.0)) == [VARIED[1], REDRAWN[1]]
     assert chosen((0.5, 0.6), (0.5, 0.6, 1.0)) == [VARIED[1], REDRAWN[2]]
