@@ -33,9 +33,9 @@ UNIFORM, CLASSES, LABELS = "+ auxiliary, uniform labels", "+ auxiliary, further 
 PSEUDO, GENERATED = "+ unlabelled, pseudo-labels", "+ generated"
 TWICE = ", twice the share"
 FRESH = 100  # the first seed of the comparison: not those by which the policy was chosen
-# Minutes at 64 x 64 pixels, for what is said before the start. A classifier: 25 to 36 s of a core were measured on
-# soundwave_gesture (7 classes x 20). A generator: counted from the speeds of two cores in docs/results.
-CLASSIFIER_MINUTES, GENERATOR_MINUTES, ADAPTED_MINUTES = 0.5, 7.0, 4.0
+# Minutes of a classifier at 64 x 64 pixels, for what is said before the start: 25 to 36 s of a core were measured on
+# soundwave_gesture (7 classes x 20).
+CLASSIFIER_MINUTES = 0.5
 
 
 def check(options: AugmentConfig, where: Preflight) -> None:
@@ -69,7 +69,7 @@ def run(options: AugmentConfig) -> dict[str, Any] | None:
         recipe = json.loads((folder.path / RECIPE).read_text(encoding="utf-8"))
     else:
         folder.begin_again()
-        say(_budget(options, inputs, folds))
+        say(_budget(options, inputs, folds, generators))
         if generators is not None:
             distributed.be_alone()
             generators.make_share(worker, workers)
@@ -398,14 +398,13 @@ def _expected(options: AugmentConfig, inputs: Inputs, folds: int, numbers: int) 
     return of_search + options.seeds * (folds * (arms + numbers + 1) + 3)
 
 
-def _budget(options: AugmentConfig, inputs: Inputs, folds: np.ndarray) -> str:
+def _budget(options: AugmentConfig, inputs: Inputs, folds: np.ndarray, generators: Generators | None) -> str:
     """Return what is going to be trained, and about how long that takes."""
     count = len(np.unique(folds))
     classifiers = _expected(options, inputs, count, len(options.n_per_class))
     minutes = classifiers * CLASSIFIER_MINUTES / min(options.workers or cores(), MOST_WORKERS)
     text = f"{len(inputs.train)} training images of {len(inputs.classes)} classes; about {classifiers} classifiers"
-    if options.generate:
-        each = GENERATOR_MINUTES if options.init_from is None else ADAPTED_MINUTES
+    if generators is not None:
         text += f" and {count} generators, one more if their images are kept,"
-        minutes += each * (count + 1)
+        minutes += generators.minutes
     return f"{text} to train: about {max(1, round(minutes))} minutes at 64x64 on quiet cores"
