@@ -68,7 +68,8 @@ class Episodes:
         self, auxiliary: Images, same: bool, domains: Sequence[str] | None, few: int, settings: dict[str, Any]
     ):
         self.auxiliary, self.same, self.few, self.settings = auxiliary, same, few, settings
-        names, self.domain_of = np.unique(np.asarray(domains or [""] * len(auxiliary)), return_inverse=True)
+        found, self.domain_of = np.unique(np.asarray(domains or [""] * len(auxiliary)), return_inverse=True)
+        names = found.tolist()
         self.targets: list[Target] = []
         self.why = ""
         enough = f"{few} images in each of two halves of its groups"
@@ -80,7 +81,9 @@ class Episodes:
         elif same and len(names) == 1:
             self.why = f"--aux_domains finds one domain alone, '{names[0]}', where two are needed"
         elif same:
-            found = [self._target(name, np.flatnonzero(self.domain_of == k), 2) for k, name in enumerate(names.tolist())]
+            found = [
+                self._target(name, np.flatnonzero(self.domain_of == k), 2) for k, name in enumerate(names.tolist())
+            ]
             largest = sorted((each for each in found if each is not None), key=lambda each: -len(each.positions))
             self.targets = [each for each in largest if self._episode(each) is not None][:MOST_DOMAINS]
             if not self.targets:

@@ -169,8 +169,10 @@ def _label_kept(recipe: dict[str, Any]) -> list[str]:
             rows,
         ),
         "<p class=note>Mean recalls of classifiers trained on real images of the fold that the generator has not seen; "
-        "the real images that they look at are those of the other folds. Of two strengths the one was tried that "
-        "brings more variety, if it keeps the class.</p>",
+        "the real images that they look at are those of the other folds. Of own images, and of auxiliary ones, "
+        f"that was tried which brings most variety of those with a ratio of {KEPT} or more, else the one with the "
+        "highest. Strength is the share of the noise schedule to which an image is noised; guidance is how much the "
+        "class is stressed, 1 is none.</p>",
     ]
 
 

@@ -30,9 +30,9 @@ from shards.progress import say
 from shards.validation import Preflight, identity_of, worker_of
 
 TRIALS, POLICY_TRIALS, EPISODES, RECIPE = "trials", "policy_trials", "episodes", "recipe.json"
-# Minutes at 64 x 64 pixels, for what is said before the start. A classifier: 25 to 36 s of a core were measured on
-# soundwave_gesture (7 classes x 20). A generator: counted from the speeds of two cores in docs/results.
-CLASSIFIER_MINUTES, GENERATOR_MINUTES, ADAPTED_MINUTES = 0.5, 7.0, 4.0
+# Minutes of a classifier at 64 x 64 pixels, for what is said before the start: 25 to 36 s of a core were measured on
+# soundwave_gesture (7 classes x 20).
+CLASSIFIER_MINUTES = 0.5
 
 
 def check(options: AugmentConfig, where: Preflight) -> None:
@@ -67,7 +67,7 @@ def run(options: AugmentConfig) -> dict[str, Any] | None:
         recipe = json.loads((folder.path / RECIPE).read_text(encoding="utf-8"))
     else:
         folder.begin_again()
-        say(_budget(options, inputs, folds, episodes))
+        say(_budget(options, inputs, folds, generators, episodes))
         if episodes is not None and episodes.why:
             say(f"whether auxiliary images help is found out on the training images alone: {episodes.why}")
         if generators is not None:
@@ -291,14 +291,19 @@ def _expected(options: AugmentConfig, inputs: Inputs, folds: int, numbers: int, 
     return of_search + options.seeds * (folds * (arms + numbers + 1) + 3 + of_episodes)
 
 
-def _budget(options: AugmentConfig, inputs: Inputs, folds: np.ndarray, episodes: Episodes | None) -> str:
+def _budget(
+    options: AugmentConfig,
+    inputs: Inputs,
+    folds: np.ndarray,
+    generators: Generators | None,
+    episodes: Episodes | None,
+) -> str:
     """Return what is going to be trained, and about how long that takes."""
     count = len(np.unique(folds))
     classifiers = _expected(options, inputs, count, len(options.n_per_class), episodes)
     minutes = classifiers * CLASSIFIER_MINUTES / min(options.workers or cores(), MOST_WORKERS)
     text = f"{len(inputs.train)} training images of {len(inputs.classes)} classes; about {classifiers} classifiers"
-    if options.generate:
-        each = GENERATOR_MINUTES if options.init_from is None else ADAPTED_MINUTES
+    if generators is not None:
         text += f" and {count} generators, one more if their images are kept,"
-        minutes += each * (count + 1)
+        minutes += generators.minutes
     return f"{text} to train: about {max(1, round(minutes))} minutes at 64x64 on quiet cores"
