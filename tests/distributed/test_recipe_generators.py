@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mdaug.recipe import comparison
 from mdaug.recipe import recipe as recipes
 from mdaug.recipe.generators import (
     CALL_SECONDS,
@@ -58,7 +59,7 @@ def augment(options: AugmentConfig, keep_last: bool = False) -> dict | None:
                 row["kept"], best = True, row["arm"]
             return best
 
-        recipes.Comparison._keep = staticmethod(last)
+        comparison.Comparison._keep = staticmethod(last)
     return recipes.run(options)
 
 
@@ -118,19 +119,19 @@ def test_no_generator_has_seen_the_fold_that_it_is_judged_on(done):
 def test_direct_uses_and_generated_images_are_compared(done):
     options, found = done
     arms = [row["arm"] for row in found["cross_validation"]["arms"]]
-    made = [arm for arm in arms if recipes.GENERATED in arm and not arm.endswith(recipes.TWICE)]
-    assert {recipes.UNIFORM, recipes.CLASSES, recipes.PSEUDO} <= set(arms)
+    made = [arm for arm in arms if comparison.GENERATED in arm and not arm.endswith(comparison.TWICE)]
+    assert {comparison.UNIFORM, comparison.CLASSES, comparison.PSEUDO} <= set(arms)
     assert sum("noise" in arm for arm in made) == sum("varied" in arm for arm in made) == 1
     assert sum("redrawn" in arm for arm in made) == 1
     assert len(made) == 3
     # Twice the share where the share itself loses nothing.
     shares = {row["arm"]: row["gain"][0] for row in found["cross_validation"]["arms"] if row["arm"] in made}
-    assert sum(arm.endswith(recipes.TWICE) and recipes.GENERATED in arm for arm in arms) == sum(
+    assert sum(arm.endswith(comparison.TWICE) and comparison.GENERATED in arm for arm in arms) == sum(
         gain >= 0 for gain in shares.values()
     )
     # Against the best direct use of the same images, or what does without.
     rows = {row["arm"]: row for row in found["cross_validation"]["arms"]}
-    direct = [rows[arm] for arm in (found["free_baseline"], recipes.UNIFORM, recipes.CLASSES, recipes.PSEUDO)]
+    direct = [rows[arm] for arm in (found["free_baseline"], comparison.UNIFORM, comparison.CLASSES, comparison.PSEUDO)]
     assert {rows[arm]["against"] for arm in made} == {max(direct, key=lambda row: row["recall"])["arm"]}
     text = (options.output_dir / "report.html").read_text(encoding="utf-8")
     assert "intended class" in text
