@@ -81,10 +81,8 @@ class Episodes:
         elif same and len(names) == 1:
             self.why = f"--aux_domains finds one domain alone, '{names[0]}', where two are needed"
         elif same:
-            found = [
-                self._target(name, np.flatnonzero(self.domain_of == k), 2) for k, name in enumerate(names.tolist())
-            ]
-            largest = sorted((each for each in found if each is not None), key=lambda each: -len(each.positions))
+            own = [self._target(name, np.flatnonzero(self.domain_of == k), 2) for k, name in enumerate(names)]
+            largest = sorted((each for each in own if each is not None), key=lambda each: -len(each.positions))
             self.targets = [each for each in largest if self._episode(each) is not None][:MOST_DOMAINS]
             if not self.targets:
                 self.why = f"no domain has two classes with {enough}"
