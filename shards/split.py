@@ -10,8 +10,10 @@ import math
 import os
 import re
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -106,18 +108,32 @@ def _named_groups(images: list[SourceImage], group_by: str | None) -> dict[str, 
         if not any("group" in image.metadata for image in images):
             return {}
         group_by = "column:group"
-    if group_by.startswith("column:"):
-        column = group_by.removeprefix("column:")
-        groups = {image.path: str(image.metadata.get(column, "")) for image in images}
-        remedy = f"has no value in column '{column}' of metadata.csv; fill it in or give a --group_by that fits"
+    return names_by(group_by, {image.path: image.metadata for image in images}, "group_by", "data_dir")
+
+
+def names_by(rule: str, images: Mapping[str, Mapping[str, Any]], flag: str, folder: str) -> dict[str, str]:
+    """Return path -> name, as a rule reads it off each image.
+
+    Args:
+        rule: a regular expression with one capture group, searched in the path, or `column:<name>` of the metadata.
+        images: path -> metadata.
+        flag, folder: the options that gave the rule and the images, to name in errors.
+
+    Raises:
+        UserError: an image without a name.
+    """
+    if rule.startswith("column:"):
+        column = rule.removeprefix("column:")
+        names = {path: str(metadata.get(column, "")) for path, metadata in images.items()}
+        remedy = f"has no value in column '{column}' of metadata.csv; fill it in or give a --{flag} that fits"
     else:
-        matches = {image.path: re.search(group_by, image.path) for image in images}
-        groups = {path: match.group(1) or "" if match else "" for path, match in matches.items()}
-        remedy = f"does not match --group_by '{group_by}'; the expression is searched in the path from data_dir on"
-    for path, group in groups.items():
-        if not group:
+        matches = {path: re.search(rule, path) for path in images}
+        names = {path: match.group(1) or "" if match else "" for path, match in matches.items()}
+        remedy = f"does not match --{flag} '{rule}'; the expression is searched in the path from {folder} on"
+    for path, name in names.items():
+        if not name:
             raise UserError(f"{path} {remedy}")
-    return groups
+    return names
 
 
 def _sequences(images: list[SourceImage]) -> dict[str, tuple[str, int]]:

@@ -79,7 +79,7 @@ def _load(options: EvaluateConfig, folder: OutputFolder) -> EvaluationInputs:
         others = auxiliary.load(
             options.aux_dir,
             options.data_dir,
-            {"training": train.images, "held-out": judge.images},
+            {"training": train, "held-out": judge},
             same_names=options.same_names,
             image_size=options.image_size,
             max_per_class=options.max_per_class,

@@ -61,7 +61,7 @@ class Auxiliary:
 def load(
     aux_dir: Path,
     data_dir: Path,
-    known: Mapping[str, np.ndarray],
+    known: Mapping[str, image_set.ImageSet],
     *,
     same_names: Literal["ask", "same", "other"],
     image_size: int,
@@ -73,7 +73,7 @@ def load(
     Args:
         aux_dir: packed images, or an image folder, which is packed first.
         data_dir: the packed target images.
-        known: such as "training" -> pixels of target images, among which no auxiliary image may be.
+        known: such as "training" -> target images, among which no auxiliary image may be.
         same_names: whether classes of one name are the same class; "ask": it has to be said.
         image_size, max_per_class: as in `image_set.load`.
         role: the option that names the folder.
@@ -107,11 +107,14 @@ def load(
     groups = [group for part in parts for group in part.groups]
     # Kept apart from the images that train and judge.
     for what, images in known.items():
-        there = {digest(image) for image in images}
-        if overlap := sum(digest(image) in there for image in pixels):
+        there = {digest(image): int(i) for image, i in zip(images.images, images.indices, strict=True)}
+        overlap = [(place, there[key]) for place, key in zip(places, map(digest, pixels), strict=True) if key in there]
+        if overlap:
+            (own_set, index), twin = overlap[0]
+            its, theirs = image_set.described(own_set, index)[0], image_set.described(images.dataset, twin)[0]
             raise UserError(
-                f"{overlap} of {len(pixels)} images of {role} {aux_dir} are {what} images of {data_dir}; leave them "
-                "out of that folder"
+                f"{len(overlap)} of {len(pixels)} images of {role} {aux_dir} are {what} images of {data_dir}, such as "
+                f"{its}, which is {theirs} there; leave them out of that folder"
             )
     # Which classes these are.
     names: list[str] = own["classes"]

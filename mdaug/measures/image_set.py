@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -89,6 +91,12 @@ def load(folder: Path, *, image_size: int, max_per_class: int) -> ImageSet:
         dataset=dataset,
         available=len(usable),
     )
+
+
+def described(dataset: ShardDataset, i: int) -> tuple[str, dict[str, Any]]:
+    """Return the path that sample i was packed from (its key, where that is not stored) and its metadata."""
+    meta = json.loads(dataset.raw(i, "meta"))
+    return str(meta.get("source", dataset.key(i))), meta
 
 
 def preprocess(image: np.ndarray, size: int) -> np.ndarray:

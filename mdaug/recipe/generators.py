@@ -22,6 +22,7 @@ from mdaug import cli
 from mdaug.augment import TODAY
 from mdaug.generation.generate import run as generate
 from mdaug.measures import classifier, image_set
+from mdaug.pipeline import schedulers
 from mdaug.recipe import sets
 from mdaug.recipe.figures import mean_recall
 from mdaug.recipe.inputs import Inputs
@@ -36,10 +37,13 @@ from shards.subset import take_per_class
 
 FOLDER, LABELS_SEEN, REAL = "generators", "labels_seen.json", "real"
 ALL = "all"  # name of the generator of all training images
-STRENGTHS = (0.4, 0.6)
+GUIDANCE = 3.0  # of the kinds that need it to show their class
 PER_CLASS = 50  # images of each kind
 ADAPTED = 1 / 3  # of the length of a training, for one that starts from a base model
 KEPT = 0.9  # of the recall on real images, from which a label counts as kept
+# For what is said before the start: minutes of a training, and seconds in which the U-Net is called for one image, of
+# the preset `few` on one core.
+TRAINING_MINUTES, ADAPTING_MINUTES, CALL_SECONDS = 4.5, 1.0, 0.0021
 
 
 @dataclass(frozen=True)
@@ -47,24 +51,40 @@ class Kind:
     """A way to make images.
 
     Attributes:
-        name: of the arm.
         source: what is redrawn: "own" or "auxiliary" images; "": nothing, samples begin with noise.
         strength: share of the noise schedule.
+        guidance: scale of classifier-free guidance; 1 is none.
     """
 
-    name: str
     source: str = ""
-    strength: float = 0.0
+    strength: float = 1.0
+    guidance: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """Name of the arm."""
+        said = {"own": "own images varied at ", "auxiliary": "auxiliary images redrawn at ", "": "sampled from noise, "}
+        at = f"strength {self.strength:g}, " if self.source else ""
+        return f"{said[self.source]}{at}guidance {self.guidance:g}"
 
     @property
     def folder(self) -> str:
         """Name of its folder."""
-        return f"{self.source}-{self.strength:g}" if self.source else "noise"
+        at = f"{self.source}-strength-{self.strength:g}" if self.source else "noise"
+        return f"{at}-guidance-{self.guidance:g}"
+
+    def calls(self, steps: int) -> int:
+        """Return how often the U-Net is called for an image, with a sampler of so many steps."""
+        return schedulers.steps_of(self.strength, steps) * (1 if self.guidance == 1 else 2)
 
 
-NOISE = Kind("sampled from noise")
-VARIED = tuple(Kind(f"own images varied at strength {strength:g}", "own", strength) for strength in STRENGTHS)
-REDRAWN = tuple(Kind(f"auxiliary images redrawn at {strength:g}", "auxiliary", strength) for strength in STRENGTHS)
+# What is redrawn, of each source those first that bring more variety.
+VARIED = (Kind("own", 0.6), Kind("own", 0.4))
+REDRAWN = (Kind("auxiliary", 0.6), Kind("auxiliary", 0.8, GUIDANCE), Kind("auxiliary", 0.9, GUIDANCE))
+
+
+def _steps_of(quality: str | None) -> int:
+    return schedulers.QUALITY[quality][1] if quality else schedulers.DEFAULT_STEPS
 
 
 class Generators:
@@ -76,21 +96,38 @@ class Generators:
         folds: int64 (n,), the fold of each training image.
 
     Attributes:
+        noise: the kind that is sampled from noise, with the guidance of the preset if that has one.
         kinds: the images that it makes.
+        steps: of the sampler.
         samples_of_unet: length of the training of a U-Net; None where the preset gives another measure.
     """
 
     def __init__(self, options: AugmentConfig, inputs: Inputs, folds: np.ndarray):
         self.options, self.inputs, self.folds = options, inputs, folds
         self.place = options.output_dir / FOLDER
-        self.kinds = [NOISE, *VARIED, *(REDRAWN if inputs.auxiliary is not None else ())]
+        sampling = self._flags("generate", {})
+        self.noise = Kind(guidance=GUIDANCE if sampling.guidance_scale == 1 else sampling.guidance_scale)
+        self.kinds = [self.noise, *VARIED, *(REDRAWN if inputs.auxiliary is not None else ())]
+        self.steps = sampling.num_inference_steps or _steps_of(sampling.quality)
         whole = self._flags("train-ldm", {}).train_samples
         self.samples_of_unet = round(ADAPTED * whole) if whole and options.init_from else whole
 
     @property
+    def minutes(self) -> float:
+        """About how many minutes of one core all of it takes, for what is said before the start; at 64 x 64 pixels.
+
+        A training for each fold with images of all kinds, and one of all training images with those of the dearest.
+        """
+        folds = len(np.unique(self.folds))
+        training = TRAINING_MINUTES if self.options.init_from is None else ADAPTING_MINUTES
+        calls = [kind.calls(self.steps) for kind in self.kinds]
+        of_each_kind = PER_CLASS * len(self.inputs.classes)
+        return training * (folds + 1) + of_each_kind * (folds * sum(calls) + max(calls)) * CALL_SECONDS / 60
+
+    @property
     def complete(self) -> bool:
-        """Whether the images of all folds are there."""
-        return all((self._of(int(fold)) / LABELS_SEEN).is_file() for fold in np.unique(self.folds))
+        """Whether the images of all folds are there, and have been looked at."""
+        return all(self._seen(int(fold)) is not None for fold in np.unique(self.folds))
 
     def make_share(self, worker: int, workers: int) -> None:
         """Train the generators of every so many folds, and make their images."""
@@ -118,8 +155,7 @@ class Generators:
             kind -> {"generated": mean recall of the intended class, "real": mean recall on real images that the
             classifiers were not trained on, "ratio": of the two}.
         """
-        paths = [self._of(int(fold)) / LABELS_SEEN for fold in np.unique(self.folds)]
-        records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        records = [self._seen(int(fold)) or {} for fold in np.unique(self.folds)]
 
         def mean(name: str) -> float:
             return float(np.mean([record[name] for record in records]))
@@ -129,13 +165,13 @@ class Generators:
         return {name: {"generated": recall, "real": real, "ratio": recall / real} for name, recall in seen.items()}
 
     def chosen(self) -> list[Kind]:
-        """Return the kinds to try, of each that is redrawn the strength that keeps the label and brings most variety.
+        """Return the kinds to try: of each source the one that brings most variety of those that keep the label.
 
         Own images vary more the stronger they are noised; an auxiliary one keeps more of what it brings the less it is,
-        but shows less of the class that it is to be.
+        but shows less of the class that it is to be. Where none keeps the label, the one that comes nearest.
         """
-        kept, tried = self.label_kept(), [NOISE]
-        for of_source in (tuple(reversed(VARIED)), REDRAWN):
+        kept, tried = self.label_kept(), [self.noise]
+        for of_source in (VARIED, REDRAWN):
             there = [kind for kind in of_source if kind in self.kinds]
             if there:
                 best_label = max(there, key=lambda kind: kept[kind.name]["ratio"])
@@ -183,8 +219,8 @@ class Generators:
                 }
                 if kind.source == "auxiliary" and same and self.inputs.auxiliary is not None:
                     classes = [classes[label] for label in np.unique(self.inputs.auxiliary.labels)]
-            given = {"ldm_path": place / "ldm", "num_samples": PER_CLASS * len(classes), **sources}
-            generate(self._flags("generate", {**given, "output_dir": place / kind.folder}))
+            given = {"ldm_path": place / "ldm", "output_dir": place / kind.folder, "guidance_scale": kind.guidance}
+            generate(self._flags("generate", {**given, **sources, "num_samples": PER_CLASS * len(classes)}))
 
     def _pack(self, folder: Path, fold: int | None) -> Path:
         """Return the packed training images outside a fold; of each class that has two, one validates."""
@@ -220,8 +256,7 @@ class Generators:
 
         Beside its recall on the real images of the other folds; of the classes that the fold has.
         """
-        path = self._of(fold) / LABELS_SEEN
-        if path.is_file():
+        if self._seen(fold) is not None:
             return
         say(f"fold {fold}: a classifier of its groups looks at the generated images")
         options, train = self.options, self.inputs.train
@@ -241,4 +276,10 @@ class Generators:
 
             real = max(recall(others), 1 / len(others))
             seen = {kind.folder: recall(self.images(kind, fold)[0]) for kind in self.kinds}
-        atomic.write_text(path, json.dumps({REAL: real, **seen}) + "\n")
+        atomic.write_text(self._of(fold) / LABELS_SEEN, json.dumps({REAL: real, **seen}) + "\n")
+
+    def _seen(self, fold: int) -> dict[str, float] | None:
+        """Return what `_judge` wrote; None before, and where it was of other kinds, those of an earlier version."""
+        path = self._of(fold) / LABELS_SEEN
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return found if set(found) == {REAL, *(kind.folder for kind in self.kinds)} else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,15 +11,18 @@ import numpy as np
 from mdaug.artifacts import find_pipeline, find_vqvae
 from mdaug.measures import image_set
 from mdaug.measures.auxiliary import load as load_auxiliary
+from mdaug.measures.image_set import ImageSet
 from mdaug.recipe.options import AugmentConfig
 from mdaug.recipe.training_set import Stored
 from mdaug.recipe.trials import Images
 from shards import provenance
+from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.index import FILE_NAME as INDEX
 from shards.index import read_index
 from shards.output_folder import RUN_FILE
 from shards.packed import open_packed
+from shards.split import names_by
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Inputs:
         auxiliary: further images, or None.
         auxiliary_classes: their classes.
         same: whether the labels of `auxiliary` are those of the target classes.
+        auxiliary_domains: the person, site or sensor of each auxiliary image, as `--aux_domains` names it; None: not
+            known.
         synthetic: generated images that were given, or None.
         unlabelled: images whose class is not known, uint8 (n, S, S, C), or None.
         colormap: of levels, as in index.json.
@@ -46,6 +52,7 @@ class Inputs:
     auxiliary: Images | None
     auxiliary_classes: list[str]
     same: bool
+    auxiliary_domains: list[str] | None
     synthetic: Images | None
     unlabelled: np.ndarray | None
     colormap: str | None
@@ -58,8 +65,9 @@ def load(options: AugmentConfig) -> Inputs:
 
     Raises:
         UserError: one class, no held-out images, auxiliary or unlabelled images of other channels, of classes with the
-            same names (if that is not answered), or that are among the others; synthetic images of another set; no base
-            model where `init_from` names one.
+            same names (if that is not answered), or that are among the others; auxiliary images without a domain, or
+            of other classes, where domains are asked for; synthetic images of another set; no base model where
+            `init_from` names one.
     """
     data_dir = _packed(options.data_dir, options)
     index = read_index(data_dir / "train")
@@ -74,12 +82,13 @@ def load(options: AugmentConfig) -> Inputs:
         )
     made_from: dict[str, str | None] = {"images": provenance.read(data_dir, "images")["hash"]}
     made_from |= {"auxiliary": None, "synthetic": None, "unlabelled": None, "base": None}
-    (train, real), (held_out, _) = (_images(data_dir / part, options) for part in ("train", split))
+    known = {role: _open(data_dir / part, options) for role, part in (("training", "train"), ("held-out", split))}
+    (train, real), (held_out, _) = (_images(loaded) for loaded in known.values())
     stored = {"real": real}
-    known = {"training": train.pixels, "held-out": held_out.pixels}
 
     auxiliary: Images | None = None
     names: list[str] = []
+    domains: list[str] | None = None
     same = False
     if options.aux_dir is not None:
         found = load_auxiliary(
@@ -93,6 +102,13 @@ def load(options: AugmentConfig) -> Inputs:
         auxiliary = Images(found.pixels, found.labels, found.groups)
         names, same, made_from["auxiliary"] = found.classes, found.same, found.content
         stored["auxiliary"] = Stored.at(found.places)
+        if options.aux_domains is not None:
+            if not same:
+                raise UserError(
+                    "aux_domains names the person, site or sensor of auxiliary images of the target classes "
+                    f"(--same_names same), but those of {options.aux_dir} are of other classes; leave it out"
+                )
+            domains = _domains(found.places, options.aux_domains)
     unlabelled = None
     if options.unlabelled_dir is not None:  # whatever its folders are called
         found = load_auxiliary(
@@ -112,13 +128,25 @@ def load(options: AugmentConfig) -> Inputs:
         origin = record["made_from"]["images"]
         provenance.require_same("images", data_dir, str(made_from["images"]), options.synthetic_dir, origin)
         made_from["synthetic"] = record["hash"]
-        synthetic, stored["generated"] = _images(options.synthetic_dir, options)
+        synthetic, stored["generated"] = _images(_open(options.synthetic_dir, options))
     if options.init_from is not None:
         find_vqvae(options.init_from / "vqvae")
         made_from["base"] = find_pipeline(options.init_from / "ldm")[1]["hash"]
     colormap = index.get("colormap")
     return Inputs(
-        classes, train, held_out, split, auxiliary, names, same, synthetic, unlabelled, colormap, made_from, stored
+        classes=classes,
+        train=train,
+        held_out=held_out,
+        held_out_split=split,
+        auxiliary=auxiliary,
+        auxiliary_classes=names,
+        same=same,
+        auxiliary_domains=domains,
+        synthetic=synthetic,
+        unlabelled=unlabelled,
+        colormap=colormap,
+        made_from=made_from,
+        stored=stored,
     )
 
 
@@ -128,7 +156,17 @@ def _packed(folder: Path, options: AugmentConfig, group_by: str | None = None) -
     return open_packed(folder, options.image_size, group_by=group_by or options.group_by)
 
 
-def _images(folder: Path, options: AugmentConfig) -> tuple[Images, Stored]:
-    loaded = image_set.load(folder, image_size=options.image_size, max_per_class=options.max_per_class)
+def _domains(places: Sequence[tuple[ShardDataset, int]], rule: str) -> list[str]:
+    """Return the domain of each auxiliary image, by its path or its metadata as pack has stored them."""
+    described = [image_set.described(*place) for place in places]
+    names = names_by(rule, dict(described), "aux_domains", "aux_dir")
+    return [names[path] for path, _ in described]
+
+
+def _open(folder: Path, options: AugmentConfig) -> ImageSet:
+    return image_set.load(folder, image_size=options.image_size, max_per_class=options.max_per_class)
+
+
+def _images(loaded: ImageSet) -> tuple[Images, Stored]:
     stored = Stored([loaded.dataset] * len(loaded), loaded.indices.tolist())
     return Images(loaded.images, loaded.labels, loaded.groups), stored

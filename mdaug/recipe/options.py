@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from shards.validation import ascending, at_least, multiple_of, one_of_workers, operational, within
+from shards.validation import ascending, at_least, multiple_of, one_capture_group, one_of_workers, operational, within
 
 
 @dataclass
@@ -38,6 +38,10 @@ class AugmentConfig:
     same_names: Literal["ask", "same", "other"] = "ask"
     """Classes of one name in data_dir and aux_dir: same: the same class, so that the images keep their labels; other:
     another class."""
+    aux_domains: str | None = None
+    """With same_names same: of which person, site or sensor each auxiliary image is, column:<name> of its metadata or a
+    regular expression with one capture group, searched in its path, as group_by in `mdaug pack`. Each of them in turn
+    then plays the training images, and what the others bring it is known from more images than the training images."""
     group_by: str | None = None
     """For an image folder: what must stay together, as in `mdaug pack`."""
     image_size: int = 64
@@ -81,5 +85,9 @@ class AugmentConfig:
         multiple_of(self, 16, "image_size")
         ascending(self, "n_per_class")
         one_of_workers(self)
+        if self.aux_domains is not None and (self.aux_dir is None or self.same_names != "same"):
+            raise ValueError("aux_domains is of auxiliary images; say --aux_dir and --same_names same with it")
+        if self.aux_domains is not None and not self.aux_domains.startswith("column:"):
+            one_capture_group(self, "aux_domains")
         if not self.generate and not (self.init_from is self.worker is self.num_workers is None):
             raise ValueError("init_from, worker and num_workers are of the generators; say --generate true with them")

@@ -43,6 +43,7 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
                 "95 % interval",
                 "gain, points",
                 "over",
+                "gain on auxiliary images",
                 "worth in images",
                 "seeds",
                 "kept",
@@ -51,8 +52,9 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
                 [
                     escape(row["arm"]),
                     *_figures(row),
-                    "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in row["gain"])) if "gain" in row else "–",
+                    _short(row.get("gain")),
                     escape(row["against"] or "–"),
+                    _short(row.get("elsewhere")),
                     in_words(worths[row["arm"]]),
                     row["seeds"],
                     {None: "–", True: "yes", False: "no"}[row.get("kept")],
@@ -63,7 +65,7 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
         "<p class=note>Worth in real images: how many images per class the free baseline needs for the same mean "
         "recall. Groups of the training images are judged by classifiers of other groups. An arm with fewer than "
         f"{recipe['config']['seeds']} seeds could not be proven any more, whatever the others had brought. "
-        f"{_optimistic(recipe)}</p>",
+        f"{_optimistic(recipe)}{_on_auxiliary(recipe)}</p>",
         *_label_kept(recipe),
         "<h2>Is the number of images enough?</h2>",
         table(
@@ -114,6 +116,23 @@ def _optimistic(recipe: dict[str, Any]) -> str:
     return said
 
 
+def _on_auxiliary(recipe: dict[str, Any]) -> str:
+    """Return how auxiliary images were tried on auxiliary images."""
+    episodes = recipe["episodes"]
+    if episodes is None or episodes["why"]:
+        return ""
+    few = f"{episodes['per_class']} images of each class"
+    if not any(episodes["on"]):
+        return (
+            " On auxiliary images: half of their classes, another half for each seed, were the target, "
+            f"trained on {few}, and the other half the auxiliary ones, and the other way round."
+        )
+    return (
+        f" On auxiliary images: those of {escape(', '.join(episodes['on']))} were the target in turn, classifiers "
+        f"trained on {few} of them and the images of all others, and judged on the other half of their groups."
+    )
+
+
 def _groups(enough: dict[str, Any]) -> list[str]:
     """Return the table of equally many images from more groups, where there are two of each class."""
     if not enough["groups"]:
@@ -150,8 +169,10 @@ def _label_kept(recipe: dict[str, Any]) -> list[str]:
             rows,
         ),
         "<p class=note>Mean recalls of classifiers trained on real images of the fold that the generator has not seen; "
-        "the real images that they look at are those of the other folds. Of two strengths the one was tried that "
-        "brings more variety, if it keeps the class.</p>",
+        "the real images that they look at are those of the other folds. Of own images, and of auxiliary ones, "
+        f"that was tried which brings most variety of those with a ratio of {KEPT} or more, else the one with the "
+        "highest. Strength is the share of the noise schedule to which an image is noised; guidance is how much the "
+        "class is stressed, 1 is none.</p>",
     ]
 
 
@@ -183,14 +204,14 @@ def sentences(recipe: dict[str, Any]) -> list[str]:
         ]
     for row in recipe["cross_validation"]["arms"][1:]:
         verb = "kept" if row["kept"] else "not kept"
-        if row["kept"] and "elsewhere" in row:
-            why = f", since it gains {_points(row['elsewhere'])} on the auxiliary images"
-        elif row["kept"]:
-            why = ""
-        else:
-            proven = row["gain"][1] > 0
-            why = ", another addition gains more" if proven else ", its interval does not lie above zero"
-        said.append(f"{row['arm'].removeprefix('+ ')}: {_points(row['gain'])} over {row['against']}; {verb}{why}.")
+        said.append(
+            f"{row['arm'].removeprefix('+ ')}: {_points(row['gain'])} over {row['against']}; {verb}{_why(row)}."
+        )
+    if recipe["episodes"] and recipe["episodes"]["why"]:
+        said.append(
+            "Whether auxiliary images help was found out on the training images alone, which are few. "
+            f"It was not tried on the auxiliary images: {recipe['episodes']['why']}."
+        )
     for kind, seen in recipe["label_kept"].items():
         if seen["ratio"] < KEPT and any(kind in row["arm"] for row in recipe["cross_validation"]["arms"]):
             said.append(
@@ -200,6 +221,20 @@ def sentences(recipe: dict[str, Any]) -> list[str]:
     if len(recipe["made_from"]) == 1 and not recipe["config"]["generate"]:
         said.append("No auxiliary, unlabelled or generated images were given: transforms are all there was to choose.")
     return [*said, _enough(recipe)]
+
+
+def _why(row: dict[str, Any]) -> str:
+    """Return why an addition was kept or not, as the rest of its sentence."""
+    here, there = row["gain"], row.get("elsewhere")
+    on_auxiliary = there is not None and there[1] > 0
+    gained = f"gains {_points(there)} on the auxiliary images" if there is not None else ""
+    if row["kept"]:
+        return "" if here[1] > 0 else f", since it {gained}"
+    if here[1] > 0 or (on_auxiliary and here[0] >= 0):
+        return ", another addition gains more"
+    if on_auxiliary:
+        return f", though it {gained}: the training images speak against it"
+    return ", its interval does not lie above zero" + (f"; it {gained}" if gained else "")
 
 
 def command(config: dict[str, Any]) -> str:
@@ -243,6 +278,10 @@ def _doublings(few: float, many: float) -> float:
 
 def _figures(row: dict[str, Any]) -> list[str]:
     return [percent(row["recall"]), f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"]
+
+
+def _short(gain: list[float] | None) -> str:
+    return "–" if gain is None else "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in gain))
 
 
 def _gain(row: dict[str, Any]) -> str:

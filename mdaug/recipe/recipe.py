@@ -11,31 +11,28 @@ from typing import Any
 import numpy as np
 
 from mdaug import distributed
-from mdaug.augment import COPIES, TODAY, Policy
+from mdaug.augment import TODAY
 from mdaug.config import as_dict
 from mdaug.measures.worth import worth
 from mdaug.recipe import deliver, page, training_set
-from mdaug.recipe.figures import gains, hits_of, interval, mean_recall, provable
+from mdaug.recipe.comparison import FRESH, TODAY_ARM, Comparison
+from mdaug.recipe.episodes import Episodes, Gain
+from mdaug.recipe.figures import hits_of, interval, mean_recall
 from mdaug.recipe.generators import Generators, Kind
 from mdaug.recipe.inputs import Inputs, load
 from mdaug.recipe.options import AugmentConfig
 from mdaug.recipe.policy_search import CANDIDATES, Chosen, prove, search, task_of
-from mdaug.recipe.trials import GIVEN, MOST_WORKERS, Material, Trial, make_folds, members, run_all
+from mdaug.recipe.trials import GIVEN, MOST_WORKERS, Images, Material, Trial, make_folds, members, run_all
 from shards import atomic, provenance
 from shards.output_folder import OutputFolder, claim, exclusive, is_finished, refuse_other
 from shards.pool import cores
 from shards.progress import say
 from shards.validation import Preflight, identity_of, worker_of
 
-TRIALS, POLICY_TRIALS, RECIPE = "trials", "policy_trials", "recipe.json"
-TODAY_ARM, AVERAGED, SEARCHED = "today's transforms", "today's transforms, averaged", "searched policy"
-UNIFORM, CLASSES, LABELS = "+ auxiliary, uniform labels", "+ auxiliary, further classes", "+ auxiliary, own labels"
-PSEUDO, GENERATED = "+ unlabelled, pseudo-labels", "+ generated"
-TWICE = ", twice the share"
-FRESH = 100  # the first seed of the comparison: not those by which the policy was chosen
-# Minutes at 64 x 64 pixels, for what is said before the start. A classifier: 25 to 36 s of a core were measured on
-# soundwave_gesture (7 classes x 20). A generator: counted from the speeds of two cores in docs/results.
-CLASSIFIER_MINUTES, GENERATOR_MINUTES, ADAPTED_MINUTES = 0.5, 7.0, 4.0
+TRIALS, POLICY_TRIALS, EPISODES, RECIPE = "trials", "policy_trials", "episodes", "recipe.json"
+# Minutes of a classifier at 64 x 64 pixels, for what is said before the start: 25 to 36 s of a core were measured on
+# soundwave_gesture (7 classes x 20).
+CLASSIFIER_MINUTES = 0.5
 
 
 def check(options: AugmentConfig, where: Preflight) -> None:
@@ -62,6 +59,7 @@ def run(options: AugmentConfig) -> dict[str, Any] | None:
     inputs = load(options)
     train = inputs.train
     folds = make_folds(train.labels, train.groups, options.folds, inputs.classes)
+    episodes = _episodes(options, inputs, folds)
     generators = Generators(options, inputs, folds) if options.generate else None
     folder = claim(options.output_dir, "augment", identity_of(options), inputs.made_from, together=True)
     if folder.finished:
@@ -69,7 +67,9 @@ def run(options: AugmentConfig) -> dict[str, Any] | None:
         recipe = json.loads((folder.path / RECIPE).read_text(encoding="utf-8"))
     else:
         folder.begin_again()
-        say(_budget(options, inputs, folds))
+        say(_budget(options, inputs, folds, generators, episodes))
+        if episodes is not None and episodes.why:
+            say(f"whether auxiliary images help is found out on the training images alone: {episodes.why}")
         if generators is not None:
             distributed.be_alone()
             generators.make_share(worker, workers)
@@ -80,16 +80,20 @@ def run(options: AugmentConfig) -> dict[str, Any] | None:
             if is_finished(folder.path):
                 recipe = json.loads((folder.path / RECIPE).read_text(encoding="utf-8"))
             else:
-                recipe = _find(options, inputs, folds, folder, generators)
+                recipe = _find(options, inputs, folds, folder, generators, episodes)
     say(page.summary(recipe, folder.path))
     return recipe
 
 
 def _find(
-    options: AugmentConfig, inputs: Inputs, folds: np.ndarray, folder: OutputFolder, generators: Generators | None
+    options: AugmentConfig,
+    inputs: Inputs,
+    folds: np.ndarray,
+    folder: OutputFolder,
+    generators: Generators | None,
+    episodes: Episodes | None,
 ) -> dict[str, Any]:
-    train = inputs.train
-    settings = {name: getattr(options, name) for name in ("steps", "batch_size", "learning_rate")}
+    train, settings = inputs.train, _settings(options)
     names = [int(fold) for fold in np.unique(folds)]
     synthetic = {(GIVEN, fold): inputs.synthetic for fold in (*names, None) if inputs.synthetic is not None}
     kinds: list[Kind] = generators.chosen() if generators else []
@@ -99,22 +103,23 @@ def _find(
         inputs.classes, train, folds, inputs.held_out, inputs.auxiliary, synthetic, inputs.unlabelled, **settings
     )
     numbers = _curve_numbers(options, material)
-    expected = _expected(options, inputs, len(names), len(numbers))
+    expected = _expected(options, inputs, len(names), len(numbers), episodes)
 
-    def train_all(trials: Sequence[Trial], task: Material | None = None) -> list[dict[str, Any]]:
-        """Return the results of trials, of another task than the recipe's from a folder of its own."""
+    def train_all(trials: Sequence[Trial], task: Material | None = None, episode: str = "") -> list[dict[str, Any]]:
+        """Return the results of trials; those of another task than the recipe's lie in a folder of their own."""
 
         def progress(_: int) -> None:
-            done = sum(1 for place in (TRIALS, POLICY_TRIALS) for _ in (folder.path / place).glob("*.json"))
+            done = sum(1 for place in (TRIALS, POLICY_TRIALS, EPISODES) for _ in (folder.path / place).rglob("*.json"))
             folder.progress(min(done, expected), expected, "classifier")
 
-        place = folder.path / (POLICY_TRIALS if task else TRIALS)
-        return run_all(trials, task or material, place, options.workers, progress)
+        place = f"{EPISODES}/{episode}" if episode else POLICY_TRIALS if task else TRIALS
+        return run_all(trials, task or material, folder.path / place, options.workers, progress)
 
     # The transforms.
     chosen, elsewhere = _search(options, inputs, folds, train_all)
     # Ways to train, all with fresh seeds and the same folds, and which additions are worth it.
-    compared = Comparison(options, inputs, folds, chosen.policy, train_all, elsewhere, [kind.name for kind in kinds])
+    made = [kind.name for kind in kinds]
+    compared = Comparison(options, inputs, folds, chosen.policy, train_all, elsewhere, made, episodes)
     free, best = compared.choose()
     # Is n enough?
     enough = _learning_curve(options, inputs, folds, compared.trials[free], train_all, numbers, compared.rows)
@@ -136,6 +141,9 @@ def _find(
         "policy": final.policy.to_json(),
         "searched": chosen.name,
         "searched_on": "auxiliary images" if elsewhere else "the training images",
+        "episodes": {"on": [target.name for target in episodes.targets], "per_class": episodes.few, "why": episodes.why}
+        if episodes is not None
+        else None,
         "auxiliary": {"use": final.use, "share": final.share} if final.use else None,
         "unlabelled_share": final.pseudo,
         "generated_share": final.synthetic,
@@ -158,9 +166,24 @@ def _find(
     return recipe
 
 
-def _search(
-    options: AugmentConfig, inputs: Inputs, folds: np.ndarray, run: Any
-) -> tuple[Chosen, tuple[float, float, float] | None]:
+def _settings(options: AugmentConfig) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in ("steps", "batch_size", "learning_rate")}
+
+
+def _few(train: Images, folds: np.ndarray) -> int:
+    """Return how many images of a class a fold leaves to train on."""
+    return max(1, round(np.median(np.bincount(train.labels)) * (1 - 1 / len(np.unique(folds)))))
+
+
+def _episodes(options: AugmentConfig, inputs: Inputs, folds: np.ndarray) -> Episodes | None:
+    """Return where uses of auxiliary images are tried beside the training images; None without such images."""
+    if inputs.auxiliary is None:
+        return None
+    few = _few(inputs.train, folds)
+    return Episodes(inputs.auxiliary, inputs.same, inputs.auxiliary_domains, few, _settings(options))
+
+
+def _search(options: AugmentConfig, inputs: Inputs, folds: np.ndarray, run: Any) -> tuple[Chosen, Gain | None]:
     """Return the best policy, and its gain over today's transforms on auxiliary images, where these have chosen it.
 
     They choose where they are more than the training images and have groups, each classifier trained on as many of
@@ -171,10 +194,8 @@ def _search(
     task = task_of(inputs.auxiliary, names, len(train))
     if task is None:
         return search(train, folds, run, seeds=options.seeds), None
-    count = len(np.unique(folds))
-    few = max(1, round(np.median(np.bincount(train.labels)) * (1 - 1 / count)))
-    settings = {name: getattr(options, name) for name in ("steps", "batch_size", "learning_rate")}
-    task = replace(task, **settings)
+    few = _few(train, folds)
+    task = replace(task, **_settings(options))
 
     def run_task(trials: Sequence[Trial]) -> list[dict[str, Any]]:
         return run(trials, task)
@@ -184,135 +205,6 @@ def _search(
         return chosen, (0.0, 0.0, 0.0)
     seeds = range(FRESH, FRESH + options.seeds)
     return chosen, prove(task.train, task.folds, run_task, chosen.policy, seeds, few)
-
-
-class Comparison:
-    """The arms, cross-validated with the same seeds and folds, and the choice among them.
-
-    Attributes:
-        trials: arm -> one of its trials.
-        rows: figures of the arms: {"arm", "recall", "low", "high", "seeds": number of them, "against", "gain":
-            (difference, low, high), "kept"}.
-    """
-
-    def __init__(
-        self,
-        options: AugmentConfig,
-        inputs: Inputs,
-        folds: np.ndarray,
-        searched: Policy,
-        run: Any,
-        elsewhere: tuple[float, float, float] | None = None,
-        kinds: Sequence[str] = (),
-    ):
-        self.options, self.train, self.folds, self.run = options, inputs.train, folds, run
-        self.inputs, self.searched, self.elsewhere = inputs, searched, elsewhere
-        self.kinds = [*([GIVEN] if inputs.synthetic is not None else []), *kinds]
-        self.trials: dict[str, Trial] = {}
-        self.hits: dict[str, np.ndarray] = {}
-        self.rows: list[dict[str, Any]] = []
-
-    def choose(self) -> tuple[str, str]:
-        """Train and compare all arms; return the names of the free baseline and of the chosen arm.
-
-        An addition is kept only if the interval of its gain lies above zero; of several the one with the larger gain.
-        First over today's transforms: averaging over their copies, the searched policy. The winner is the free
-        baseline, on which auxiliary and unlabelled images have to gain. Generated ones come on top of that, and have to
-        gain over the best direct use, kept or not; where they lose nothing there, they are also tried at twice the
-        share, in the place of auxiliary and unlabelled ones.
-
-        A policy whose gain is proven on auxiliary images is kept, if the training images do not speak against it: they
-        are too few to prove one.
-        """
-        share = self.options.share
-        self._compare([Trial(TODAY_ARM, TODAY)])
-        averaged = Trial(AVERAGED, replace(TODAY, copies=COPIES))  # the same classifiers, so all seeds are there
-        rows = self._compare([averaged], TODAY_ARM, all_seeds=True)
-        proven = self.elsewhere is not None and self.elsewhere[1] > 0
-        if self.searched not in (TODAY, averaged.policy):
-            rows += self._compare([Trial(SEARCHED, self.searched)], TODAY_ARM, all_seeds=proven)
-        free = self._keep(rows, TODAY_ARM)
-        if free == TODAY_ARM and proven:
-            row = next(row for row in rows if self.trials[row["arm"]].policy == self.searched)
-            row["elsewhere"] = self.elsewhere
-            if row["gain"][0] >= 0:
-                row["kept"], free = True, row["arm"]
-        policy = self.trials[free].policy
-        direct: list[Trial] = []
-        if self.inputs.same:  # of a quarter and a half of each batch, either was better on some person's gestures
-            direct += [
-                Trial(LABELS, policy, "labels", share=share),
-                Trial(f"{LABELS}{TWICE}", policy, "labels", share=2 * share),
-            ]
-        elif self.inputs.auxiliary is not None:
-            direct += [
-                Trial(UNIFORM, policy, "uniform", share=share),
-                Trial(CLASSES, policy, "classes", share=share),
-            ]
-        if self.inputs.unlabelled is not None:
-            direct.append(Trial(PSEUDO, policy, pseudo=share))
-        rows = self._compare(direct, free, all_seeds=bool(self.kinds))
-        best = self._keep(rows, free)
-        # Generated images.
-        against = max([row for row in self.rows if row["arm"] == free] + rows, key=lambda row: row["recall"])["arm"]
-        whats = {kind: GENERATED if kind == GIVEN else f"{GENERATED}, {kind}" for kind in self.kinds}
-        on_top = {
-            what if best == free else f"{best} {what}": replace(self.trials[best], synthetic=share, kind=kind)
-            for kind, what in whats.items()
-        }
-        rows = self._compare([replace(trial, arm=arm) for arm, trial in on_top.items()], against)
-        alone = [
-            replace(self.trials[free], arm=f"{whats[kind]}{TWICE}", synthetic=2 * share, kind=kind)
-            for kind, row in zip(self.kinds, rows, strict=True)
-            if row["gain"][0] >= 0
-        ]
-        return free, self._keep(rows + self._compare(alone, against), best)
-
-    def _compare(
-        self, arms: Sequence[Trial], against: str | None = None, all_seeds: bool = False
-    ) -> list[dict[str, Any]]:
-        """Train arms and return their rows.
-
-        Seed after seed, an arm only as long as its gain over `against` can still be proven, unless `all_seeds`: of an
-        arm with which others are compared.
-        """
-        labels, groups, seeds = self.train.labels, self.train.groups, self.options.seeds
-        results: dict[str, list[dict[str, Any]]] = {arm.arm: [] for arm in arms}
-        going = list(arms)
-        for number in range(seeds):
-            planned = [
-                replace(arm, fold=int(fold), seed=FRESH + number) for arm in going for fold in np.unique(self.folds)
-            ]
-            for trial, result in zip(planned, self.run(planned), strict=True):
-                results[trial.arm].append(result)
-            for arm in going:
-                key = "averaged" if arm.policy.copies else "plain"
-                self.hits[arm.arm] = hits_of(results[arm.arm], labels, key)
-            if against is not None and not all_seeds:
-                other = self.hits[against][: number + 1]
-                going = [arm for arm in going if provable(gains(self.hits[arm.arm], labels, other), seeds)]
-        rows = []
-        for arm in arms:
-            hits = self.hits[arm.arm]
-            recall, low, high = interval(hits, labels, groups)
-            row: dict[str, Any] = {"arm": arm.arm, "recall": recall, "low": low, "high": high, "against": against}
-            row["seeds"] = len(hits)
-            if against is not None:
-                row["gain"] = interval(hits, labels, groups, self.hits[against][: len(hits)])
-                row["kept"] = False
-            self.trials[arm.arm] = arm
-            rows.append(row)
-        self.rows += rows
-        return rows
-
-    @staticmethod
-    def _keep(rows: list[dict[str, Any]], best: str) -> str:
-        proven = [row for row in rows if row["gain"][1] > 0]
-        if not proven:
-            return best
-        winner = max(proven, key=lambda row: row["gain"][0])
-        winner["kept"] = True
-        return str(winner["arm"])
 
 
 def _curve_numbers(options: AugmentConfig, material: Material) -> list[int]:
@@ -389,23 +281,29 @@ def _look(options: AugmentConfig, inputs: Inputs, trials: dict[str, Trial], run:
     return rows
 
 
-def _expected(options: AugmentConfig, inputs: Inputs, folds: int, numbers: int) -> int:
+def _expected(options: AugmentConfig, inputs: Inputs, folds: int, numbers: int, episodes: Episodes | None) -> int:
     """Return about how many classifiers a recipe trains at most."""
     arms = 2 + 2 * (inputs.auxiliary is not None) + 2 * (inputs.unlabelled is not None)
     arms += (inputs.synthetic is not None) + (3 if options.generate else 0)
     rounds = len(CANDIDATES) * 3 // 2
     of_search = folds * rounds if inputs.auxiliary is None else 2 * (rounds + 2 * options.seeds)
-    return of_search + options.seeds * (folds * (arms + numbers + 1) + 3)
+    of_episodes = 2 * 3 * len(episodes) if episodes is not None else 0  # folds, arms
+    return of_search + options.seeds * (folds * (arms + numbers + 1) + 3 + of_episodes)
 
 
-def _budget(options: AugmentConfig, inputs: Inputs, folds: np.ndarray) -> str:
+def _budget(
+    options: AugmentConfig,
+    inputs: Inputs,
+    folds: np.ndarray,
+    generators: Generators | None,
+    episodes: Episodes | None,
+) -> str:
     """Return what is going to be trained, and about how long that takes."""
     count = len(np.unique(folds))
-    classifiers = _expected(options, inputs, count, len(options.n_per_class))
+    classifiers = _expected(options, inputs, count, len(options.n_per_class), episodes)
     minutes = classifiers * CLASSIFIER_MINUTES / min(options.workers or cores(), MOST_WORKERS)
     text = f"{len(inputs.train)} training images of {len(inputs.classes)} classes; about {classifiers} classifiers"
-    if options.generate:
-        each = GENERATOR_MINUTES if options.init_from is None else ADAPTED_MINUTES
+    if generators is not None:
         text += f" and {count} generators, one more if their images are kept,"
-        minutes += each * (count + 1)
+        minutes += generators.minutes
     return f"{text} to train: about {max(1, round(minutes))} minutes at 64x64 on quiet cores"

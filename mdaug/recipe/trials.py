@@ -61,6 +61,8 @@ class Material:
         auxiliary: images of other classes, labels from 0 on; or of the target classes, for the use "labels".
         synthetic: (kind, fold) -> generated images of the target classes, by a generator that has not seen the fold.
         unlabelled: images whose class is not known, uint8 (n, S, S, C).
+        auxiliary_folds: int64 (m,), the fold of each auxiliary image that is of a group of the training images, else
+            -1; a trial that is judged on the fold does not see it. None: all are of other groups.
         steps, batch_size, learning_rate: see `classifier.train`.
     """
 
@@ -71,6 +73,7 @@ class Material:
     auxiliary: Images | None = None
     synthetic: Mapping[tuple[str, int | None], Images] = field(default_factory=dict)
     unlabelled: np.ndarray | None = None
+    auxiliary_folds: np.ndarray | None = None
     steps: int | Literal["settled"] = classifier.SETTLED
     batch_size: int = 32
     learning_rate: float = 1e-3
@@ -186,6 +189,8 @@ def fit(trial: Trial, material: Material, losses: list[float] | None = None) -> 
     if trial.use:
         assert material.auxiliary is not None  # whoever plans such a trial has them
         extra = material.auxiliary
+        if trial.fold is not None and material.auxiliary_folds is not None:
+            extra = extra.take(np.flatnonzero(material.auxiliary_folds != trial.fold))
         source, outputs = auxiliary.source(extra.pixels, extra.labels, trial.use, outputs, trial.share)
         others.append(source)
     if trial.synthetic:

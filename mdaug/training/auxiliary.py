@@ -14,6 +14,7 @@ import numpy as np
 
 from mdaug import distributed
 from mdaug.measures.auxiliary import require_same_colours
+from mdaug.measures.image_set import described
 from mdaug.training.options import TrainingConfig
 from mdaug.training.options_ldm import LDMConfig
 from shards import provenance
@@ -122,27 +123,39 @@ def _refuse_common(options: TrainingConfig, target: Path, others: Sequence[Path]
 def _common(options: TrainingConfig, target: Path, others: Sequence[Path], field: str) -> str | None:
     """Return the refusal of the first set that shares samples with the target; None where none does."""
     known = {
-        digest: "training" if split == "train" else "held-out"
+        digest: ("training" if split == "train" else "held-out", dataset, i)
         for split in SPLITS
-        for digest in _digests(target / split, field)
+        for digest, dataset, i in _digests(target / split, field)
     }
     for folder in others:
-        shared = [digest for split in SPLITS for digest in _digests(folder / split, field) if digest in known]
+        shared = [
+            (known[digest], dataset, i)
+            for split in SPLITS
+            for digest, dataset, i in _digests(folder / split, field)
+            if digest in known
+        ]
         if shared:
-            what = sorted({known[digest] for digest in shared}, reverse=True)
+            what = sorted({side for (side, *_), *_ in shared}, reverse=True)
+            (_, twin, at), own, i = shared[0]
+            its, theirs = _named(own, i, field), _named(twin, at, field)
             return (
-                f"{len(shared)} images of aux_dir {folder} are {' and '.join(what)} images of {options.data_dir}; "
-                "leave them out of the auxiliary folder"
+                f"{len(shared)} images of aux_dir {folder} are {' and '.join(what)} images of {options.data_dir}, such "
+                f"as {its}, which is {theirs} there; leave them out of the auxiliary folder"
             )
     return None
 
 
-def _digests(folder: Path, field: str) -> Iterator[bytes]:
-    """Yield a hash of each sample of a split, of none where there is no such split."""
+def _named(dataset: ShardDataset, i: int, field: str) -> str:
+    """Return the file that sample i was packed from, of latents its key."""
+    return dataset.key(i) if field == "array" else described(dataset, i)[0]
+
+
+def _digests(folder: Path, field: str) -> Iterator[tuple[bytes, ShardDataset, int]]:
+    """Yield a hash of each sample of a split, and where it is, of none where there is no such split."""
     if (folder / INDEX).is_file():
         dataset = ShardDataset(folder, fields=(field,))
         for i in range(len(dataset)):
-            yield hashlib.sha256(dataset[i][field].tobytes()).digest()
+            yield hashlib.sha256(dataset[i][field].tobytes()).digest(), dataset, i
 
 
 def splits(folder: Path) -> list[Path]:

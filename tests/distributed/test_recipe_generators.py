@@ -7,13 +7,24 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mdaug.recipe import comparison
 from mdaug.recipe import recipe as recipes
-from mdaug.recipe.generators import LABELS_SEEN, PER_CLASS, Kind
+from mdaug.recipe.generators import (
+    CALL_SECONDS,
+    LABELS_SEEN,
+    PER_CLASS,
+    REDRAWN,
+    TRAINING_MINUTES,
+    VARIED,
+    Generators,
+    Kind,
+)
 from mdaug.recipe.inputs import load
 from mdaug.recipe.options import AugmentConfig
 from mdaug.recipe.trials import make_folds
@@ -48,7 +59,7 @@ def augment(options: AugmentConfig, keep_last: bool = False) -> dict | None:
                 row["kept"], best = True, row["arm"]
             return best
 
-        recipes.Comparison._keep = staticmethod(last)
+        comparison.Comparison._keep = staticmethod(last)
     return recipes.run(options)
 
 
@@ -92,10 +103,14 @@ def test_no_generator_has_seen_the_fold_that_it_is_judged_on(done):
         # What is redrawn is of these, or auxiliary.
         made_from = provenance.read(place / "ldm" / "best", "pipeline")["made_from"]
         assert made_from["images"] == provenance.read(place / "packed", "images")["hash"]
-        for kind, sources in (("own-0.4", place / "packed"), ("auxiliary-0.6", place.parent / "auxiliary")):
-            record = provenance.read(place / kind, "synthetic")
-            assert record["made_from"]["sources"] == provenance.read(sources, "images")["hash"]
-            made = ShardDataset(place / kind)
+        kinds = [("noise-guidance-3", None)]
+        kinds += [(kind.folder, place / "packed") for kind in VARIED]
+        kinds += [(kind.folder, place.parent / "auxiliary") for kind in REDRAWN]
+        for folder, sources in kinds:
+            record = provenance.read(place / folder, "synthetic")
+            if sources:
+                assert record["made_from"]["sources"] == provenance.read(sources, "images")["hash"]
+            made = ShardDataset(place / folder)
             assert np.bincount(made.labels).tolist() == [3] * 4
     assert not (options.output_dir / "generators" / "all").exists()  # nothing was kept
     assert found["generated_kind"] is None
@@ -104,19 +119,19 @@ def test_no_generator_has_seen_the_fold_that_it_is_judged_on(done):
 def test_direct_uses_and_generated_images_are_compared(done):
     options, found = done
     arms = [row["arm"] for row in found["cross_validation"]["arms"]]
-    made = [arm for arm in arms if recipes.GENERATED in arm and not arm.endswith(recipes.TWICE)]
-    assert {recipes.UNIFORM, recipes.CLASSES, recipes.PSEUDO} <= set(arms)
+    made = [arm for arm in arms if comparison.GENERATED in arm and not arm.endswith(comparison.TWICE)]
+    assert {comparison.UNIFORM, comparison.CLASSES, comparison.PSEUDO} <= set(arms)
     assert sum("noise" in arm for arm in made) == sum("varied" in arm for arm in made) == 1
     assert sum("redrawn" in arm for arm in made) == 1
     assert len(made) == 3
     # Twice the share where the share itself loses nothing.
     shares = {row["arm"]: row["gain"][0] for row in found["cross_validation"]["arms"] if row["arm"] in made}
-    assert sum(arm.endswith(recipes.TWICE) and recipes.GENERATED in arm for arm in arms) == sum(
+    assert sum(arm.endswith(comparison.TWICE) and comparison.GENERATED in arm for arm in arms) == sum(
         gain >= 0 for gain in shares.values()
     )
     # Against the best direct use of the same images, or what does without.
     rows = {row["arm"]: row for row in found["cross_validation"]["arms"]}
-    direct = [rows[arm] for arm in (found["free_baseline"], recipes.UNIFORM, recipes.CLASSES, recipes.PSEUDO)]
+    direct = [rows[arm] for arm in (found["free_baseline"], comparison.UNIFORM, comparison.CLASSES, comparison.PSEUDO)]
     assert {rows[arm]["against"] for arm in made} == {max(direct, key=lambda row: row["recall"])["arm"]}
     text = (options.output_dir / "report.html").read_text(encoding="utf-8")
     assert "intended class" in text
@@ -129,8 +144,9 @@ def test_it_resumes_and_workers_that_share_it_find_the_same(done, sets, tmp_path
     shutil.copytree(options.output_dir, place)
     resumed = AugmentConfig(output_dir=place, **sets, **SMALL)
     (place / provenance.FILE_NAME).unlink()
-    (place / "generators" / "fold-1" / LABELS_SEEN).unlink()
-    shutil.rmtree(place / "generators" / "fold-1" / "noise")
+    seen = place / "generators" / "fold-1" / LABELS_SEEN
+    seen.write_text(json.dumps({"real": 0.5, "noise": 0.5, "own-0.4": 0.5}))  # of the kinds of an earlier version
+    shutil.rmtree(place / "generators" / "fold-1" / "noise-guidance-3")
     network = place / "generators" / "fold-0" / "ldm" / "best" / "unet" / "diffusion_pytorch_model.safetensors"
     before = network.stat().st_mtime_ns
     again = run_ranks(1, augment, resumed)[0]
@@ -178,26 +194,72 @@ def test_images_of_the_same_classes_are_redrawn_as_these_and_a_base_model_is_ada
     assert not (place / "vqvae").exists()
     record = provenance.read(place / "ldm" / "best", "pipeline")
     assert record["config"]["train_samples"] == 8  # a third
-    made = ShardDataset(place / "auxiliary-0.4", fields=("meta",))
+    made = ShardDataset(place / REDRAWN[0].folder, fields=("meta",))
     classes = [made[i]["meta"] for i in range(len(made))]
     assert {meta["class"] for meta in classes} == {"flat", "wavy"}
     assert all(meta["class"] == meta["from_class"] for meta in classes)
 
 
-def test_the_strength_is_the_one_that_keeps_the_label_and_brings_most_variety(monkeypatch):
-    from mdaug.recipe.generators import NOISE, REDRAWN, VARIED, Generators
+def test_every_image_is_of_the_strength_and_the_guidance_that_its_kind_names(done):
+    options, found = done
+    place = options.output_dir / "generators" / "fold-0"
+    kinds = Generators(options, load(options), np.zeros(32, int)).kinds
+    assert {kind.name for kind in kinds} == set(found["label_kept"])
+    assert len({kind.folder for kind in kinds}) == len(kinds)
+    text = (options.output_dir / "report.html").read_text(encoding="utf-8")
+    for kind in kinds:
+        plan = json.loads((place / kind.folder / "run.json").read_text())["identity"]
+        assert plan["guidance_scale"] == kind.guidance
+        assert (plan["redraw"] or {"strengths": [1.0]})["strengths"] == [kind.strength]
+        assert f"guidance {kind.guidance:g}" in kind.name
+        assert f"<td>{kind.name}</td>" in text
+        if kind.source:
+            assert f"strength {kind.strength:g}" in kind.name
 
+
+def test_noise_is_guided_as_the_preset_has_it_and_what_is_redrawn_as_its_kind(done, sets, tmp_path):
+    options, _ = done
+    preset = tmp_path / "guided.yaml"
+    preset.write_text(PRESET.replace("generate: {", "generate: {guidance_scale: 2, "))
+    guided = Generators(replace(options, generator=str(preset)), load(options), np.zeros(32, int))
+    assert guided.kinds == [Kind(guidance=2.0), *VARIED, *REDRAWN]
+    assert Generators(options, load(options), np.zeros(32, int)).kinds[0] == Kind(guidance=3.0)
+    for kind in REDRAWN:
+        given = {"ldm_path": "-", "output_dir": "-", "guidance_scale": kind.guidance}
+        assert guided._flags("generate", given).guidance_scale == kind.guidance
+
+
+def test_the_time_that_is_said_counts_the_calls_of_the_network(done):
+    """Five steps: noise 10 calls, own images 3 and 2, auxiliary ones 3, 8 and 8; of two folds, and one kind more."""
+    options, _ = done
+    inputs, folds = load(options), np.arange(32) % 2
+    made = Generators(options, inputs, folds)
+    assert [kind.calls(made.steps) for kind in made.kinds] == [10, 3, 2, 3, 8, 8]
+    without = Generators(replace(options, aux_dir=None), replace(inputs, auxiliary=None), folds)
+    images = PER_CLASS * len(CLASSES) * 2 * 19
+    assert made.minutes - without.minutes == pytest.approx(images * CALL_SECONDS / 60)
+    assert without.minutes == pytest.approx(
+        3 * TRAINING_MINUTES + PER_CLASS * len(CLASSES) * (2 * 15 + 10) * CALL_SECONDS / 60
+    )
+
+
+def test_the_kind_that_is_tried_keeps_the_label_and_brings_most_variety(monkeypatch):
     generators = object.__new__(Generators)
-    generators.kinds = [NOISE, *VARIED, *REDRAWN]
+    generators.noise = Kind(guidance=3.0)
+    generators.kinds = [generators.noise, *VARIED, *REDRAWN]
 
-    def chosen(own: tuple[float, float], auxiliary: tuple[float, float]) -> list[Kind]:
+    def chosen(own: tuple[float, ...], auxiliary: tuple[float, ...]) -> list[Kind]:
         ratios = zip([kind.name for kind in (*VARIED, *REDRAWN)], (*own, *auxiliary), strict=True)
         kept = {name: {"ratio": ratio} for name, ratio in ratios}
         monkeypatch.setattr(Generators, "label_kept", lambda _: kept)
-        return generators.chosen()
+        return generators.chosen()[1:]
 
-    low, high = 0, 1
-    assert chosen((1.0, 0.95), (0.95, 1.0)) == [NOISE, VARIED[high], REDRAWN[low]]
-    assert chosen((1.0, 0.5), (0.5, 1.0)) == [NOISE, VARIED[low], REDRAWN[high]]
-    assert chosen((0.6, 0.5), (0.5, 0.6)) == [NOISE, VARIED[low], REDRAWN[high]]
-    assert PER_CLASS > 0
+    # In the order of the variety that they keep: own ones from strong to weak, auxiliary ones from weak to strong.
+    assert [kind.strength for kind in VARIED] == [0.6, 0.4]
+    assert [(kind.strength, kind.guidance) for kind in REDRAWN] == [(0.6, 1.0), (0.8, 3.0), (0.9, 3.0)]
+    assert chosen((0.95, 1.0), (0.95, 1.0, 1.1)) == [VARIED[0], REDRAWN[0]]
+    assert chosen((0.5, 1.0), (0.5, 0.9, 1.0)) == [VARIED[1], REDRAWN[1]]
+    assert chosen((0.5, 0.6), (0.5, 0.6, 1.0)) == [VARIED[1], REDRAWN[2]]
+    assert chosen((0.6, 0.5), (0.5, 0.7, 0.6)) == [VARIED[0], REDRAWN[1]]  # none keeps it: the nearest
+    generators.kinds = [generators.noise, *VARIED]
+    assert chosen((0.95, 1.0), (1.0, 1.0, 1.0)) == [VARIED[0]]

@@ -15,7 +15,7 @@ import pytest
 
 from mdaug.augment import RICHER, TODAY, Policy
 from mdaug.measures import classifier, image_set
-from mdaug.recipe import deliver, policy_search, recipe, training_set
+from mdaug.recipe import comparison, deliver, policy_search, recipe, training_set
 from mdaug.recipe.figures import gains
 from mdaug.recipe.generators import Generators
 from mdaug.recipe.inputs import load
@@ -63,7 +63,7 @@ def test_an_arm_ends_where_it_cannot_be_proven_and_not_where_others_are_compared
 
     def run(trials):
         trained.extend(trials)
-        right = {recipe.TODAY_ARM: 0.5, "worse": 0.4, "better": 0.9}
+        right = {comparison.TODAY_ARM: 0.5, "worse": 0.4, "better": 0.9}
         rng = np.random.default_rng(0)
         shown = [np.flatnonzero(compared.folds == trial.fold) for trial in trials]
         predicted = [
@@ -76,14 +76,14 @@ def test_an_arm_ends_where_it_cannot_be_proven_and_not_where_others_are_compared
         ]
 
     folds = np.arange(len(train)) // 4 % 2
-    compared = recipe.Comparison(replace(options, seeds=3), load(options), folds, TODAY, run)
-    compared._compare([Trial(recipe.TODAY_ARM, TODAY)])
-    rows = compared._compare([Trial("worse", TODAY), Trial("better", RICHER)], recipe.TODAY_ARM)
+    compared = comparison.Comparison(replace(options, seeds=3), load(options), folds, TODAY, run)
+    compared._compare([Trial(comparison.TODAY_ARM, TODAY)])
+    rows = compared._compare([Trial("worse", TODAY), Trial("better", RICHER)], comparison.TODAY_ARM)
     assert [row["seeds"] for row in rows] == [1, 3]
-    assert compared._keep(rows, recipe.TODAY_ARM) == "better"
+    assert compared._keep(rows, comparison.TODAY_ARM) == "better"
     assert sum(trial.arm == "worse" for trial in trained) == 2
-    assert gains(compared.hits["worse"], train.labels, compared.hits[recipe.TODAY_ARM][:1])[0] < 0
-    assert compared._compare([Trial("worse", RICHER)], recipe.TODAY_ARM, all_seeds=True)[0]["seeds"] == 3
+    assert gains(compared.hits["worse"], train.labels, compared.hits[comparison.TODAY_ARM][:1])[0] < 0
+    assert compared._compare([Trial("worse", RICHER)], comparison.TODAY_ARM, all_seeds=True)[0]["seeds"] == 3
 
 
 def test_a_trial_judges_its_fold_and_uses_the_others(packed):
@@ -105,8 +105,8 @@ def test_the_whole_recipe_resumes_and_its_classifier_needs_torch_alone(options, 
     found = recipe.run(options)
     place = options.output_dir
     assert {row["arm"] for row in found["cross_validation"]["arms"]} == {
-        recipe.TODAY_ARM, recipe.AVERAGED, recipe.UNIFORM, recipe.CLASSES,
-        *[recipe.SEARCHED] * (found["searched"] != "only"),
+        comparison.TODAY_ARM, comparison.AVERAGED, comparison.UNIFORM, comparison.CLASSES,
+        *[comparison.SEARCHED] * (found["searched"] != "only"),
     }  # fmt: skip
     assert json.loads((place / recipe.RECIPE).read_text())["held_out"] == json.loads(json.dumps(found["held_out"]))
     text = (place / "report.html").read_text(encoding="utf-8")
@@ -215,16 +215,16 @@ def test_the_held_out_images_decide_nothing(options, tmp_path):
 
 def test_an_addition_is_kept_only_if_its_interval_lies_above_zero():
     rows = [{"arm": arm, "gain": gain} for arm, gain in (("a", (0.3, -0.1, 0.6)), ("b", (0.02, 0.01, 0.03)))]
-    assert recipe.Comparison._keep(rows, "free") == "b"
+    assert comparison.Comparison._keep(rows, "free") == "b"
     assert rows[1]["kept"]
-    assert recipe.Comparison._keep(rows[:1], "free") == "free"
+    assert comparison.Comparison._keep(rows[:1], "free") == "free"
 
 
 def test_generated_images_are_an_addition(options, packed, tmp_path):
     synthetic = toy_synthetic(tmp_path / "synthetic", packed, per_class=4)
     found = recipe.run(replace(options, synthetic_dir=synthetic))
     rows = {row["arm"]: row for row in found["cross_validation"]["arms"]}
-    assert (f"{recipe.GENERATED}{recipe.TWICE}" in rows) == (rows[recipe.GENERATED]["gain"][0] >= 0)
+    assert (f"{comparison.GENERATED}{comparison.TWICE}" in rows) == (rows[comparison.GENERATED]["gain"][0] >= 0)
     assert "upper bound" in (options.output_dir / "report.html").read_text(encoding="utf-8")
     foreign = toy_packed(tmp_path / "foreign", size=32, train=8, val=8)
     with pytest.raises(UserError, match="images differ"):
@@ -345,7 +345,7 @@ def test_auxiliary_images_choose_the_policy_where_they_are_more_and_have_groups(
     inputs = replace(load(options), auxiliary=many, same=False, auxiliary_classes=CLASSES)
     short = replace(inputs, train=inputs.train.take(np.arange(16)))
     chosen, gain = recipe._search(options, short, np.arange(16) // 8, run)
-    assert set(seen) <= {(2, subset, True) for subset in (0, 1, recipe.FRESH, recipe.FRESH + 1)}
+    assert set(seen) <= {(2, subset, True) for subset in (0, 1, comparison.FRESH, comparison.FRESH + 1)}
     assert gain is not None
     assert chosen.name in FEW
     seen.clear()
@@ -365,7 +365,7 @@ def test_auxiliary_images_choose_the_policy_where_they_are_more_and_have_groups(
 def test_a_policy_that_is_proven_on_auxiliary_images_is_kept_unless_the_own_ones_contradict(
     options, monkeypatch, own, there, kept
 ):
-    compared = recipe.Comparison(options, load(options), np.array([0]), RICHER, None, there)
+    compared = comparison.Comparison(options, load(options), np.array([0]), RICHER, None, there)
 
     def compare(arms, against=None, all_seeds=False):
         rows = [{"arm": t.arm, "recall": 0.5, "against": against, "gain": own, "kept": False} for t in arms]
@@ -375,14 +375,14 @@ def test_a_policy_that_is_proven_on_auxiliary_images_is_kept_unless_the_own_ones
 
     monkeypatch.setattr(compared, "_compare", compare)
     free, best = compared.choose()
-    assert free == best == (recipe.SEARCHED if kept else recipe.TODAY_ARM)
-    assert next(row for row in compared.rows if row["arm"] == recipe.SEARCHED)["kept"] == kept
+    assert free == best == (comparison.SEARCHED if kept else comparison.TODAY_ARM)
+    assert next(row for row in compared.rows if row["arm"] == comparison.SEARCHED)["kept"] == kept
 
 
 def test_generated_images_have_to_beat_the_best_direct_use_though_it_was_not_proven(options, monkeypatch, tmp_path):
     inputs = load(replace(options, aux_dir=others(tmp_path / "others"), unlabelled_dir=others(tmp_path / "more", "pq")))
-    compared = recipe.Comparison(options, inputs, np.array([0]), TODAY, None, None, ["redrawn", "varied"])
-    recalls = {recipe.TODAY_ARM: 0.5, recipe.UNIFORM: 0.6, recipe.CLASSES: 0.55, recipe.PSEUDO: 0.58}
+    compared = comparison.Comparison(options, inputs, np.array([0]), TODAY, None, None, ["redrawn", "varied"])
+    recalls = {comparison.TODAY_ARM: 0.5, comparison.UNIFORM: 0.6, comparison.CLASSES: 0.55, comparison.PSEUDO: 0.58}
     gain = {"redrawn": 0.1, "varied": -0.1}
 
     def compare(arms, against=None, all_seeds=False):
@@ -400,10 +400,10 @@ def test_generated_images_have_to_beat_the_best_direct_use_though_it_was_not_pro
         return rows
 
     monkeypatch.setattr(compared, "_compare", compare)
-    assert compared.choose() == (recipe.TODAY_ARM, recipe.TODAY_ARM)
+    assert compared.choose() == (comparison.TODAY_ARM, comparison.TODAY_ARM)
     made = compared.rows[-3:]
-    assert {row["against"] for row in made} == {recipe.UNIFORM}
-    names = [f"{recipe.GENERATED}, {kind}" for kind in ("redrawn", "varied", f"redrawn{recipe.TWICE}")]
+    assert {row["against"] for row in made} == {comparison.UNIFORM}
+    names = [f"{comparison.GENERATED}, {kind}" for kind in ("redrawn", "varied", f"redrawn{comparison.TWICE}")]
     assert [row["arm"] for row in made] == names  # half of each batch only where a quarter loses nothing
     assert [compared.trials[name].synthetic for name in names] == [0.25, 0.25, 0.5]
 
