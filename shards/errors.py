@@ -49,15 +49,17 @@ def run_process(main: Callable[[], int]) -> NoReturn:
     """
     ended: list[int] = []
     # Registered before all others, so called after them.
-    atexit.register(lambda: ended and _leave(ended[0]))
+    atexit.register(_leave, ended)
     ended.append(main())
     sys.exit(ended[0])
 
 
-def _leave(status: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+def _leave(ended: list[int]) -> None:
+    """Leave at once with the status in `ended`; without one an exception is on its way, and Python goes on."""
+    if ended:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(ended[0])
 
 
 def print_every_character() -> None:
