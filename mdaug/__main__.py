@@ -1,7 +1,13 @@
 """`python -m mdaug` is the `mdaug` command."""
 
-import sys
-
 from mdaug.cli import main
+from shards.errors import run_process
 
-sys.exit(main())
+
+def command() -> None:
+    """Run the command of this process's arguments and end the process."""
+    run_process(main)
+
+
+if __name__ == "__main__":
+    command()

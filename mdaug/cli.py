@@ -6,8 +6,11 @@ command itself.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -55,7 +58,24 @@ class Command:
     def load(self, options: Any) -> ModuleType:
         """Import and return the module with `run` and `check` for these options."""
         option, module = self.instead or ("", "")
-        return importlib.import_module(module if getattr(options, option, None) is not None else self.module)
+        return imported(module if getattr(options, option, None) is not None else self.module)
+
+
+def imported(module: str) -> ModuleType:
+    """Import and return a module that brings many others, without searching for garbage meanwhile.
+
+    Python would go again and again through a million objects while they are made. None of them is garbage, so later
+    searches leave them out, too.
+    """
+    if module not in sys.modules:
+        gc.disable()
+        try:
+            importlib.import_module(module)
+        finally:
+            gc.freeze()
+            gc.enable()
+            atexit.register(gc.unfreeze)  # else nanobind takes them for leaks at the end, and says so
+    return sys.modules[module]
 
 
 COMMANDS = {

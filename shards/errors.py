@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import io
+import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -36,6 +39,27 @@ def entry_point(main: Callable[[list[str]], int]) -> Callable[..., int]:
             return 130
 
     return entered
+
+
+def run_process(main: Callable[[], int]) -> NoReturn:
+    """Call the entry point of this process and end the process with its status, without clearing its memory.
+
+    Python would search all that torch and diffusers brought for garbage: more than a second of processor time. Threads
+    are waited for and what is registered with atexit is called as usual. An exception ends the process as usual, too.
+    """
+    ended: list[int] = []
+    # Registered before all others, so called after them.
+    atexit.register(_leave, ended)
+    ended.append(main())
+    sys.exit(ended[0])
+
+
+def _leave(ended: list[int]) -> None:
+    """Leave at once with the status in `ended`; without one an exception is on its way, and Python goes on."""
+    if ended:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(ended[0])
 
 
 def print_every_character() -> None:

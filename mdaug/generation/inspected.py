@@ -110,7 +110,9 @@ def _kept_or_new(plan: Plan, folder: Path, name: str) -> Look:
 def _read(folder: Path, name: str) -> Look | None:
     """Return what was kept of a shard that has not changed since; None without that."""
     with contextlib.suppress(OSError, pyarrow.ArrowInvalid):
-        rows = parquet.read_table(_file(folder, name))
+        # read_table would import pyarrow.dataset and, with it, pandas.
+        with parquet.ParquetFile(_file(folder, name)) as file:
+            rows = file.read()
         about = json.loads(rows.schema.metadata[b"look"])
         if about["stamp"] == _stamp(folder / name):
             text = rows.schema.metadata[b"csv"].decode()

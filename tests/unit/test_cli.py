@@ -188,3 +188,83 @@ def test_too_little_memory_is_one_line(error, monkeypatch, capsys):
     assert "allocate" in printed
     assert "--batch_size" in printed
     assert printed.count("\n") == 1
+
+
+def test_a_process_ends_with_its_status_after_its_threads_and_handlers_but_clears_nothing(tmp_path):
+    code = f"""
+import atexit, sys, threading, time
+from pathlib import Path
+from shards.errors import run_process
+
+class Held:
+    def __del__(self):
+        Path({str(tmp_path / "cleared")!r}).touch()
+
+sys.held = Held()
+
+def late():
+    time.sleep(0.2)
+    print("thread", end=" ")
+
+def main():
+    atexit.register(lambda: print("handler", end=""))
+    threading.Thread(target=late).start()
+    print("main", end=" ")
+    return 3
+
+run_process(main)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "main thread handler", "")
+    assert not (tmp_path / "cleared").exists()
+
+
+@pytest.mark.parametrize(("end", "status"), [("raise SystemExit(143)", 143), ("raise ValueError('what')", 1)])
+def test_a_process_that_an_exception_ends_ends_as_any_other(end, status):
+    code = f"""
+from shards.errors import run_process
+def main():
+    print("said", end="")
+    {end}
+run_process(main)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (status, "said")
+    assert ("ValueError: what" in done.stderr) == (status == 1)
+
+
+def test_a_command_is_imported_without_a_search_for_garbage(tmp_path):
+    (tmp_path / "many_objects.py").write_text("import gc\nheld = [[] for _ in range(100_000)]\nwas = gc.isenabled()\n")
+    (tmp_path / "broken_module.py").write_text("raise ImportError('broken')\n")
+    code = f"""
+import gc, sys
+from mdaug import cli
+sys.path.insert(0, {str(tmp_path)!r})
+searched = []
+gc.callbacks.append(lambda phase, about: searched.append(phase))
+module = cli.imported("many_objects")
+assert not searched
+assert not module.was and gc.isenabled()
+assert gc.get_freeze_count() > 100_000
+assert cli.imported("many_objects") is module
+try:
+    cli.imported("broken_module")
+except ImportError:
+    print(gc.isenabled())
+"""
+    assert python(code) == "True\n"
+
+
+@pytest.mark.slow
+def test_generate_brings_neither_the_training_nor_pandas(tmp_path):
+    """Pandas would come with pyarrow.dataset, which reading a table with `parquet.read_table` imports."""
+    code = f"""
+import sys
+from pathlib import Path
+from mdaug import cli
+cli.imported("mdaug.generation.generate")
+from mdaug.generation import inspected
+assert inspected._read(Path({str(tmp_path)!r}), "000000.tar") is None
+print([name for name in ("deepspeed", "pandas", "pyarrow.dataset", "lpips", "wandb") if name in sys.modules])
+"""
+    assert python(code) == "[]\n"
