@@ -207,10 +207,11 @@ def sentences(recipe: dict[str, Any]) -> list[str]:
         said.append(
             f"{row['arm'].removeprefix('+ ')}: {_points(row['gain'])} over {row['against']}; {verb}{_why(row)}."
         )
-    if recipe["episodes"] and recipe["episodes"]["why"]:
+    episodes = recipe.get("episodes")  # a finished recipe of an earlier version is shown, too
+    if episodes and episodes["why"]:
         said.append(
             "Whether auxiliary images help was found out on the training images alone, which are few. "
-            f"It was not tried on the auxiliary images: {recipe['episodes']['why']}."
+            f"It was not tried on the auxiliary images: {episodes['why']}."
         )
     for kind, seen in recipe["label_kept"].items():
         if seen["ratio"] < KEPT and any(kind in row["arm"] for row in recipe["cross_validation"]["arms"]):
