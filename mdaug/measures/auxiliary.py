@@ -67,6 +67,7 @@ def load(
     image_size: int,
     max_per_class: int,
     role: str = "aux_dir",
+    group_by: str | None = None,
 ) -> Auxiliary:
     """Return all images of an auxiliary folder, whatever their split.
 
@@ -77,6 +78,7 @@ def load(
         same_names: whether classes of one name are the same class; "ask": it has to be said.
         image_size, max_per_class: as in `image_set.load`.
         role: the option that names the folder.
+        group_by: of an image folder, what is one recording, as in `mdaug pack`.
 
     Raises:
         UserError: images of other channels, in another colour map, or among the known ones by the hash of their pixels;
@@ -84,7 +86,11 @@ def load(
     """
     folder = aux_dir
     if not ((folder / RUN_FILE).is_file() or (folder / "train" / INDEX).is_file()):
-        folder = open_packed(folder, image_size)
+        try:
+            folder = open_packed(folder, image_size, group_by=group_by)
+        except UserError as error:
+            remedy = "or pack that folder by itself and give the packed one"
+            raise UserError(f"{role} {aux_dir}: {error}; {remedy}") from None
     target, own = read_index(data_dir / "train"), read_index(folder / "train")
     # Made alike, or refused.
     (height, width, channels), (own_height, own_width, own_channels) = target["image_shape"], own["image_shape"]

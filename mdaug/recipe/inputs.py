@@ -98,6 +98,7 @@ def load(options: AugmentConfig) -> Inputs:
             same_names=options.same_names,
             image_size=options.image_size,
             max_per_class=options.max_per_class,
+            group_by=options.group_by,
         )
         auxiliary = Images(found.pixels, found.labels, found.groups)
         names, same, made_from["auxiliary"] = found.classes, found.same, found.content
@@ -150,10 +151,10 @@ def load(options: AugmentConfig) -> Inputs:
     )
 
 
-def _packed(folder: Path, options: AugmentConfig, group_by: str | None = None) -> Path:
+def _packed(folder: Path, options: AugmentConfig) -> Path:
     if (folder / RUN_FILE).is_file() or (folder / "train" / INDEX).is_file():
         return folder
-    return open_packed(folder, options.image_size, group_by=group_by or options.group_by)
+    return open_packed(folder, options.image_size, group_by=options.group_by)
 
 
 def _domains(places: Sequence[tuple[ShardDataset, int]], rule: str) -> list[str]:

@@ -43,7 +43,7 @@ class AugmentConfig:
     regular expression with one capture group, searched in its path, as group_by in `mdaug pack`. Each of them in turn
     then plays the training images, and what the others bring it is known from more images than the training images."""
     group_by: str | None = None
-    """For an image folder: what must stay together, as in `mdaug pack`."""
+    """For image folders, data_dir and aux_dir: what must stay together, as in `mdaug pack`."""
     image_size: int = 64
     """Side in pixels of the images that the classifier sees; a multiple of 16."""
     folds: int = 3

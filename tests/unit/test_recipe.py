@@ -246,6 +246,14 @@ def test_auxiliary_images_that_do_not_fit_are_refused_in_one_line(options, packe
     assert resized.auxiliary.pixels.shape[1:] == (32, 32, 1)
 
 
+def test_recordings_of_an_auxiliary_image_folder_stay_together_as_those_of_the_training_images(options, tmp_path):
+    folder = others(tmp_path / "a" / "images")
+    found = load(replace(options, aux_dir=folder, group_by=r"(\d)\.png"))  # the last digit of eight
+    assert set(found.auxiliary.groups) == set("01234567")
+    with pytest.raises(UserError, match="aux_dir .* does not match --group_by .*; or pack that folder by itself"):
+        load(replace(options, aux_dir=folder, group_by=r"_(r\d)_"))
+
+
 def test_pictures_in_another_colour_map_are_refused_in_one_line(options, tmp_path):
     for name, paint, first in (("mine", "jet-256", 0), ("theirs", "viridis", 50)):
         for label in range(2):
