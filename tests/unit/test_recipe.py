@@ -250,7 +250,7 @@ def test_recordings_of_an_auxiliary_image_folder_stay_together_as_those_of_the_t
     folder = others(tmp_path / "a" / "images")
     found = load(replace(options, aux_dir=folder, group_by=r"(\d)\.png"))  # the last digit of eight
     assert set(found.auxiliary.groups) == set("01234567")
-    with pytest.raises(UserError, match="aux_dir .* does not match --group_by .*; or pack that folder by itself"):
+    with pytest.raises(UserError, match=r"aux_dir .* does not match --group_by .*; or pack that folder by itself"):
         load(replace(options, aux_dir=folder, group_by=r"_(r\d)_"))
 
 
