@@ -23,7 +23,7 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
     arms = recipe["cross_validation"]["arms"]
     _, low, high = recipe["held_out"][-1].get("gain", (0, 0, 0))
     kind = "loss" if high < 0 else "gain" if low > 0 else "none"
-    worths = recipe["enough"]["worth"]
+    worths, tried = recipe["enough"]["worth"], any("elsewhere" in row for row in arms)
     policy = {name: value for name, value in recipe["policy"].items() if value not in (0, 0.0)}
     pieces = [
         "<h1>How to train on these images</h1>",
@@ -39,25 +39,25 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
         table(
             [
                 "trained with",
+                "kept",
                 "mean recall",
                 "95 % interval",
                 "gain, points",
                 "over",
-                "gain on auxiliary images",
+                *["gain on auxiliary images"] * tried,
                 "worth in images",
                 "seeds",
-                "kept",
             ],
             [
                 [
                     escape(row["arm"]),
+                    {None: "–", True: "yes", False: "no"}[row.get("kept")],
                     *_figures(row),
                     _short(row.get("gain")),
                     escape(row["against"] or "–"),
-                    _short(row.get("elsewhere")),
+                    *[_short(row.get("elsewhere"))] * tried,
                     in_words(worths[row["arm"]]),
                     row["seeds"],
-                    {None: "–", True: "yes", False: "no"}[row.get("kept")],
                 ]
                 for row in arms
             ],
@@ -207,10 +207,11 @@ def sentences(recipe: dict[str, Any]) -> list[str]:
         said.append(
             f"{row['arm'].removeprefix('+ ')}: {_points(row['gain'])} over {row['against']}; {verb}{_why(row)}."
         )
-    if recipe["episodes"] and recipe["episodes"]["why"]:
+    episodes = recipe.get("episodes")  # a finished recipe of an earlier version is shown, too
+    if episodes and episodes["why"]:
         said.append(
             "Whether auxiliary images help was found out on the training images alone, which are few. "
-            f"It was not tried on the auxiliary images: {recipe['episodes']['why']}."
+            f"It was not tried on the auxiliary images: {episodes['why']}."
         )
     for kind, seen in recipe["label_kept"].items():
         if seen["ratio"] < KEPT and any(kind in row["arm"] for row in recipe["cross_validation"]["arms"]):
@@ -227,14 +228,14 @@ def _why(row: dict[str, Any]) -> str:
     """Return why an addition was kept or not, as the rest of its sentence."""
     here, there = row["gain"], row.get("elsewhere")
     on_auxiliary = there is not None and there[1] > 0
-    gained = f"gains {_points(there)} on the auxiliary images" if there is not None else ""
+    gained = f"{_points(there)} on the auxiliary images" if there is not None else ""
     if row["kept"]:
-        return "" if here[1] > 0 else f", since it {gained}"
+        return "" if here[1] > 0 else f", since it gains {gained}"
     if here[1] > 0 or (on_auxiliary and here[0] >= 0):
         return ", another addition gains more"
     if on_auxiliary:
-        return f", though it {gained}: the training images speak against it"
-    return ", its interval does not lie above zero" + (f"; it {gained}" if gained else "")
+        return f", though it gains {gained}: the training images speak against it"
+    return ", its interval does not lie above zero" + (f"; {gained}" if gained else "")
 
 
 def command(config: dict[str, Any]) -> str:

@@ -208,7 +208,8 @@ def test_sets_that_do_not_fit_are_refused_in_one_line(folders, tmp_path):
     large = unequal_packed(tmp_path / "large", {"anna": (4, 1), "ben": (4, 1)}, size=32)
     refused(folders, large, "large holds images of 32x32, but image_size is 16")
     # The pictures of the target itself, as training and as held-out images.
-    refused(folders, folders["packed"], "8 images of aux_dir .* are training and held-out images of .*packed")
+    named = r"8 images of aux_dir .* are training and held-out images of .*packed, such as (\S+), which is \1 there"
+    refused(folders, folders["packed"], named)
     val = tmp_path / "val"
     (val / "train").mkdir(parents=True)
     for path in (folders["packed"] / "val").iterdir():
