@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Literal
 
 from launch import caches, job, local, preflight, slurm, slurm_profile, slurm_query, stages, status
 from mdaug import cli, config
-from shards.errors import UserError, entry_point, run_process
+from shards.errors import UserError, entry_point
 from shards.validation import at_least
 
 USAGE = """usage: python -m launch <command> [--out DIR] [--preset NAME] [--nodes N] [--gpus_per_node N]
@@ -255,4 +256,4 @@ def _slurm_ranks(launcher: LaunchConfig, partition: str | None) -> tuple[int, bo
 
 
 if __name__ == "__main__":
-    run_process(main)
+    sys.exit(main(sys.argv[1:]))

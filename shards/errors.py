@@ -45,7 +45,7 @@ def run_process(main: Callable[[], int]) -> NoReturn:
     """Call the entry point of this process and end the process with its status, without clearing its memory.
 
     Python would search all that torch and diffusers brought for garbage: more than a second of processor time. Threads
-    are waited for and what is registered with atexit is called as usual. An exception ends the process as usual, too.
+    are waited for, and what is registered with atexit after this call is called. An exception ends it as ever.
     """
     ended: list[int] = []
     # Registered before all others, so called after them.

@@ -219,6 +219,11 @@ run_process(main)
     assert not (tmp_path / "cleared").exists()
 
 
+def test_nothing_is_registered_for_the_end_before_a_command_runs():
+    """What is registered before `run_process` would not be called."""
+    assert python("import atexit, mdaug.__main__; print(atexit._ncallbacks())") == "0\n"
+
+
 @pytest.mark.parametrize(("end", "status"), [("raise SystemExit(143)", 143), ("raise ValueError('what')", 1)])
 def test_a_process_that_an_exception_ends_ends_as_any_other(end, status):
     code = f"""
