@@ -22,7 +22,8 @@ class AugmentConfig:
     output_dir: Path = operational()
     """Folder for recipe.json, report.html, classifier and predict.py; the same command again resumes or shows it."""
     aux_dir: Path | None = operational(None)
-    """Images of other classes (other persons, sites, sensors), packed or an image folder; optional."""
+    """Images of other persons, sites or sensors, of the same classes or of others (see same_names), packed or an image
+    folder; optional."""
     synthetic_dir: Path | None = operational(None)
     """Synthetic shards (`mdaug generate`) of a generator trained on data_dir; optional."""
     unlabelled_dir: Path | None = operational(None)
