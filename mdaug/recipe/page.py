@@ -11,6 +11,7 @@ from mdaug.evaluation.report.page import STYLE
 from mdaug.evaluation.report.sections import table
 from mdaug.evaluation.report.verdict import percent
 from mdaug.measures.worth import in_words
+from mdaug.recipe.deliver import PREDICT
 from mdaug.recipe.generators import KEPT
 from shards.atomic import write_text
 
@@ -35,6 +36,10 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
             ["trained with", "mean recall", "95 % interval", "over today's transforms"],
             [[escape(row["arm"]), *_figures(row), _gain(row)] for row in recipe["held_out"]],
         ),
+        "<p class=note>Mean recall: the share of a class's images that is recognised, averaged over the classes; "
+        f"chance is {percent(1 / len(recipe['classes']))}. The interval allows for other recordings and other "
+        "seeds; it is wide where few groups (recordings, persons) are held out.</p>",
+        *_use(recipe),
         "<h2>What was compared, by cross-validation inside the training images</h2>",
         table(
             [
@@ -95,6 +100,22 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
         f'content="width=device-width,initial-scale=1"><title>mdaug augment</title><style>{STYLE}</style></head>\n'
         "<body>\n" + "\n".join(pieces) + "\n</body></html>\n",
     )
+
+
+def _use(recipe: dict[str, Any]) -> list[str]:
+    """Return how the folder is used: predict, train again, train something else."""
+    return [
+        "<h2>How to use it</h2>",
+        f"<p>The classifier ({escape(recipe['chosen'])}) was trained on all {recipe['images']['train']} training "
+        "images and not on the held-out ones. In this folder, with torch, numpy and Pillow:</p>",
+        "<pre>python classifier/predict.py image.png ...   # their classes\n"
+        "python classifier/predict.py new/*/*.png     # and how well, where new/ has a folder for each class\n"
+        "python classifier/train.py                   # trains again on training_set/; begin here with another network"
+        "</pre>",
+        "<p class=note>training_set/ holds the images that it was trained on as WebDataset tars, a folder for each "
+        "source. To train any other network, draw them with the weight in their JSON, and take the policy below from "
+        "classifier/augment.py, as train.py does.</p>",
+    ]
 
 
 def _optimistic(recipe: dict[str, Any]) -> str:
@@ -182,7 +203,8 @@ def summary(recipe: dict[str, Any], folder: Path) -> str:
     for row in recipe["held_out"]:
         recall, within = _figures(row)
         lines.append(f"{row['arm']:60s} {recall} ({within})")
-    return "\n".join([*lines, "", *sentences(recipe), "", f"report: {folder / REPORT}"])
+    use = [f"report: {folder / REPORT}", f"predict: python {folder / PREDICT} image.png ..."]
+    return "\n".join([*lines, "", *sentences(recipe), "", *use])
 
 
 def sentences(recipe: dict[str, Any]) -> list[str]:
@@ -202,6 +224,11 @@ def sentences(recipe: dict[str, Any]) -> list[str]:
             f"On {images['held_out']} held-out images the recipe ({recipe['chosen']}) {outcome} today's transforms: "
             f"{percent(today['recall'])} to {percent(chosen['recall'])} mean recall, {_points(chosen['gain'])}."
         ]
+    if recipe["groups"]["train"] == images["train"]:
+        said.append(
+            "Every image counts as a recording of its own. If several come from one recording, all figures here are "
+            "too high: name the recordings (--group_by) and start again."
+        )
     for row in recipe["cross_validation"]["arms"][1:]:
         verb = "kept" if row["kept"] else "not kept"
         said.append(
