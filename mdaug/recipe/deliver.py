@@ -106,6 +106,8 @@ def predict(paths):
 def main(paths):
     if not paths:
         sys.exit(__doc__.strip())
+    if (HERE / "retrained.pt").is_file():
+        print("predicted by retrained.pt of train.py; without that file the recipe's classifier does", file=sys.stderr)
     found = predict(paths)
     for path, row in zip(paths, found):
         print(f"{path}: {ABOUT['classes'][row.argmax()]} ({row.max():.2f})")
@@ -199,6 +201,7 @@ def main(steps):
         if step % 100 == 0 or step == steps - 1:
             print(f"step {step + 1} of {steps}: loss {loss.item():.3f}", flush=True)
     torch.save(model.state_dict(), HERE / "retrained.pt")
+    print(f"predict.py now takes {HERE / 'retrained.pt'}; delete it to go back to the recipe's classifier")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ class AugmentConfig:
     folds: int = 3
     """Parts of the training groups, each judged by classifiers trained on the others."""
     seeds: int = 3
-    """Most classifiers per arm and fold; an arm that cannot be proven any more has fewer."""
+    """Most classifiers per arm and fold; an arm that cannot be proven any more has fewer. With two hardly anything can
+    be proven."""
     share: float = 0.25
     """Share of each batch that auxiliary, and generated, images take; twice the share of images of the target
     classes is tried, too."""

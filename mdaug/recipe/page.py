@@ -7,16 +7,21 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from mdaug.augment import COPIES
 from mdaug.evaluation.report.page import STYLE
 from mdaug.evaluation.report.sections import table
 from mdaug.evaluation.report.verdict import percent
 from mdaug.measures.worth import in_words
+from mdaug.recipe.comparison import LABELS, TODAY_ARM
 from mdaug.recipe.deliver import PREDICT
 from mdaug.recipe.generators import KEPT
 from shards.atomic import write_text
 
 REPORT = "report.html"
-TODAY_ARM = "today's transforms"
+FEW_SEEDS = {
+    1: "Only one seed was trained, so the intervals leave out how much seeds differ and are too narrow",
+    2: "Only two seeds were trained, so the intervals are wide and hardly anything can be proven",
+}
 
 
 def write(folder: Path, recipe: dict[str, Any]) -> None:
@@ -71,6 +76,7 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
         "recall. Groups of the training images are judged by classifiers of other groups. An arm with fewer than "
         f"{recipe['config']['seeds']} seeds could not be proven any more, whatever the others had brought. "
         f"{_optimistic(recipe)}{_on_auxiliary(recipe)}</p>",
+        f"<p class=note>{_arms(recipe)}</p>",
         *_label_kept(recipe),
         "<h2>Is the number of images enough?</h2>",
         table(
@@ -116,6 +122,19 @@ def _use(recipe: dict[str, Any]) -> list[str]:
         "source. To train any other network, draw them with the weight in their JSON, and take the policy below from "
         "classifier/augment.py, as train.py does.</p>",
     ]
+
+
+def _arms(recipe: dict[str, Any]) -> str:
+    """Return what the names of the arms mean."""
+    said = (
+        "Today's transforms: shifts in time that go round, gain and noise, those of mdaug evaluate. Averaged: the mean "
+        f"prediction over {COPIES} transformed copies of an image. Searched policy: the best of those below. Free "
+        "baseline: the best of these three that was kept; it needs no further images."
+    )
+    if any(row["arm"] == LABELS for row in recipe["cross_validation"]["arms"]):
+        share = f"{100 * recipe['config']['share']:g} %"
+        said += f" Auxiliary, own labels: the auxiliary images of the same classes take {share} of each batch."
+    return said
 
 
 def _optimistic(recipe: dict[str, Any]) -> str:
@@ -224,6 +243,8 @@ def sentences(recipe: dict[str, Any]) -> list[str]:
             f"On {images['held_out']} held-out images the recipe ({recipe['chosen']}) {outcome} today's transforms: "
             f"{percent(today['recall'])} to {percent(chosen['recall'])} mean recall, {_points(chosen['gain'])}."
         ]
+    if recipe["config"]["seeds"] in FEW_SEEDS:
+        said.append(f"{FEW_SEEDS[recipe['config']['seeds']]}: --seeds 3 or more.")
     if recipe["groups"]["train"] == images["train"]:
         said.append(
             "Every image counts as a recording of its own. If several come from one recording, all figures here are "

@@ -116,6 +116,8 @@ def test_the_whole_recipe_resumes_and_its_classifier_needs_torch_alone(options, 
     alone = {**found, "groups": {**found["groups"], "train": found["images"]["train"]}}
     warned = [any("Every image counts as a recording" in said for said in page.sentences(of)) for of in (found, alone)]
     assert warned == [False, True]
+    of_seeds = [" ".join(page.sentences({**found, "config": {**found["config"], "seeds": n}})) for n in (1, 2, 3)]
+    assert ["--seeds 3 or more" in said for said in of_seeds] == [True, True, False]
 
     # Interrupted before the end: one trial and what follows are made again, and nothing else.
     trials = sorted((place / recipe.TRIALS).iterdir())
