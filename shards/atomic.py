@@ -56,6 +56,8 @@ def replacing_folder(path: Path, *, keep_first: bool = False) -> Iterator[Path]:
     old = _temporary(path)
     try:
         yield temporary
+        for file in temporary.rglob("*.safetensors"):
+            let_others_read(file)
         if not keep_first and path.exists():
             os.rename(path, old)
         try:
@@ -73,6 +75,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a small text file in UTF-8 so that a reader sees the old content or the new one, never half of it."""
     with replacing(path, "w", encoding="utf-8") as file:
         file.write(text)
+
+
+def let_others_read(file: Path) -> None:
+    """Give a file the permissions that its folder has; safetensors leaves its files to their owner alone."""
+    with contextlib.suppress(OSError):  # a file system without permissions
+        file.chmod(file.parent.stat().st_mode & 0o666)
 
 
 @contextlib.contextmanager

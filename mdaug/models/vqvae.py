@@ -100,6 +100,8 @@ def save_vqvae(
         latents = model.encode(torch.zeros(1, channels, height, width)).latents
     (folder / provenance.FILE_NAME).unlink(missing_ok=True)
     model.save_pretrained(folder)
+    for file in folder.glob("*.safetensors"):
+        atomic.let_others_read(file)
     geometry = {
         "image_shape": image_shape,
         "latent_shape": list(latents.shape[1:]),

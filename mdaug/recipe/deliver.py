@@ -225,6 +225,7 @@ def write(folder: Path, trial: Trial, material: Material, colormap: str | None) 
         model = fit(trial, material)
     temporary = place / "classifier.tmp"
     save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
+    atomic.let_others_read(temporary)
     temporary.replace(folder / WEIGHTS)
     about = {
         "classes": list(material.classes),

@@ -138,6 +138,7 @@ class BackgroundWriter:
             for bundle in self._bundles:
                 for path, write in bundle.files.items():
                     write(path)
+                    atomic.let_others_read(path)
                     with open(path, "rb") as file:
                         os.fsync(file.fileno())  # on the disk before the folder is marked complete
         except BaseException as error:

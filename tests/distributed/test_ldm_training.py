@@ -51,6 +51,13 @@ def test_latents_have_the_measured_scale(one_rank, folders):
     assert (dataset.labels == images.labels).all()
 
 
+def test_whoever_may_read_a_folder_may_read_its_files(folders, one_rank):
+    """safetensors leaves its files to their owner alone, and people of a group work on one cluster."""
+    for path in (path for folder in (*folders, one_rank) for path in folder.rglob("*") if path.is_file()):
+        readers = path.parent.stat().st_mode & 0o444
+        assert path.stat().st_mode & readers == readers, path
+
+
 def validations(output: Path) -> list[dict[str, float]]:
     """The validation figures, in order; a resumed run has written none of them twice."""
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]

@@ -111,6 +111,8 @@ def test_the_whole_recipe_resumes_and_its_classifier_needs_torch_alone(options, 
     assert json.loads((place / recipe.RECIPE).read_text())["held_out"] == json.loads(json.dumps(found["held_out"]))
     text = (place / "report.html").read_text(encoding="utf-8")
     assert "How to train on these images" in text
+    weights = place / deliver.WEIGHTS
+    assert weights.stat().st_mode & 0o444 == weights.parent.stat().st_mode & 0o444
     assert "mdaug augment --data_dir" in text
     assert f"python {deliver.PREDICT} " in text
     alone = {**found, "groups": {**found["groups"], "train": found["images"]["train"]}}
