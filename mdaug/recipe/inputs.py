@@ -65,9 +65,8 @@ def load(options: AugmentConfig) -> Inputs:
 
     Raises:
         UserError: one class, no held-out images, auxiliary or unlabelled images of other channels, of classes with the
-            same names (if that is not answered), or that are among the others; auxiliary images without a domain, or
-            of other classes, where domains are asked for; synthetic images of another set; no base model where
-            `init_from` names one.
+            same names (if that is not answered), or that are among the others; auxiliary images without a domain,
+            where domains are asked for; synthetic images of another set; no base model where `init_from` names one.
     """
     data_dir = _packed(options.data_dir, options)
     index = read_index(data_dir / "train")
@@ -104,11 +103,6 @@ def load(options: AugmentConfig) -> Inputs:
         names, same, made_from["auxiliary"] = found.classes, found.same, found.content
         stored["auxiliary"] = Stored.at(found.places)
         if options.aux_domains is not None:
-            if not same:
-                raise UserError(
-                    "aux_domains names the person, site or sensor of auxiliary images of the target classes "
-                    f"(--same_names same), but those of {options.aux_dir} are of other classes; leave it out"
-                )
             domains = _domains(found.places, options.aux_domains)
     unlabelled = None
     if options.unlabelled_dir is not None:  # whatever its folders are called
