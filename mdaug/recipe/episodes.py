@@ -72,7 +72,9 @@ class Episodes:
         names = found.tolist()
         self.targets: list[Target] = []
         self.why = ""
-        enough = f"{few} images in each of two halves of its groups"
+        enough = (
+            f"{few} images in each of two halves of its groups, which have to be recordings (--group_by of mdaug pack)"
+        )
         if same and domains is None:
             self.why = (
                 "say of which person, site or sensor each of them is, by --aux_domains, which takes column:<name> of "
