@@ -18,8 +18,7 @@ from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.index import FILE_NAME as INDEX
 from shards.index import SPLITS, read_index
-from shards.output_folder import RUN_FILE
-from shards.packed import open_packed
+from shards.packed import is_packed, open_packed
 from shards.progress import say
 
 Use = Literal["uniform", "classes", "labels", "random"]
@@ -86,7 +85,7 @@ def load(
             said to be the same.
     """
     folder = aux_dir
-    if not ((folder / RUN_FILE).is_file() or (folder / "train" / INDEX).is_file()):
+    if not is_packed(folder):
         try:
             folder = open_packed(folder, image_size, group_by=group_by)
         except UserError as error:
