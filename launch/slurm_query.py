@@ -103,7 +103,8 @@ def _sinfo(partition: str | None, columns: str) -> list[list[str]]:
     """Return rows of columns of sinfo for a partition (None: the default); raises UserError if it does not exist."""
     answer = _ask(["sinfo", "--noheader", f"--format=%P|{columns}"])
     if answer.returncode != 0:
-        raise NoAnswer(f"sinfo does not answer: {_line(answer.stderr)}; --cluster local runs on this machine")
+        here = "--cluster local (make: CLUSTER=local) runs on this machine"
+        raise NoAnswer(f"sinfo does not answer: {_line(answer.stderr)}; {here}")
     rows = [line.strip().split("|") for line in answer.stdout.splitlines()]
     chosen = [
         row for name, *row in rows if (name.endswith("*") if partition is None else name.rstrip("*") == partition)

@@ -60,7 +60,7 @@ def run(options: PackConfig) -> None:
     if options.dry_run:
         with Pool(options.workers, len(folder.images)) as pool:
             plan = make_plan(options, folder, _check(folder, pool))
-        say(f"{summary(plan.report)}\n--dry_run: nothing was written")
+        say(f"{summary(plan.report, options.data_dir)}\n--dry_run: nothing was written")
         return
     require_writable(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,8 @@ def run(options: PackConfig) -> None:
         atomic.write_text(listing, folder.listing)
         config = {name: plain(value) for name, value in asdict(options).items()}
         mine.finish("images", content_hash(output), config)
-    say(f"{summary(plan.report)}\nwrote {output}; {output / REPORT} names every file rejected or converted")
+    written = f"wrote {output}; {output / REPORT} names every file rejected or converted"
+    say(f"{summary(plan.report, options.data_dir)}\n{written}")
 
 
 def _hash_of_simulated(data_dir: Path) -> dict[str, str]:

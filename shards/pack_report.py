@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from shards import duplicates
@@ -70,9 +71,9 @@ def make_report(
     }
 
 
-def summary(report: dict[str, Any]) -> str:
-    """Return what was understood, classes x counts as a table, and what the user should know."""
-    lines = ["understood:", *(f"  {what:12s} {text}" for what, text in report["understood"].items())]
+def summary(report: dict[str, Any], folder: Path) -> str:
+    """Return what the image folder was understood as, classes x counts as a table, and what the user should know."""
+    lines = [f"understood {folder} as", *(f"  {what:12s} {text}" for what, text in report["understood"].items())]
     rejected = Counter(entry["class"] for entry in report["rejected"])
     sides = list(report["splits"])
     rows = [["class", *sides, "rejected"]]

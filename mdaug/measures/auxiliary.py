@@ -23,6 +23,7 @@ from shards.progress import say
 
 Use = Literal["uniform", "classes", "labels", "random"]
 COMPARED = 8  # pictures of a set that show its colour map
+NAMED = 50  # copies that a refusal names
 RANDOM_LABELS = 4  # names the stream of random labels among those of a seed
 
 
@@ -112,16 +113,21 @@ def load(
     places = [(part.dataset, int(i)) for part in parts for i in part.indices]
     groups = [group for part in parts for group in part.groups]
     # Kept apart from the images that train and judge.
-    for what, images in known.items():
-        there = {digest(image): int(i) for image, i in zip(images.images, images.indices, strict=True)}
-        overlap = [(place, there[key]) for place, key in zip(places, map(digest, pixels), strict=True) if key in there]
-        if overlap:
-            (own_set, index), twin = overlap[0]
-            its, theirs = image_set.described(own_set, index)[0], image_set.described(images.dataset, twin)[0]
-            raise UserError(
-                f"{len(overlap)} of {len(pixels)} images of {role} {aux_dir} are {what} images of {data_dir}, such as "
-                f"{its}, which is {theirs} there; leave them out of that folder"
-            )
+    there = {
+        digest(image): (what, images.dataset, int(i))
+        for what, images in known.items()
+        for image, i in zip(images.images, images.indices, strict=True)
+    }
+    twins = [(place, there[key]) for place, key in zip(places, map(digest, pixels), strict=True) if key in there]
+    if twins:
+        copies = [image_set.described(*place)[0] for place, _ in twins]
+        whose = " and ".join(what for what in known if any(what == twin[0] for _, twin in twins))
+        twin = image_set.described(*twins[0][1][1:])[0]
+        more = f" and {len(copies) - NAMED} more" if len(copies) > NAMED else ""
+        raise UserError(
+            f"{len(copies)} of {len(pixels)} images of {role} {aux_dir} are {whose} images of {data_dir}, such as "
+            f"{copies[0]}, which is {twin} there; leave out of {role}: {', '.join(copies[:NAMED])}{more}"
+        )
     # Which classes these are.
     names: list[str] = own["classes"]
     shared = [name for name in names if name in target["classes"]]

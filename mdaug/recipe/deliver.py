@@ -20,7 +20,11 @@ WEIGHTS, SETTINGS, PREDICT = f"{FOLDER}/classifier.safetensors", f"{FOLDER}/clas
 TRAIN = f"{FOLDER}/train.py"
 FILES = (WEIGHTS, SETTINGS, PREDICT, TRAIN, f"{FOLDER}/augment.py", f"{FOLDER}/small_resnet.py")
 
-SCRIPT = '''"""Predict the class of spectrograms: python predict.py IMAGE.png ... (torch, numpy, Pillow)"""
+SCRIPT = '''"""Predict the class of spectrograms: python predict.py IMAGE.png ... (torch, numpy, Pillow)
+
+It prints a line for each image: class and probability. Where all of them lie in folders named after the classes, as in
+python predict.py new/*/*.png, it also says how well these are recognised.
+"""
 
 import io
 import json
@@ -92,13 +96,32 @@ def predict(paths):
     rng = np.random.default_rng([policy.seed, 2])
     views = [policy(images, rng, ABOUT["floor"]) for _ in range(policy.copies)] or [images]
     pixels = [torch.from_numpy(np.ascontiguousarray(np.moveaxis(view, -1, 1))).float() / 127.5 - 1 for view in views]
-    logits = [model.head(model.features(view))[:, : len(ABOUT["classes"])].double() for view in pixels]
+    logits = [
+        torch.cat([model.head(model.features(part)) for part in view.split(256)])[:, : len(ABOUT["classes"])].double()
+        for view in pixels
+    ]
     return torch.stack([torch.softmax(view, 1) for view in logits]).mean(0).numpy()
 
 
-if __name__ == "__main__":
-    for path, row in zip(sys.argv[1:], predict(sys.argv[1:])):
+def main(paths):
+    if not paths:
+        sys.exit(__doc__.strip())
+    if (HERE / "retrained.pt").is_file():
+        print("predicted by retrained.pt of train.py; without that file the recipe's classifier does", file=sys.stderr)
+    found = predict(paths)
+    for path, row in zip(paths, found):
         print(f"{path}: {ABOUT['classes'][row.argmax()]} ({row.max():.2f})")
+    named = [Path(path).resolve().parent.name for path in paths]
+    if set(named) <= set(ABOUT["classes"]):
+        truth = np.array([ABOUT["classes"].index(name) for name in named])
+        recalls = {ABOUT["classes"][k]: (found.argmax(1) == k)[truth == k].mean() for k in np.unique(truth)}
+        each = ", ".join(f"{name} {100 * recall:.0f}" for name, recall in recalls.items())
+        mean = 100 * np.mean(list(recalls.values()))
+        print(f"mean recall of {len(paths)} images by their folders: {mean:.1f} % ({each})", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
 '''
 
 
@@ -178,6 +201,7 @@ def main(steps):
         if step % 100 == 0 or step == steps - 1:
             print(f"step {step + 1} of {steps}: loss {loss.item():.3f}", flush=True)
     torch.save(model.state_dict(), HERE / "retrained.pt")
+    print(f"predict.py now takes {HERE / 'retrained.pt'}; delete it to go back to the recipe's classifier")
 
 
 if __name__ == "__main__":

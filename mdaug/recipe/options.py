@@ -22,7 +22,8 @@ class AugmentConfig:
     output_dir: Path = operational()
     """Folder for recipe.json, report.html, classifier and predict.py; the same command again resumes or shows it."""
     aux_dir: Path | None = operational(None)
-    """Images of other classes (other persons, sites, sensors), packed or an image folder; optional."""
+    """Images of other persons, sites or sensors, of the same classes or of others (see same_names), packed or an image
+    folder; optional."""
     synthetic_dir: Path | None = operational(None)
     """Synthetic shards (`mdaug generate`) of a generator trained on data_dir; optional."""
     unlabelled_dir: Path | None = operational(None)
@@ -49,7 +50,8 @@ class AugmentConfig:
     folds: int = 3
     """Parts of the training groups, each judged by classifiers trained on the others."""
     seeds: int = 3
-    """Most classifiers per arm and fold; an arm that cannot be proven any more has fewer."""
+    """Most classifiers per arm and fold; an arm that cannot be proven any more has fewer. With two hardly anything can
+    be proven."""
     share: float = 0.25
     """Share of each batch that auxiliary, and generated, images take; twice the share of images of the target
     classes is tried, too."""

@@ -7,15 +7,21 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from mdaug.augment import COPIES
 from mdaug.evaluation.report.page import STYLE
 from mdaug.evaluation.report.sections import table
 from mdaug.evaluation.report.verdict import percent
 from mdaug.measures.worth import in_words
+from mdaug.recipe.comparison import LABELS, TODAY_ARM
+from mdaug.recipe.deliver import PREDICT
 from mdaug.recipe.generators import KEPT
 from shards.atomic import write_text
 
 REPORT = "report.html"
-TODAY_ARM = "today's transforms"
+FEW_SEEDS = {
+    1: "Only one seed was trained, so the intervals leave out how much seeds differ and are too narrow",
+    2: "Only two seeds were trained, so the intervals are wide and hardly anything can be proven",
+}
 
 
 def write(folder: Path, recipe: dict[str, Any]) -> None:
@@ -35,6 +41,10 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
             ["trained with", "mean recall", "95 % interval", "over today's transforms"],
             [[escape(row["arm"]), *_figures(row), _gain(row)] for row in recipe["held_out"]],
         ),
+        "<p class=note>Mean recall: the share of a class's images that is recognised, averaged over the classes; "
+        f"chance is {percent(1 / len(recipe['classes']))}. The interval allows for other recordings and other "
+        "seeds; it is wide where few groups (recordings, persons) are held out.</p>",
+        *_use(recipe),
         "<h2>What was compared, by cross-validation inside the training images</h2>",
         table(
             [
@@ -66,6 +76,7 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
         "recall. Groups of the training images are judged by classifiers of other groups. An arm with fewer than "
         f"{recipe['config']['seeds']} seeds could not be proven any more, whatever the others had brought. "
         f"{_optimistic(recipe)}{_on_auxiliary(recipe)}</p>",
+        f"<p class=note>{_arms(recipe)}</p>",
         *_label_kept(recipe),
         "<h2>Is the number of images enough?</h2>",
         table(
@@ -95,6 +106,35 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
         f'content="width=device-width,initial-scale=1"><title>mdaug augment</title><style>{STYLE}</style></head>\n'
         "<body>\n" + "\n".join(pieces) + "\n</body></html>\n",
     )
+
+
+def _use(recipe: dict[str, Any]) -> list[str]:
+    """Return how the folder is used: predict, train again, train something else."""
+    return [
+        "<h2>How to use it</h2>",
+        f"<p>The classifier ({escape(recipe['chosen'])}) was trained on all {recipe['images']['train']} training "
+        "images and not on the held-out ones. In this folder, with torch, numpy and Pillow:</p>",
+        "<pre>python classifier/predict.py image.png ...   # their classes\n"
+        "python classifier/predict.py new/*/*.png     # and how well, where new/ has a folder for each class\n"
+        "python classifier/train.py                   # trains again on training_set/; begin here with another network"
+        "</pre>",
+        "<p class=note>training_set/ holds the images that it was trained on as WebDataset tars, a folder for each "
+        "source. To train any other network, draw them with the weight in their JSON, and take the policy below from "
+        "classifier/augment.py, as train.py does.</p>",
+    ]
+
+
+def _arms(recipe: dict[str, Any]) -> str:
+    """Return what the names of the arms mean."""
+    said = (
+        "Today's transforms: shifts in time that go round, gain and noise, those of mdaug evaluate. Averaged: the mean "
+        f"prediction over {COPIES} transformed copies of an image. Searched policy: the best of those below. Free "
+        "baseline: the best of these three that was kept; it needs no further images."
+    )
+    if any(row["arm"] == LABELS for row in recipe["cross_validation"]["arms"]):
+        share = f"{100 * recipe['config']['share']:g} %"
+        said += f" Auxiliary, own labels: the auxiliary images of the same classes take {share} of each batch."
+    return said
 
 
 def _optimistic(recipe: dict[str, Any]) -> str:
@@ -182,7 +222,8 @@ def summary(recipe: dict[str, Any], folder: Path) -> str:
     for row in recipe["held_out"]:
         recall, within = _figures(row)
         lines.append(f"{row['arm']:60s} {recall} ({within})")
-    return "\n".join([*lines, "", *sentences(recipe), "", f"report: {folder / REPORT}"])
+    use = [f"report: {folder / REPORT}", f"predict: python {folder / PREDICT} image.png ..."]
+    return "\n".join([*lines, "", *sentences(recipe), "", *use])
 
 
 def sentences(recipe: dict[str, Any]) -> list[str]:
@@ -202,6 +243,13 @@ def sentences(recipe: dict[str, Any]) -> list[str]:
             f"On {images['held_out']} held-out images the recipe ({recipe['chosen']}) {outcome} today's transforms: "
             f"{percent(today['recall'])} to {percent(chosen['recall'])} mean recall, {_points(chosen['gain'])}."
         ]
+    if recipe["config"]["seeds"] in FEW_SEEDS:
+        said.append(f"{FEW_SEEDS[recipe['config']['seeds']]}: --seeds 3 or more.")
+    if recipe["groups"]["train"] == images["train"]:
+        said.append(
+            "Every image counts as a recording of its own. If several come from one recording, all figures here are "
+            "too high: name the recordings (--group_by) and start again."
+        )
     for row in recipe["cross_validation"]["arms"][1:]:
         verb = "kept" if row["kept"] else "not kept"
         said.append(

@@ -108,12 +108,18 @@ def _find(
     def train_all(trials: Sequence[Trial], task: Material | None = None, episode: str = "") -> list[dict[str, Any]]:
         """Return the results of trials; those of another task than the recipe's lie in a folder of their own."""
 
-        def progress(_: int) -> None:
-            done = sum(1 for place in (TRIALS, POLICY_TRIALS, EPISODES) for _ in (folder.path / place).rglob("*.json"))
-            folder.progress(min(done, expected), expected, "classifier")
+        def done() -> int:
+            return sum(1 for place in (TRIALS, POLICY_TRIALS, EPISODES) for _ in (folder.path / place).rglob("*.json"))
 
+        def progress(_: int) -> None:
+            folder.progress(min(done(), expected), expected, "classifier")
+
+        before = done()
         place = f"{EPISODES}/{episode}" if episode else POLICY_TRIALS if task else TRIALS
-        return run_all(trials, task or material, folder.path / place, options.workers, progress)
+        results = run_all(trials, task or material, folder.path / place, options.workers, progress)
+        if done() > before:
+            say(f"{done()} of about {expected} classifiers are trained")
+        return results
 
     # The transforms.
     chosen, elsewhere = _search(options, inputs, folds, train_all)

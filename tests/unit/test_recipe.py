@@ -15,7 +15,7 @@ import pytest
 
 from mdaug.augment import RICHER, TODAY, Policy
 from mdaug.measures import classifier, image_set
-from mdaug.recipe import comparison, deliver, policy_search, recipe, training_set
+from mdaug.recipe import comparison, deliver, page, policy_search, recipe, training_set
 from mdaug.recipe.figures import gains
 from mdaug.recipe.generators import Generators
 from mdaug.recipe.inputs import load
@@ -112,6 +112,12 @@ def test_the_whole_recipe_resumes_and_its_classifier_needs_torch_alone(options, 
     text = (place / "report.html").read_text(encoding="utf-8")
     assert "How to train on these images" in text
     assert "mdaug augment --data_dir" in text
+    assert f"python {deliver.PREDICT} " in text
+    alone = {**found, "groups": {**found["groups"], "train": found["images"]["train"]}}
+    warned = [any("Every image counts as a recording" in said for said in page.sentences(of)) for of in (found, alone)]
+    assert warned == [False, True]
+    of_seeds = [" ".join(page.sentences({**found, "config": {**found["config"], "seeds": n}})) for n in (1, 2, 3)]
+    assert ["--seeds 3 or more" in said for said in of_seeds] == [True, True, False]
 
     # Interrupted before the end: one trial and what follows are made again, and nothing else.
     trials = sorted((place / recipe.TRIALS).iterdir())
@@ -151,6 +157,21 @@ print([name for name in sys.modules if name.split(".")[0] in ("mdaug", "shards",
         [sys.executable, copy / "predict.py", *pictures], capture_output=True, text=True, env=environment, check=True
     ).stdout.splitlines()
     assert [line.split(": ")[1].split(" ")[0] for line in lines] == [CLASSES[k] for k in here.argmax(1)]
+    # Of images in folders named after the classes it says how many are recognised: all of one class, few of another.
+    guess = CLASSES[here.argmax(1)[0]]
+    other = next(name for name in CLASSES if name != guess)
+    new = [tmp_path / "new" / name / f"{i}.png" for name, i in ((guess, 0), (guess, 1), (other, 0))]
+    for path in new:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(pictures[0], path)
+    said = subprocess.run([sys.executable, copy / "predict.py", *new], capture_output=True, text=True, check=True)
+    found_in = zip(new, said.stdout.splitlines(), strict=True)
+    right = [line.split(": ")[1].startswith(f"{path.parent.name} ") for path, line in found_in]
+    recalls = {guess: 50 * (right[0] + right[1]), other: 100 * right[2]}
+    assert f"{np.mean(list(recalls.values())):.1f} %" in said.stderr
+    assert all(f"{name} {recall:.0f}" in said.stderr for name, recall in recalls.items())
+    none = subprocess.run([sys.executable, copy / "predict.py"], capture_output=True, text=True)
+    assert (none.returncode, none.stderr.count("python predict.py IMAGE.png")) == (1, 1)
 
 
 @pytest.mark.slow

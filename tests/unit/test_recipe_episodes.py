@@ -20,6 +20,7 @@ from mdaug.recipe.inputs import load
 from mdaug.recipe.options import AugmentConfig
 from mdaug.recipe.trials import Images, Trial, fit, members, run_trial
 from shards import output_folder, provenance
+from shards.dataset import ShardDataset
 from shards.errors import UserError
 from tests.toy import CLASSES as NAMES
 from tests.toy import toy_image, toy_packed
@@ -325,6 +326,16 @@ def test_a_refusal_names_a_file_of_each_side(options, packed, tmp_path):
         UserError,
         match=rf"1 of \d+ images of aux_dir .* are training images of .*, such as "
         rf"copies/mine\.png, which is {dataset.key(i)} there",
+    ):
+        load(replace(options, aux_dir=folder, same_names="same"))
+    # Of several all are named at once, whatever they are copies of.
+    held_out = load(options).held_out_split
+    of_held_out = ShardDataset(packed / held_out, fields=("image", "meta"))
+    (folder / "copies" / "theirs.png").write_bytes(of_held_out.raw(0, "image"))
+    with pytest.raises(
+        UserError,
+        match=r"2 of \d+ images of aux_dir .* are training and held-out images of .*; "
+        r"leave out of aux_dir: (?=.*copies/mine\.png).*copies/theirs\.png",
     ):
         load(replace(options, aux_dir=folder, same_names="same"))
 
