@@ -93,11 +93,11 @@ $(READY): $(REQUIREMENTS)
 demo: CONFIG = demo
 demo: $(READY)
 	@$(BIN)/python -m launch.demo $(CHAIN) --gpus_per_node $(GPUS:auto=1) $(if $(MINUTES),--minutes $(MINUTES)) \
-	  $(if $(GROUP_BY),--group_by '$(GROUP_BY)') $(if $(AUX),--aux '$(AUX)') $(ARGS)
+	  $(if $(GROUP_BY),--group_by '$(value GROUP_BY)') $(if $(AUX),--aux '$(AUX)') $(ARGS)
 
 pipeline: $(READY)
 	@$(BIN)/python -m launch.pipeline $(CHAIN) --nodes $(NODES) --gpus_per_node $(GPUS) $(SLURM) \
-	  $(if $(GROUP_BY),--group_by '$(GROUP_BY)') $(if $(AUX),--aux '$(AUX)') $(ARGS)
+	  $(if $(GROUP_BY),--group_by '$(value GROUP_BY)') $(if $(AUX),--aux '$(AUX)') $(ARGS)
 
 slurm-up:
 	@tests/slurm/cluster.sh up
@@ -123,7 +123,7 @@ fix: $(READY)
 
 # The folders of a stage stand in launch/stages.py.
 generate: ASKED = $(if $(SAMPLES),--num_samples $(SAMPLES))
-pack: ASKED = $(if $(GROUP_BY),--group_by '$(GROUP_BY)')
+pack: ASKED = $(if $(GROUP_BY),--group_by '$(value GROUP_BY)')
 $(STAGES): $(READY)
 	$(BIN)/python -m launch $@ $(CHAIN) --gpus_per_node $(GPUS) --nodes $(NODES) --cluster $(CLUSTER) $(SLURM) \
 	  $(if $(WORKERS),--workers $(WORKERS)) -- $(ASKED) $(ARGS)
@@ -131,7 +131,7 @@ $(STAGES): $(READY)
 augment: $(READY)
 	$(BIN)/python -m launch augment --out '$(OUT)' $(if $(DATA),--data '$(DATA)') --gpus_per_node $(GPUS) \
 	  --nodes $(NODES) --cluster $(CLUSTER) $(SLURM) $(if $(WORKERS),--workers $(WORKERS)) \
-	  -- $(if $(AUX),--aux_dir '$(AUX)') $(if $(GROUP_BY),--group_by '$(GROUP_BY)') $(ARGS)
+	  -- $(if $(AUX),--aux_dir '$(AUX)') $(if $(GROUP_BY),--group_by '$(value GROUP_BY)') $(ARGS)
 
 base: $(READY)
 	$(MAKE) --no-print-directory CONFIG=base CLUSTER=inline $(if $(DATA),,simulate) pack train-vqvae encode train-ldm

@@ -18,13 +18,12 @@ from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.index import FILE_NAME as INDEX
 from shards.index import SPLITS, read_index
-from shards.output_folder import RUN_FILE
-from shards.packed import open_packed
+from shards.packed import is_packed, open_packed
 from shards.progress import say
 
 Use = Literal["uniform", "classes", "labels", "random"]
 COMPARED = 8  # pictures of a set that show its colour map
-NAMED = 50  # copies that a refusal names
+NAMED = 10  # copies that a refusal names
 RANDOM_LABELS = 4  # names the stream of random labels among those of a seed
 
 
@@ -83,10 +82,11 @@ def load(
 
     Raises:
         UserError: images of other channels, in another colour map, or among the known ones by the hash of their pixels;
-            classes of the same names, if what that means is not said.
+            classes of the same names, upper or lower case, if what that means is not said; none of them, if they are
+            said to be the same.
     """
     folder = aux_dir
-    if not ((folder / RUN_FILE).is_file() or (folder / "train" / INDEX).is_file()):
+    if not is_packed(folder):
         try:
             folder = open_packed(folder, image_size, group_by=group_by)
         except UserError as error:
@@ -131,16 +131,31 @@ def load(
     # Which classes these are.
     names: list[str] = own["classes"]
     shared = [name for name in names if name in target["classes"]]
-    if shared and same_names == "ask":
+    if same_names == "ask":
+        here = {name.casefold(): name for name in target["classes"]}
+        alike = [name for name in names if name.casefold() in here]
+        if alike:
+            own_name = here[alike[0].casefold()]
+            both = f"class '{own_name}' is in data_dir and in aux_dir"
+            written = "" if alike[0] in shared else f", there as '{alike[0]}'"
+            remedy = " (give its folder the same name)" if written else ""
+            raise UserError(
+                f"{both}{written}; say --same_names same, if it is the same class{remedy}, or --same_names other, if "
+                "the names agree by chance"
+            )
+    same = same_names == "same"
+    if same and not shared:
         raise UserError(
-            f"class '{shared[0]}' is in data_dir and in aux_dir; say --same_names same, if it is the same class, or "
-            "--same_names other, if the names agree by chance"
+            f"--same_names is same, but no class of {role} {aux_dir} ({', '.join(names[:9])}) has the name of one of "
+            f"data_dir ({', '.join(target['classes'][:9])}); name its folders alike, or leave --same_names out"
         )
-    same = same_names == "same" and bool(shared)
     if same:
         kept = np.isin(labels, [names.index(name) for name in shared])
         if not kept.all():
-            say(f"auxiliary images of classes that data_dir does not have are left out: {int((~kept).sum())}")
+            others = ", ".join(name for name in names if name not in shared)
+            say(
+                f"auxiliary images of classes that data_dir does not have are left out: {int((~kept).sum())} ({others})"
+            )
         place = np.array([target["classes"].index(name) if name in shared else -1 for name in names])
         pixels, labels, names = pixels[kept], place[labels[kept]], target["classes"]
         places = [places[i] for i in np.flatnonzero(kept)]

@@ -20,8 +20,8 @@ from shards.dataset import ShardDataset
 from shards.errors import UserError
 from shards.index import FILE_NAME as INDEX
 from shards.index import read_index
-from shards.output_folder import RUN_FILE
-from shards.packed import open_packed
+from shards.packed import is_packed, open_packed
+from shards.progress import say
 from shards.split import names_by
 
 
@@ -65,10 +65,12 @@ def load(options: AugmentConfig) -> Inputs:
 
     Raises:
         UserError: one class, no held-out images, auxiliary or unlabelled images of other channels, of classes with the
-            same names (if that is not answered), or that are among the others; auxiliary images without a domain, or
-            of other classes, where domains are asked for; synthetic images of another set; no base model where
-            `init_from` names one.
+            same names (if that is not answered), or that are among the others; auxiliary images without a domain,
+            where domains are asked for; synthetic images of another set; no base model where `init_from` names one.
     """
+    for role, folder in (("data_dir", options.data_dir), ("aux_dir", options.aux_dir)):
+        if options.group_by is not None and folder is not None and is_packed(folder):
+            say(f"{role} {folder} is packed already, with groups of its own: --group_by is for image folders")
     data_dir = _packed(options.data_dir, options)
     index = read_index(data_dir / "train")
     classes: list[str] = index["classes"]
@@ -104,11 +106,6 @@ def load(options: AugmentConfig) -> Inputs:
         names, same, made_from["auxiliary"] = found.classes, found.same, found.content
         stored["auxiliary"] = Stored.at(found.places)
         if options.aux_domains is not None:
-            if not same:
-                raise UserError(
-                    "aux_domains names the person, site or sensor of auxiliary images of the target classes "
-                    f"(--same_names same), but those of {options.aux_dir} are of other classes; leave it out"
-                )
             domains = _domains(found.places, options.aux_domains)
     unlabelled = None
     if options.unlabelled_dir is not None:  # whatever its folders are called
@@ -152,7 +149,7 @@ def load(options: AugmentConfig) -> Inputs:
 
 
 def _packed(folder: Path, options: AugmentConfig) -> Path:
-    if (folder / RUN_FILE).is_file() or (folder / "train" / INDEX).is_file():
+    if is_packed(folder):
         return folder
     return open_packed(folder, options.image_size, group_by=options.group_by)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import errno
 import importlib.metadata
+import os
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +20,7 @@ from PIL import Image
 
 from launch import rank
 from mdaug import cli
-from shards import atomic
+from shards import atomic, errors
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "diffusers", "deepspeed", "wandb", "matplotlib", "lpips", "accelerate")
@@ -236,6 +238,45 @@ run_process(main)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (status, "said")
     assert ("ValueError: what" in done.stderr) == (status == 1)
+
+
+@pytest.mark.parametrize("program", [["-m", "mdaug"], ["-m", "launch"], ["-m", "mdaug", "augment"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_nobody_reads_ends_a_program_without_a_word(program, unbuffered):
+    unread, output = os.pipe()
+    os.close(unread)
+    command = [sys.executable, *program, "--help"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.PIPE, text=True)
+    os.close(output)
+    swallowed = unbuffered and "augment" in program  # by argparse, which sees it itself
+    assert (done.returncode, done.stderr) == (0 if swallowed else 141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("program", [["-m", "mdaug"], ["-m", "launch"], ["-m", "mdaug", "augment"]])
+def test_output_that_cannot_be_written_is_one_line_and_no_success(program):
+    with open("/dev/full", "w") as full:
+        environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+        command = [sys.executable, *program, "--help"]
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "output of this command cannot be written: No space left" in done.stderr
+
+
+def test_a_program_without_an_output_ends_as_any_other():
+    command = f"{shlex.quote(sys.executable)} -m mdaug --version >&-"
+    done = subprocess.run(command, shell=True, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_broken_pipe_of_something_else_keeps_its_traceback():
+    @errors.entry_point
+    def main(argv: list[str]) -> int:
+        raise BrokenPipeError(errno.EPIPE, "of a worker")
+
+    with pytest.raises(BrokenPipeError, match="of a worker"):
+        main([])
 
 
 def test_a_command_is_imported_without_a_search_for_garbage(tmp_path):

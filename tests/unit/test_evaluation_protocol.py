@@ -233,7 +233,7 @@ def test_a_folder_of_a_version_without_these_settings_is_refused(config):
 
 
 def test_auxiliary_images_that_train_or_judge_are_refused(config, images):
-    with pytest.raises(UserError, match=r"\d+ of \d+ images of aux_dir .* are training images"):
+    with pytest.raises(UserError, match=r"\d+ of \d+ images of aux_dir .* are training and held-out images"):
         evaluate(replace(config, aux_dir=images / "packed", same_names="other"))
     output_folder.disown_all()  # as the command does at its end: what was refused has claimed nothing
     other = toy_packed(config.output_dir.parent / "names", size=SIZE, train=8, val=8)

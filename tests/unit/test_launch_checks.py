@@ -214,6 +214,14 @@ def test_make_starts_a_stage_with_preset_folders_and_further_flags(command, tmp_
     assert shown == config.dump(expected)
 
 
+@pytest.mark.parametrize("command", ["pack", "augment", "demo", "pipeline"])
+def test_make_hands_a_regular_expression_on_as_it_is(command):
+    rule = r"(a|b$)_\d+\.png$"
+    make = ["make", "-n", "-s", command, "OUT=o", "DATA=d", f"GROUP_BY={rule}"]
+    planned = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f"--group_by '{rule}'" in planned
+
+
 def test_make_help_names_every_target_and_variable():
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for word in ("demo", "test", "check", "fix", "weights", "bench-", "clean", *cli.COMMANDS):

@@ -254,16 +254,24 @@ def test_generated_images_are_an_addition(options, packed, tmp_path):
         load(replace(options, data_dir=foreign, synthetic_dir=synthetic))
 
 
-def test_auxiliary_images_that_do_not_fit_are_refused_in_one_line(options, packed, tmp_path):
+def test_auxiliary_images_that_do_not_fit_are_refused_in_one_line(options, packed, tmp_path, capsys):
     with pytest.raises(UserError, match="3 channel"):
         load(replace(options, aux_dir=others(tmp_path / "a" / "colours", channels=3)))
     with pytest.raises(UserError, match="class 'flat' is in data_dir and in aux_dir; say --same_names same"):
         load(replace(options, aux_dir=others(tmp_path / "b" / "names", names=("flat", "zag"))))
+    capsys.readouterr()
     same = load(replace(options, aux_dir=tmp_path / "b" / "names", same_names="same"))
     assert (same.same, set(same.auxiliary.labels)) == (True, {CLASSES.index("flat")})
+    assert "that data_dir does not have are left out: 8 (zag)" in capsys.readouterr().out
     other = load(replace(options, aux_dir=tmp_path / "b" / "names", same_names="other"))
     assert (other.same, len(other.auxiliary)) == (False, 16)
-    with pytest.raises(UserError, match=r"\d+ of \d+ images of aux_dir .* are training images"):
+    cased = replace(options, aux_dir=others(tmp_path / "cased" / "names", names=("Flat", "zag")))
+    with pytest.raises(UserError, match=r"'flat' is in data_dir and in aux_dir, there as 'Flat'.* the same name"):
+        load(cased)
+    with pytest.raises(UserError, match=r"no class of aux_dir .* \(Flat, zag\) has the name of one of data_dir"):
+        load(replace(cased, same_names="same"))
+    assert not load(replace(cased, same_names="other")).same
+    with pytest.raises(UserError, match=r"\d+ of \d+ images of aux_dir .* are training and held-out images"):
         load(replace(options, aux_dir=packed, same_names="other"))
     resized = load(replace(options, aux_dir=others(tmp_path / "c" / "large", size=48)))
     assert resized.auxiliary.pixels.shape[1:] == (32, 32, 1)
@@ -302,7 +310,7 @@ def test_a_generator_needs_two_images_of_a_class_and_a_base_model_that_is_there(
 
 
 def test_unlabelled_images_that_train_or_judge_are_refused(options, packed, tmp_path):
-    with pytest.raises(UserError, match=r"\d+ of \d+ images of unlabelled_dir .* are training images"):
+    with pytest.raises(UserError, match=r"\d+ of \d+ images of unlabelled_dir .* are training and held-out images"):
         load(replace(options, unlabelled_dir=packed))
     with pytest.raises(UserError, match=r"unlabelled_dir .* holds images of 3 channel"):
         load(replace(options, unlabelled_dir=others(tmp_path / "a" / "colours", channels=3)))

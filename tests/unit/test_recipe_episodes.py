@@ -19,7 +19,7 @@ from mdaug.recipe.episodes import FREE, MOST_DOMAINS, Episodes
 from mdaug.recipe.inputs import load
 from mdaug.recipe.options import AugmentConfig
 from mdaug.recipe.trials import Images, Trial, fit, members, run_trial
-from shards import provenance
+from shards import output_folder, provenance
 from shards.dataset import ShardDataset
 from shards.errors import UserError
 from tests.toy import CLASSES as NAMES
@@ -295,6 +295,24 @@ def test_the_domain_of_an_image_is_read_from_its_metadata_or_its_path(options, t
     for wrong in ({"aux_domains": "x"}, {"same_names": "ask"}, {"aux_dir": None}):
         with pytest.raises(ValueError, match="aux_domains"):
             replace(right, **wrong)
+
+
+def test_an_image_folder_that_a_command_wrote_is_packed_as_any_other(options, tmp_path, capsys):
+    """Simulate and spectrogram leave run.json in theirs, as pack does; and --group_by says where it is not used."""
+    folder = tmp_path / "images"
+    output_folder.claim(folder, "spectrogram", {})
+    (recorded(folder, persons=2) / "metadata.csv").unlink()
+    provenance.write(folder, kind="image-folder", content_hash="a", made_from={}, config={})
+    output_folder.disown_all()
+    persons = {"group_by": r"x(\d)_"}
+    inputs = load(replace(options, data_dir=folder, **persons))
+    assert {*inputs.train.groups, *inputs.held_out.groups} == {"0", "1"}
+    assert "--group_by is for" not in capsys.readouterr().out
+    auxiliary = load(replace(options, aux_dir=folder, same_names="same", **persons)).auxiliary
+    assert set(auxiliary.groups) == {"0", "1"}
+    said = [line for line in capsys.readouterr().out.splitlines() if "--group_by is for image folders" in line]
+    assert len(said) == 1
+    assert f"data_dir {options.data_dir} is packed already" in said[0]
 
 
 def test_a_refusal_names_a_file_of_each_side(options, packed, tmp_path):
