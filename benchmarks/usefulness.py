@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--policy", choices=CANDIDATES, metavar="NAME", help="of the free baseline; default: searched")
     parser.add_argument("--copies", type=int, default=COPIES, help="of --policy at test time; 0: images as they are")
     parser.add_argument("--search_at", type=int, default=10, help="images of each class that the search sees")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=_steps, default=800, help="of each classifier, or settled")
     parser.add_argument("--image_size", type=int, default=32)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.25], help="of each batch, of auxiliary images")
     parser.add_argument("--workers", type=int, default=1)
@@ -131,6 +131,10 @@ def main() -> None:
     record = {"benchmark": "usefulness", "set": options.name, "held_out": len(labels), "rows": rows, "curve": curve}
     record |= {"policy": policy.to_json(), "search": table, "subsets": options.subsets}
     print(json.dumps({**record, "cpu_s": round(time.process_time() - begun), "version": code_version()}))
+
+
+def _steps(text: str) -> int | Literal["settled"]:
+    return "settled" if text == "settled" else int(text)
 
 
 def _target(options: argparse.Namespace, number: int) -> Target:

@@ -151,7 +151,7 @@ def _named(dataset: ShardDataset, i: int, field: str) -> str:
 
 
 def _digests(folder: Path, field: str) -> Iterator[tuple[bytes, ShardDataset, int]]:
-    """Yield a hash of each sample of a split, and where it is, of none where there is no such split."""
+    """Yield the hash and the place of each sample of a split; nothing if the split does not exist."""
     if (folder / INDEX).is_file():
         dataset = ShardDataset(folder, fields=(field,))
         for i in range(len(dataset)):
