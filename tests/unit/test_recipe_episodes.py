@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from mdaug.augment import TODAY, Policy
 from mdaug.measures import classifier
-from mdaug.recipe import policy_search, recipe
+from mdaug.recipe import recipe
 from mdaug.recipe.comparison import CLASSES, LABELS, TODAY_ARM, TWICE, UNIFORM, Comparison
 from mdaug.recipe.episodes import FREE, MOST_DOMAINS, Episodes
 from mdaug.recipe.inputs import load
-from mdaug.recipe.options import AugmentConfig
 from mdaug.recipe.trials import Images, Trial, fit, members, run_trial
-from shards import output_folder, provenance
-from shards.dataset import ShardDataset
-from shards.errors import UserError
-from tests.toy import CLASSES as NAMES
-from tests.toy import toy_image, toy_packed
+from shards import provenance
+from tests.recipes import recorded, search_only, small_recipe
+from tests.toy import toy_packed
 
 PLAIN = Policy()
 OWN = [Trial(LABELS, PLAIN, "labels"), Trial(f"{LABELS}{TWICE}", PLAIN, "labels", share=0.5)]
@@ -180,9 +174,8 @@ def packed(tmp_path_factory):
 
 @pytest.fixture
 def options(packed, tmp_path, monkeypatch):
-    monkeypatch.setattr(policy_search.search, "__defaults__", ({"only": TODAY}, *policy_search.search.__defaults__[1:]))
-    small = {"image_size": 32, "steps": 2, "seeds": 2, "folds": 2, "n_per_class": [2], "batch_size": 8, "workers": 1}
-    return AugmentConfig(packed, tmp_path / "recipe", **small)
+    search_only(monkeypatch, {"only": TODAY})
+    return small_recipe(packed, tmp_path / "recipe")
 
 
 def choose(options, packed, monkeypatch, own: dict[str, tuple], episodes) -> tuple[str, dict, dict]:
@@ -260,84 +253,6 @@ def test_a_use_is_kept_if_proven_there_and_not_contradicted_or_proven_here(
     assert [arm for arm in arms if rows[arm]["kept"]] == [best] * (best in arms)
     assert [rows[arm].get("elsewhere") for arm in arms] == list(there or (None, None))
     assert [asked[arm] for arm in arms] == [gain[1] > 0 for gain in there or (NO, NO)]
-
-
-def recorded(folder: Path, persons: int = 3) -> Path:
-    """An image folder of two classes of the toy set by some persons, in two sessions each, named in metadata.csv."""
-    rng = np.random.default_rng(9)
-    rows = []
-    for label, name in enumerate(NAMES[:2]):
-        (folder / name).mkdir(parents=True)
-        for person in range(persons):
-            for i in range(60):
-                file = f"{name}/x{person}_s{i // 30}_{i:02d}.png"
-                Image.fromarray(toy_image(label, rng, 32).squeeze()).save(folder / file)
-                rows.append((file, f"p{person}", f"x{person}_s{i // 30}"))
-    with (folder / "metadata.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("file", "person", "group"), *rows])
-    return folder
-
-
-def test_the_domain_of_an_image_is_read_from_its_metadata_or_its_path(options, tmp_path):
-    options = replace(options, aux_dir=recorded(tmp_path / "others"), same_names="same")
-    assert load(options).auxiliary_domains is None
-    inputs = load(replace(options, aux_domains="column:person"))
-    assert {(d, g[:2]) for d, g in zip(inputs.auxiliary_domains, inputs.auxiliary.groups, strict=True)} == {
-        (f"p{k}", f"x{k}") for k in range(3)
-    }
-    paths = load(replace(options, aux_domains=r"x(\d)_")).auxiliary_domains
-    assert [f"p{domain}" for domain in paths] == inputs.auxiliary_domains
-    with pytest.raises(UserError, match=r"has no value in column 'sensor' of metadata.csv; .* --aux_domains that fits"):
-        load(replace(options, aux_domains="column:sensor"))
-    with pytest.raises(UserError, match=r"does not match --aux_domains 'y\(.\)'.*in the path from aux_dir on"):
-        load(replace(options, aux_domains="y(.)"))
-    right = replace(options, aux_domains="x(.)")
-    for wrong in ({"aux_domains": "x"}, {"same_names": "ask"}, {"aux_dir": None}):
-        with pytest.raises(ValueError, match="aux_domains"):
-            replace(right, **wrong)
-
-
-def test_an_image_folder_that_a_command_wrote_is_packed_as_any_other(options, tmp_path, capsys):
-    """Simulate and spectrogram leave run.json in theirs, as pack does; and --group_by says where it is not used."""
-    folder = tmp_path / "images"
-    output_folder.claim(folder, "spectrogram", {})
-    (recorded(folder, persons=2) / "metadata.csv").unlink()
-    provenance.write(folder, kind="image-folder", content_hash="a", made_from={}, config={})
-    output_folder.disown_all()
-    persons = {"group_by": r"x(\d)_"}
-    inputs = load(replace(options, data_dir=folder, **persons))
-    assert {*inputs.train.groups, *inputs.held_out.groups} == {"0", "1"}
-    assert "--group_by is for" not in capsys.readouterr().out
-    auxiliary = load(replace(options, aux_dir=folder, same_names="same", **persons)).auxiliary
-    assert set(auxiliary.groups) == {"0", "1"}
-    said = [line for line in capsys.readouterr().out.splitlines() if "--group_by is for image folders" in line]
-    assert len(said) == 1
-    assert f"data_dir {options.data_dir} is packed already" in said[0]
-
-
-def test_a_refusal_names_a_file_of_each_side(options, packed, tmp_path):
-    index = load(options).stored["real"]
-    dataset, i = index.datasets[0], index.indices[5]
-    folder = recorded(tmp_path / "others", persons=1)
-    (folder / "copies").mkdir()
-    (folder / "metadata.csv").unlink()
-    (folder / "copies" / "mine.png").write_bytes(dataset.raw(i, "image"))
-    with pytest.raises(
-        UserError,
-        match=rf"1 of \d+ images of aux_dir .* are training images of .*, such as "
-        rf"copies/mine\.png, which is {dataset.key(i)} there",
-    ):
-        load(replace(options, aux_dir=folder, same_names="same"))
-    # Of several all are named at once, whatever they are copies of.
-    held_out = load(options).held_out_split
-    of_held_out = ShardDataset(packed / held_out, fields=("image", "meta"))
-    (folder / "copies" / "theirs.png").write_bytes(of_held_out.raw(0, "image"))
-    with pytest.raises(
-        UserError,
-        match=r"2 of \d+ images of aux_dir .* are training and held-out images of .*; "
-        r"leave out of aux_dir: (?=.*copies/mine\.png).*copies/theirs\.png",
-    ):
-        load(replace(options, aux_dir=folder, same_names="same"))
 
 
 @pytest.mark.slow
