@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mdaug.augment import COPIES
+from mdaug.evaluation.report.markup import table
 from mdaug.evaluation.report.page import STYLE
-from mdaug.evaluation.report.sections import table
 from mdaug.evaluation.report.verdict import percent
 from mdaug.measures.worth import in_words
 from mdaug.recipe.comparison import LABELS, TODAY_ARM
