@@ -1,7 +1,7 @@
 """The training set of a recipe: the images that it uses as tar shards, and how often each of them is drawn.
 
     training_set/real/       training images, as they were packed
-    training_set/auxiliary/  where the recipe uses them; likewise generated/
+    training_set/auxiliary/  where the recipe uses them; likewise generated/, unlabelled/
     training_set/sources.json
 
 Every sample's metadata has the "weight" with which it is drawn: the weights of all folders add up to 1, a folder has
