@@ -17,6 +17,7 @@ from mdaug.recipe.trials import GIVEN, Trial
 
 TODAY_ARM, AVERAGED, SEARCHED = "today's transforms", "today's transforms, averaged", "searched policy"
 UNIFORM, CLASSES, LABELS = "+ auxiliary, uniform labels", "+ auxiliary, further classes", "+ auxiliary, own labels"
+PRETRAINED = "+ auxiliary, pretraining"
 PSEUDO, GENERATED = "+ unlabelled, pseudo-labels", "+ generated"
 TWICE = ", twice the share"
 FRESH = 100  # the first seed of the comparison: not those by which the policy was chosen
@@ -78,13 +79,14 @@ class Comparison:
         # Auxiliary images used directly, and unlabelled ones: first on auxiliary images, then on the training images.
         policy = self.trials[free].policy
         direct: list[Trial] = []
-        if self.inputs.same:  # of a quarter and a half of each batch, either was better on some person's gestures
+        if self.inputs.same:
             direct += [
+                Trial(PRETRAINED, policy, "labels", pretrain=True),
                 Trial(LABELS, policy, "labels", share=share),
-                Trial(f"{LABELS}{TWICE}", policy, "labels", share=2 * share),
             ]
         elif self.inputs.auxiliary is not None:
             direct += [
+                Trial(PRETRAINED, policy, "classes", pretrain=True),
                 Trial(UNIFORM, policy, "uniform", share=share),
                 Trial(CLASSES, policy, "classes", share=share),
             ]

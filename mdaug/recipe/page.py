@@ -12,7 +12,7 @@ from mdaug.evaluation.report.markup import table
 from mdaug.evaluation.report.page import STYLE
 from mdaug.evaluation.report.verdict import percent
 from mdaug.measures.worth import in_words
-from mdaug.recipe.comparison import LABELS, TODAY_ARM
+from mdaug.recipe.comparison import LABELS, PRETRAINED, TODAY_ARM
 from mdaug.recipe.deliver import PREDICT
 from mdaug.recipe.generators import KEPT
 from shards.atomic import write_text
@@ -131,7 +131,13 @@ def _arms(recipe: dict[str, Any]) -> str:
         f"prediction over {COPIES} transformed copies of an image. Searched policy: the best of those below. Free "
         "baseline: the best of these three that was kept; it needs no further images."
     )
-    if any(row["arm"] == LABELS for row in recipe["cross_validation"]["arms"]):
+    arms = {row["arm"] for row in recipe["cross_validation"]["arms"]}
+    if PRETRAINED in arms:
+        said += (
+            " Auxiliary, pretraining: a classifier of the auxiliary images alone, which is then trained on as if it "
+            "were new."
+        )
+    if LABELS in arms:
         share = f"{100 * recipe['config']['share']:g} %"
         said += f" Auxiliary, own labels: the auxiliary images of the same classes take {share} of each batch."
     return said

@@ -150,7 +150,9 @@ def _find(
         "episodes": {"on": [target.name for target in episodes.targets], "per_class": episodes.few, "why": episodes.why}
         if episodes is not None
         else None,
-        "auxiliary": {"use": final.use, "share": final.share} if final.use else None,
+        "auxiliary": {"use": final.use, "share": None if final.pretrain else final.share, "pretraining": final.pretrain}
+        if final.use
+        else None,
         "unlabelled_share": final.pseudo,
         "generated_share": final.synthetic,
         "generated_kind": final.kind if final.synthetic else None,
@@ -289,11 +291,12 @@ def _look(options: AugmentConfig, inputs: Inputs, trials: dict[str, Trial], run:
 
 def _expected(options: AugmentConfig, inputs: Inputs, folds: int, numbers: int, episodes: Episodes | None) -> int:
     """Return about how many classifiers a recipe trains at most."""
-    arms = 2 + 2 * (inputs.auxiliary is not None) + 2 * (inputs.unlabelled is not None)
+    uses = 0 if inputs.auxiliary is None else 2 if inputs.same else 3
+    arms = 2 + uses + 2 * (inputs.unlabelled is not None)
     arms += (inputs.synthetic is not None) + (3 if options.generate else 0)
     rounds = len(CANDIDATES) * 3 // 2
     of_search = folds * rounds if inputs.auxiliary is None else 2 * (rounds + 2 * options.seeds)
-    of_episodes = 2 * 3 * len(episodes) if episodes is not None else 0  # folds, arms
+    of_episodes = 2 * (1 + uses) * len(episodes) if episodes is not None else 0  # folds, arms
     return of_search + options.seeds * (folds * (arms + numbers + 1) + 3 + of_episodes)
 
 

@@ -79,8 +79,11 @@ print([name for name in sys.modules if name.split(".")[0] in ("mdaug", "shards",
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("use", ["uniform", "classes", "labels"])
-def test_the_training_set_trains_the_classifier_without_mdaug(options, packed, tmp_path, use):
+@pytest.mark.parametrize(
+    ("use", "pretrain"),
+    [("uniform", False), ("classes", False), ("labels", False), ("labels", True), ("classes", True)],
+)
+def test_the_training_set_trains_the_classifier_without_mdaug(options, packed, tmp_path, use, pretrain):
     names = CLASSES[:2] if use == "labels" else ("zig", "zag")
     same = "same" if use == "labels" else "ask"
     options = replace(options, aux_dir=toy_folder(tmp_path / "others", names), same_names=same)
@@ -88,16 +91,24 @@ def test_the_training_set_trains_the_classifier_without_mdaug(options, packed, t
     settings = {"steps": 2, "batch_size": 8}
     given = {(GIVEN, None): inputs.synthetic}
     material = Material(inputs.classes, inputs.train, np.array([]), None, inputs.auxiliary, given, **settings)
-    trial = Trial("", replace(RICHER, mix=0.3, copies=2), use, share=0.25, synthetic=0.25)
+    trial = Trial("", replace(RICHER, mix=0.3, copies=2), use, share=0.25, pretrain=pretrain, synthetic=0.25)
     deliver.write(tmp_path / "out", trial, material, inputs.colormap)
     training_set.write(tmp_path / "out", trial, material, inputs.stored)
 
     # Every image that the recipe uses is there, as it was stored, and drawn as often as in the recipe.
-    total = 0.0
+    place = tmp_path / "out" / training_set.FOLDER
+    shares = {"real": 0.75, "auxiliary": 1.0} if pretrain else {"real": 0.5, "auxiliary": 0.25}
+    stages = {
+        source["folder"]: source["stage"] for source in json.loads((place / "sources.json").read_text())["sources"]
+    }
+    assert stages == {"real": 1 + pretrain, "auxiliary": 1, "generated": 1 + pretrain}
+    total = np.zeros(2)
     for name, share, images in (
-        ("real", 0.5, inputs.train), ("auxiliary", 0.25, inputs.auxiliary), ("generated", 0.25, inputs.synthetic)
-    ):  # fmt: skip
-        there = ShardDataset(tmp_path / "out" / training_set.FOLDER / name, fields=("image", "meta"))
+        ("real", shares["real"], inputs.train),
+        ("auxiliary", shares["auxiliary"], inputs.auxiliary),
+        ("generated", 0.25, inputs.synthetic),
+    ):
+        there = ShardDataset(place / name, fields=("image", "meta"))
         samples = [there[i] for i in range(len(there))]
         weights = np.array([sample["meta"]["weight"] for sample in samples])
         assert len(there) == len(images)
@@ -107,8 +118,8 @@ def test_the_training_set_trains_the_classifier_without_mdaug(options, packed, t
             assert np.allclose(of_class[of_class > 0], share / (of_class > 0).sum())
         sized = np.stack([image_set.preprocess(sample["image"], 32) for sample in samples])
         assert (sized == images.pixels).all()
-        total += weights.sum()
-    assert total == pytest.approx(1)
+        total[stages[name] - 1] += weights.sum()
+    assert total == pytest.approx([1, int(pretrain)])
 
     # Elsewhere, with torch alone.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -122,6 +133,11 @@ def test_the_training_set_trains_the_classifier_without_mdaug(options, packed, t
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, check=True
     )
     assert done.stdout.splitlines()[-1] == f"(1, {len(CLASSES)}) []"
+    assert [line for line in done.stdout.splitlines() if line.startswith("stage")] == (
+        ["stage 1 of 2: 16 images", f"stage 2 of 2: {48 + len(inputs.synthetic)} images"]
+        if pretrain
+        else [f"stage 1 of 1: {64 + len(inputs.synthetic)} images"]
+    )
 
 
 def test_the_training_set_holds_the_unlabelled_images_that_were_given_a_label(options, tmp_path):
