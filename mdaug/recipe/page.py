@@ -53,18 +53,16 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
                 "mean recall",
                 "95 % interval",
                 "gain, points",
-                "over",
                 *["gain on auxiliary images"] * tried,
                 "worth in images",
                 "seeds",
             ],
             [
                 [
-                    escape(row["arm"]),
+                    _compared(row),
                     {None: "–", True: "yes", False: "no"}[row.get("kept")],
                     *_figures(row),
                     _short(row.get("gain")),
-                    escape(row["against"] or "–"),
                     *[_short(row.get("elsewhere"))] * tried,
                     in_words(worths[row["arm"]]),
                     row["seeds"],
@@ -106,6 +104,12 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
         f'content="width=device-width,initial-scale=1"><title>mdaug augment</title><style>{STYLE}</style></head>\n'
         "<body>\n" + "\n".join(pieces) + "\n</body></html>\n",
     )
+
+
+def _compared(row: dict[str, Any]) -> str:
+    """Return an arm, and the one over which its gain is, as HTML."""
+    over = f"<br><small>over {escape(row['against'])}</small>" if row["against"] else ""
+    return escape(row["arm"]) + over
 
 
 def _use(recipe: dict[str, Any]) -> list[str]:

@@ -31,8 +31,9 @@ from shards.validation import Preflight, identity_of, worker_of
 
 TRIALS, POLICY_TRIALS, EPISODES, RECIPE = "trials", "policy_trials", "episodes", "recipe.json"
 # Minutes of a classifier at 64 x 64 pixels, for what is said before the start: 25 to 36 s of a core were measured on
-# soundwave_gesture (7 classes x 20).
-CLASSIFIER_MINUTES = 0.5
+# soundwave_gesture (7 classes x 20), 1,720 steps on average. A step takes 0.6 of that at 32 x 32 pixels, 3.1 times as
+# long at 128 x 128 and 16 times at 256 x 256.
+CLASSIFIER_MINUTES, SETTLED_STEPS, SMALLEST = 0.5, 1720, 0.6
 
 
 def check(options: AugmentConfig, where: Preflight) -> None:
@@ -311,8 +312,10 @@ def _budget(
     count = len(np.unique(folds))
     classifiers = _expected(options, inputs, count, len(options.n_per_class), episodes)
     minutes = classifiers * CLASSIFIER_MINUTES / min(options.workers or cores(), MOST_WORKERS)
+    minutes *= max(SMALLEST, (options.image_size / 64) ** 2)
+    minutes *= 1 if options.steps == "settled" else options.steps / SETTLED_STEPS
     text = f"{len(inputs.train)} training images of {len(inputs.classes)} classes; about {classifiers} classifiers"
     if generators is not None:
         text += f" and {count} generators, one more if their images are kept,"
         minutes += generators.minutes
-    return f"{text} to train: about {max(1, round(minutes))} minutes at 64x64 on quiet cores"
+    return f"{text} to train: about {max(1, round(minutes))} minutes on quiet cores"

@@ -335,16 +335,24 @@ def run_all(
     missing = list({path: trial for trial, path in paths.items() if not path.is_file()}.values())
     starts = dict.fromkeys(_pretraining(trial, material) for trial in missing if trial.pretrain)
     first = [trial for trial in starts if not _weights(folder, trial).is_file()]
+    # Trials that wait for a pretraining come last.
+    ready = [(_pretrain, trial) for trial in first] + [(_run, trial) for trial in missing if not trial.pretrain]
+    waiting = [(_run, trial) for trial in missing if trial.pretrain]
     with (
         Progress("classifiers", len(missing), "classifier") as bar,
         Pool(min(workers or cores(), MOST_WORKERS), len(missing), shared=(folder, material)) as pool,
     ):
-        for _ in pool.map(_pretrain, first, chunk=1):
-            pass
-        for _ in pool.map(_run, missing, chunk=1):
-            bar.update()
-            progress(sum(1 for _ in folder.glob("*.json")))
+        for jobs in (ready, waiting):
+            for (make, _), _ in zip(jobs, pool.map(_make, jobs, chunk=1), strict=True):
+                if make is _run:
+                    bar.update()
+                    progress(sum(1 for _ in folder.glob("*.json")))
     return [json.loads(paths[trial].read_text(encoding="utf-8")) for trial in trials]
+
+
+def _make(job: tuple[Callable[[Trial, Path, Material], None], Trial], folder: Path, material: Material) -> None:
+    make, trial = job
+    make(trial, folder, material)
 
 
 def _pretrain(trial: Trial, folder: Path, material: Material) -> None:
