@@ -208,7 +208,7 @@ def fit(
         generated = material.synthetic[trial.kind, trial.fold]
         others.append(Source(generated.pixels, generated.labels, trial.synthetic))
     if trial.pseudo:
-        chosen, labels = pseudo_labels(trial, material)
+        chosen, labels = pseudo_labels(trial, material, start)
         assert material.unlabelled is not None
         if len(chosen):
             others.append(Source(material.unlabelled[chosen], labels, trial.pseudo))
@@ -265,13 +265,14 @@ def _auxiliary(trial: Trial, material: Material) -> tuple[Source, int]:
     return auxiliary.source(extra.pixels, extra.labels, trial.use, len(material.classes), trial.share)
 
 
-def pseudo_labels(trial: Trial, material: Material) -> tuple[np.ndarray, np.ndarray]:
+def pseudo_labels(trial: Trial, material: Material, start: Classifier | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return (positions, classes), int64, of the unlabelled images that the classifier of a trial is confident of.
 
-    It is trained without them, and its probabilities are averaged over the transformed copies of the policy.
+    It is trained without them, and its probabilities are averaged over the transformed copies of the policy; `start` as
+    in `fit`.
     """
     assert material.unlabelled is not None  # whoever plans such a trial has them
-    teacher = fit(replace(trial, pseudo=0.0), material)
+    teacher = fit(replace(trial, pseudo=0.0), material, start=start)
     floor = classifier.floor_of(material.train.take(members(trial, material)).pixels)
     count, policy = len(material.classes), trial.policy
     probabilities = classifier.predict(teacher, material.unlabelled, policy, num_classes=count, floor=floor)

@@ -257,6 +257,32 @@ def test_generated_images_have_to_beat_the_best_direct_use_though_it_was_not_pro
     assert [compared.trials[name].synthetic for name in names] == [0.25, 0.25, 0.5]
 
 
+@pytest.mark.parametrize("helps", [True, False])
+def test_unlabelled_images_come_on_top_of_the_use_of_auxiliary_images_that_was_kept(
+    options, monkeypatch, tmp_path, helps
+):
+    folders = {
+        name: toy_folder(tmp_path / name, names) for name, names in (("aux_dir", "ab"), ("unlabelled_dir", "pq"))
+    }
+    compared = comparison.Comparison(options, load(replace(options, **folders)), np.array([0]), TODAY, None)
+    both = f"{comparison.PRETRAINED} {comparison.PSEUDO}"
+    proven = {comparison.PRETRAINED, *[both] * helps}
+
+    def compare(arms, against=None, all_seeds=False):
+        low = {trial.arm: 0.01 if trial.arm in proven else -0.01 for trial in arms}
+        rows = [
+            {"arm": arm, "recall": 0.5, "against": against, "gain": (0.05, low[arm], 0.1), "kept": False} for arm in low
+        ]
+        compared.trials |= {trial.arm: trial for trial in arms}
+        compared.rows += rows
+        return rows
+
+    monkeypatch.setattr(compared, "_compare", compare)
+    assert compared.choose() == (comparison.TODAY_ARM, both if helps else comparison.PRETRAINED)
+    assert compared.rows[-1]["against"] == comparison.PRETRAINED
+    assert compared.trials[both] == replace(compared.trials[comparison.PRETRAINED], arm=both, pseudo=options.share)
+
+
 def test_a_search_prefers_what_helps():
     """Two candidates, one of which makes every image noise."""
     rng = np.random.default_rng(0)
