@@ -209,9 +209,7 @@ def test_auxiliary_images_are_arms_of_their_own_and_the_report_has_them(config, 
     assert metrics["data"]["policy"] == replace(RICHER, copies=COPIES).to_json()
     text = (config.output_dir / page.REPORT).read_text(encoding="utf-8")
     assert "averaged over 8 transformed copies" in text
-    assert "Images of other classes (uniform labels), on top of transforms," in " ".join(
-        metrics["verdict"]["sentences"]
-    )
+    assert "Auxiliary images (uniform labels), on top of transforms," in " ".join(metrics["verdict"]["sentences"])
     assert set(used) <= set(plots.accuracy(metrics).series)
     assert len(plots.COLOURS) >= len(plots.CURVES)
     # What decides the result belongs to the identity of the folder.

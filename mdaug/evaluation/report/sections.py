@@ -332,8 +332,8 @@ def _transforms(metrics: dict) -> str:
     if auxiliary:
         text += (
             f". Auxiliary: {sum(auxiliary.values())} images of {len(auxiliary)} classes take "
-            f"{percent(metrics['config']['share'])} of each batch, on top of the transforms; with random labels they "
-            "are the control, which shows what they bring whatever is said of them"
+            f"{percent(metrics['config']['share'])} of each batch, on top of the transforms, or are trained on first, "
+            "alone; with random labels they are the control, which shows what they bring whatever is said of them"
         )
     return f"{text}."
 
