@@ -26,11 +26,12 @@ from mdaug import distributed
 from mdaug.generation.shard import to_png
 from mdaug.generation.worker import encoders
 from mdaug.training.batches import BatchPlan
-from mdaug.training.cost import Sharding, memory, unet_workload
+from mdaug.training.cost import Sharding, memory
 from mdaug.training.deepspeed_json import deepspeed_config
 from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.ldm_task import build_unet
 from mdaug.training.options_ldm import LDMConfig
+from mdaug.training.workload import unet_workload
 
 ON_GPU = torch.cuda.is_available()
 BATCH = 64 if ON_GPU else 2

@@ -28,8 +28,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from mdaug import cli
-from mdaug.training.cost import _autocast
 from mdaug.training.ldm_task import build_unet
+from mdaug.training.workload import autocast_of_gpu
 from shards import provenance
 
 CARDS = {
@@ -101,7 +101,7 @@ def count(config: Any, latent: list[int], batch: int) -> tuple[list[tuple[str, i
 
 def kernels_of(network: nn.Module, inputs: Callable[[], tuple[torch.Tensor, ...]]) -> list[tuple[str, int, int]]:
     """Return the kernels of a forward pass of a network on the meta device, as a GPU would run them."""
-    with FakeTensorMode(), torch.device("cuda"), _autocast(True):
+    with FakeTensorMode(), torch.device("cuda"), autocast_of_gpu(True):
         layout = torch.channels_last
         tensors: dict[str, torch.Tensor] = {
             name: nn.Parameter(

@@ -42,7 +42,7 @@ from mdaug.training.batches import BatchPlan, plan_batches
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.deepspeed_json import deepspeed_config
 from mdaug.training.engine import Engine, resolve_precision
-from mdaug.training.loop import loader, to_device
+from mdaug.training.loaders import loader, to_device
 from mdaug.training.options_vqvae import VQVAEConfig
 from shards import provenance
 from shards.dataset import ShardDataset

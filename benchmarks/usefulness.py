@@ -72,26 +72,28 @@ def main() -> None:
     else:
         policy, table = _searched(targets[0], options)
     # The arms.
-    arms: dict[str, tuple[Policy, str, float, float]] = {TODAY_ARM: (TODAY, "", 0.0, 0.0), FREE: (policy, "", 0.0, 0.0)}
+    arms = [Trial(TODAY_ARM, TODAY), Trial(FREE, policy)]
+    if options.aux:
+        arms.append(Trial("aux, pretraining", policy, "labels" if options.same else "classes", pretrain=True))
     for share in options.shares if options.aux else []:
         amount = f"{share:g} of the batch"
         if options.same:
-            arms[f"aux, own labels, {amount}"] = (policy, "labels", share, 0.0)
+            arms.append(Trial(f"aux, own labels, {amount}", policy, "labels", share))
         else:
-            arms[f"aux, uniform labels, {amount}"] = (policy, "uniform", share, 0.0)
-            arms[f"aux, further classes, {amount}"] = (policy, "classes", share, 0.0)
-            arms[f"{RANDOM}, {amount}"] = (policy, "labels", share, 0.0)
+            arms.append(Trial(f"aux, uniform labels, {amount}", policy, "uniform", share))
+            arms.append(Trial(f"aux, further classes, {amount}", policy, "classes", share))
+            arms.append(Trial(f"{RANDOM}, {amount}", policy, "labels", share))
     for share in options.shares if options.synthetic else []:
-        arms[f"generated, {share:g} of the batch"] = (policy, "", 0.0, share)
+        arms.append(Trial(f"generated, {share:g} of the batch", policy, synthetic=share))
     numbers = sorted([*options.n, *options.curve])
     trials = {
-        (arm, n): [
-            Trial(arm, chosen, use, share=share or 0.25, synthetic=synthetic, per_class=n, subset=number)  # type: ignore[arg-type]
+        (arm.arm, n): [  # every subset has a pretraining of its own
+            replace(arm, per_class=n, subset=number, seed=number if arm.pretrain else 0)
             for number in range(options.subsets)
         ]
         for n in numbers
-        for arm, (chosen, use, share, synthetic) in arms.items()
-        if n in options.n or arm == FREE
+        for arm in arms
+        if n in options.n or arm.arm == FREE
     }
     for target in targets:
         _train(target, [trial for own in trials.values() for trial in own], options)
@@ -113,7 +115,7 @@ def main() -> None:
     for n in options.n:
         columns = [(TODAY_ARM, "plain", TODAY_ARM), (f"{TODAY_ARM}, averaged", "averaged", TODAY_ARM)]
         columns += [(f"{FREE}, not averaged", "plain", FREE)] if policy.copies else []
-        columns += [(arm, averaged, arm) for arm in arms if arm != TODAY_ARM]
+        columns += [(arm.arm, averaged, arm.arm) for arm in arms if arm.arm != TODAY_ARM]
         baseline = hits(FREE, n, averaged)
         for title, key, arm in columns:
             own = hits(arm, n, key)

@@ -28,7 +28,7 @@ class PackConfig:
     (or there are no coloured images), else rgb."""
     colormap: str = "auto"
     """Colour map that image_mode gray and level invert: jet-256 and jet-64 (MATLAB), matplotlib-jet, parula (MATLAB
-    until R2016b), parula-2017 (since) or viridis; auto: found by the most frequent colour, the floor; none: the
+    until R2016b), parula-2017 (since) or viridis; auto: that of each picture, found by its colours; none: the
     brightness of the colours."""
     group_by: str | None = None
     """What must stay together in train or val: a regular expression with one capture group, searched in the path

@@ -7,6 +7,7 @@ import functools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -51,8 +52,10 @@ class Pool:
             self._executor = ProcessPoolExecutor(self.workers, context, _begin, (self.shared,))
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._executor is not None:
+            if kind is KeyboardInterrupt:
+                print("\nCtrl-C: what has begun is finished first; Ctrl-C again ends it, too", file=sys.stderr)
             self._executor.shutdown(cancel_futures=True)
 
     def map(self, function: Callable[..., Result], jobs: Sequence[Job], chunk: int = 8) -> Iterator[Result]:

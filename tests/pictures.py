@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +46,3 @@ def two_classes(root: Path, count: int = 8, paint: str | None = None) -> Path:
             levels = ridge(first + i)
             save(root / name / f"r{i // 4}_{i:03d}.png", painted(levels, paint) if paint else levels)
     return root
-
-
-def decoded(png: bytes) -> np.ndarray:
-    """Return the pixels of a packed PNG: its levels or its colours."""
-    return np.asarray(Image.open(io.BytesIO(png)))

@@ -45,6 +45,18 @@ def toy_packed(folder: Path, *, size: int = 16, train: int = 64, val: int = 16, 
     return folder
 
 
+def toy_folder(folder: Path, names: Sequence[str] = ("zig", "zag"), size: int = 32, channels: int = 1) -> Path:
+    """Write an image folder of eight images of each class, other ones than those of `toy_packed`."""
+    rng = np.random.default_rng(5)
+    for label, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for i in range(8):
+            picture = np.repeat(toy_image(label, rng, size), channels, axis=2)
+            picture[..., 0] ^= 1 if channels == 3 else 0
+            Image.fromarray(picture.squeeze()).save(folder / name / f"{i:02d}.png")
+    return folder
+
+
 def toy_synthetic(
     folder: Path, packed: Path, *, per_class: int = 16, shift: int = 0, classes: Sequence[str] = CLASSES, size: int = 32
 ) -> Path:
@@ -73,6 +85,19 @@ def unequal_packed(
         _write(folder / split, list(counts), labels, size, meta or {}, seed=seed + place)
         write_index(folder / split, list(counts), image_shape=[size, size, 1])
     atomic.write_text(folder / "classes.json", json.dumps(list(counts)))
+    provenance.write(folder, kind="images", content_hash=content_hash(folder), made_from={}, config={})
+    return folder
+
+
+def packed_metadata(folder: Path, train: list[dict], val: list[dict]) -> Path:
+    """Write a packed set without pictures: metadata is all that is read here."""
+    for split, rows in (("train", train), ("val", val)):
+        samples = [
+            (f"{split}{i}", {"cls": str(i % 2).encode(), "json": json.dumps(row).encode()})
+            for i, row in enumerate(rows)
+        ]
+        write_shard(folder / split / "000000.tar", samples)
+        write_index(folder / split, ["walk", "fall"])
     provenance.write(folder, kind="images", content_hash=content_hash(folder), made_from={}, config={})
     return folder
 

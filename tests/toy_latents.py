@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from tests.toy import CLASSES, toy_packed
 
 SHAPE = (2, 4, 4)
 OFFSET, SCALE = np.array([3.0, -1.0]), np.array([2.0, 0.5])  # of the channels, so that a wrong normalisation shows
+SMALL = {"block_out_channels": (16, 32), "num_heads": 2, "norm_num_groups": 8, "window_size": 4}
 AMPLITUDE, NOISE = 0.4, 0.3  # deviations
 
 
@@ -62,10 +64,42 @@ def toy_latents(root: Path, *, train: int = 1024, val: int = 64) -> dict[str, Pa
     return {"packed": packed, "vqvae": vqvae, "latents": latents}
 
 
+def auxiliary_latents(folder: Path, vqvae: Path, classes: list[str], labels: list[int], seed: int = 5) -> Path:
+    """Write latents of an auxiliary set, noise."""
+    rng, samples = np.random.default_rng(seed), []
+    for i, label in enumerate(labels):
+        file = io.BytesIO()
+        np.save(file, rng.standard_normal(SHAPE).astype(np.float32))
+        samples.append((f"x_{i:04d}", {"npy": file.getvalue(), "cls": str(label).encode()}))
+    write_shard(folder / "train" / "000000.tar", samples)
+    for split in ("train", "val"):
+        (folder / split).mkdir(exist_ok=True)
+        write_index(folder / split, classes, latent_shape=list(SHAPE))
+    made_from = {"images": "1" * 64, "vqvae": provenance.read(vqvae, "vqvae")["hash"]}
+    provenance.write(folder, kind="latents", content_hash=content_hash(folder), made_from=made_from, config={})
+    return folder
+
+
+def toy_config(folders: dict[str, Path], aux: Path | list[Path] | None = None, **options) -> LDMConfig:
+    """Return the options of training a tiny model on toy latents, and on auxiliary images."""
+    return LDMConfig(
+        data_dir=folders["packed"], output_dir=folders["packed"].parent / "run", vqvae_path=folders["vqvae"],
+        image_size=16, aux_dir=aux, latent_channels=2, **{**SMALL, "layers_per_block": 1, **options},
+    )  # fmt: skip
+
+
+def task_of(folders: dict[str, Path], others: Sequence[Path] = (), **options) -> LDMTask:
+    """Return the task of such a training; `others` are auxiliary latents."""
+    made_from = {"images": "", "vqvae": provenance.read(folders["vqvae"], "vqvae")["hash"]}
+    chosen = toy_config(folders, list(others), **options)
+    pairs = [(folder, folder) for folder in others]
+    return LDMTask(chosen, folders["packed"], folders["vqvae"], folders["latents"], made_from, pairs)
+
+
 def toy_task(root: Path, **changes) -> LDMTask:
     """Return the task of training a tiny model on such latents."""
     folders = toy_latents(root, train=8, val=4)
-    options = {"block_out_channels": (16, 32), "num_heads": 2, "norm_num_groups": 8, "window_size": 4, **changes}
+    options = {**SMALL, **changes}
     vqvae, packed = folders["vqvae"], folders["packed"]
     config = LDMConfig(data_dir=packed, output_dir=root / "run", vqvae_path=vqvae, image_size=16, **options)
     return LDMTask(config, packed, vqvae, folders["latents"], {"images": "", "vqvae": ""})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from mdaug.augment import TODAY, Policy
 from mdaug.measures import classifier, fidelity
 from mdaug.measures.auxiliary import Auxiliary, Use, source
+from mdaug.measures.classifier import Source
 from mdaug.measures.image_set import ImageSet, class_weights
 from shards.subset import take_per_class
 
@@ -29,14 +31,15 @@ REAL, DUPLICATED, TRANSFORMS, BOTH, BOTH_TRANSFORMS, SYNTHETIC = (
 WITH_SIFTED, WITH_SIFTED_TRANSFORMS, SIFTED = "real + sifted", "real + sifted + transforms", "sifted"
 WITH_SIMULATED, SIMULATED = "real + simulated", "simulated"
 LIKE = "like with like + transforms"  # the generator saw the same images
-# Images of other classes, on top of the free baseline; the last is the control.
-AUXILIARY: dict[str, Use] = {
+# Auxiliary images, on top of the free baseline, and how those that take a share of each batch are labelled.
+PRETRAINED, RANDOM = "auxiliary, pretraining", "auxiliary, random labels"  # the latter is the control
+SHARES: dict[str, Use] = {
     "auxiliary, own labels": "labels",
     "auxiliary, uniform labels": "uniform",
     "auxiliary, further classes": "classes",
-    "auxiliary, random labels": "random",
+    RANDOM: "random",
 }
-RANDOM = "auxiliary, random labels"
+AUXILIARY = (PRETRAINED, *SHARES)
 TRANSFORMED = (TRANSFORMS, BOTH_TRANSFORMS, WITH_SIFTED_TRANSFORMS, LIKE, *AUXILIARY)
 GENERATED = (BOTH, BOTH_TRANSFORMS, SYNTHETIC, WITH_SIFTED, WITH_SIFTED_TRANSFORMS, SIFTED)
 UNSIFTED = {WITH_SIFTED: BOTH, WITH_SIFTED_TRANSFORMS: BOTH_TRANSFORMS}
@@ -99,7 +102,7 @@ def plan_jobs(
     numbers = list(dict.fromkeys(number(n) for n in n_real_per_class))
     doubled = [number(2 * int(n)) for n in numbers if n != "all" and 2 * int(n) <= most]
     curve = sorted({*numbers, *doubled}, key=lambda n: most if n == "all" else int(n))
-    uses = [] if auxiliary is None else [arm for arm, use in AUXILIARY.items() if _fits(use, auxiliary)]
+    uses = [] if auxiliary is None else [PRETRAINED, *(arm for arm, use in SHARES.items() if _fits(use, auxiliary))]
     # Arms with real images: at ratios that differ.
     arms: list[tuple[str, int | str, int | str]] = []
     for n_real in curve:
@@ -158,7 +161,7 @@ def run_job(
     """Train the classifier of a job and return its result as plain JSON values.
 
     The transforms of arms that have them are those of `policy`, over whose copies their predictions are averaged.
-    Auxiliary images take `aux_share` of each batch.
+    Auxiliary images take `aux_share` of each batch, or are trained on first, alone, with their own labels.
 
     Returns:
         {"arm", "n_real", "ratio", "seed", "network", "real", "further": training images of each kind, "real_per_class":
@@ -170,27 +173,29 @@ def run_job(
     parts, labels_of_parts = training_images(job, train, synthetic, sifted, simulated, like)
     images, labels = np.concatenate(parts), np.concatenate(labels_of_parts)
     count = outputs = len(train.dataset.classes)
-    others = []
+    added: list[Source] = []
     if job.arm in AUXILIARY:
         assert auxiliary is not None  # whoever plans such a job has them
-        use = AUXILIARY[job.arm]
+        use = SHARES.get(job.arm, "labels" if auxiliary.same else "classes")
         extra, outputs = source(auxiliary.pixels, auxiliary.labels, use, count, aux_share, job.seed)
-        others.append(extra)
+        added.append(extra)
     transforms = policy if job.arm in TRANSFORMED else None
     floor = classifier.floor_of(parts[0]) if transforms else None
-    model = classifier.train(
-        images,
-        labels,
-        outputs,
+    train_classifier = partial(
+        classifier.train,
+        num_classes=outputs,
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
         seed=job.seed,
         policy=transforms,
-        others=others,
-        floor=floor,
         network=job.network or network,
     )
+    if job.arm == PRETRAINED:
+        first = train_classifier(extra.images, extra.labels, floor=classifier.floor_of(extra.images))
+        model = train_classifier(images, labels, floor=floor, start=first)
+    else:
+        model = train_classifier(images, labels, floor=floor, others=added)
 
     # Judge held-out images, and some that it was trained on.
     def predict(shown: np.ndarray, copies: Policy | None = None) -> np.ndarray:
@@ -199,7 +204,7 @@ def run_job(
     predictions = predict(held_out.images, transforms)
     some = _spread_per_class(labels, LEARNT_FROM)
     learnt = class_weights(labels[some]) @ (predict(images[some]) == labels[some])
-    further = sum(len(part) for part in (*parts[1:], *(extra.images for extra in others)))
+    further = sum(len(part) for part in (*parts[1:], *(extra.images for extra in added)))
     result = {
         "arm": job.arm,
         "n_real": job.n_real,

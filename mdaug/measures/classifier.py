@@ -27,6 +27,7 @@ WINDOW, FLOOR, CEILING = 200, 600, 2400  # steps
 FALLS, SMALL_LOSS = 0.05, 0.02  # a share of the loss, and a loss
 DECAY = 1 / 3  # of the steps at the full learning rate
 WARM_UP = 50  # steps
+TUNING = 0.3  # of the learning rate, for a training that goes on from another classifier
 
 
 class TimmModel(nn.Module):
@@ -113,6 +114,7 @@ def train(
     network: str = SMALL,
     device: torch.device | None = None,
     losses: list[float] | None = None,
+    start: Classifier | None = None,
 ) -> Classifier:
     """Train a new classifier and return it as it is at the end.
 
@@ -127,7 +129,7 @@ def train(
         steps: optimizer steps, in one cycle; or "settled": at a constant learning rate until the training loss has
             settled (see `settled`), then a third as many steps in which the rate falls to 0.
         batch_size: images per step.
-        learning_rate: peak of the schedule of AdamW.
+        learning_rate: peak of the schedule of AdamW; with `start` 0.3 of it is.
         seed: decides initial weights, order and transforms; same seed, same device, same result.
         policy: the transforms of every image; None: none.
         others: further images and their share of each batch.
@@ -135,11 +137,15 @@ def train(
         network: as in `build`.
         device: where to train (default: the device of this rank).
         losses: a list to which the loss of every step is appended.
+        start: a classifier with the same network and outputs whose weights are the first ones; it stays as it is.
     """
     device = device or distributed.device()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build(network, images.shape[-1], num_classes, images.shape[1])
+    if start is not None:
+        model.load_state_dict(start.state_dict())
+        learning_rate *= TUNING
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     fused = device.type in ("cpu", "cuda")
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01, fused=fused)

@@ -77,11 +77,6 @@ def envelopes(levels: np.ndarray, axes: Axes) -> tuple[np.ndarray, np.ndarray, n
     return ridge, upper, lower
 
 
-def velocities(rows: int, axes: Axes) -> np.ndarray:
-    """Return the velocity of the middle of each row, highest first."""
-    return axes.speed * (1 - (2 * np.arange(rows) + 1) / rows)
-
-
 def period(course: np.ndarray) -> float:
     """Return the period of a course (N,) in samples, between them by a parabola; NaN where there is none.
 

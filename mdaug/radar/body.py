@@ -30,13 +30,6 @@ def rising(length_m: float, lean: np.ndarray) -> np.ndarray:
     return length_m * np.stack([np.sin(lean), np.zeros_like(lean), np.cos(lean)], axis=-2)
 
 
-def divide(start: np.ndarray, end: np.ndarray, parts: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cut each of S segments, start and end (S, 3, N), into equal parts: start and end (S parts, 3, N)."""
-    cuts = np.linspace(0, 1, parts + 1)[:, None, None, None]
-    points = start + cuts * (end - start)
-    return points[:-1].reshape(-1, *start.shape[1:]), points[1:].reshape(-1, *start.shape[1:])
-
-
 def sideways(half_width_m: float) -> np.ndarray:
     """Return the vectors (2, 3, 1) from the middle of the body to its right and left joint."""
     return half_width_m * SIDES[:, None, None] * np.array([0, 1, 0])[:, None]

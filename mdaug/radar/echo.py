@@ -34,29 +34,6 @@ def ellipsoid_rcs(cos_angle: np.ndarray, half_length_m: np.ndarray, radius_m: np
     return np.pi * a2**2 * c2 / (a2 * (1 - cos2) + c2 * cos2) ** 2
 
 
-def ellipsoid_echo(
-    start: np.ndarray, end: np.ndarray, radius_m: np.ndarray, radar: np.ndarray, wavelength_m: float
-) -> np.ndarray:
-    """Return the echo of limbs: one prolate ellipsoid per segment, seen at its middle.
-
-    Args:
-        start: (S, 3, N) position in m of one end of each segment.
-        end: (S, 3, N) the other end.
-        radius_m: (S,) radius of each ellipsoid.
-        radar: (3,) position in m.
-        wavelength_m: wavelength in m.
-
-    Returns:
-        complex128 (N,), as `point_echo`.
-    """
-    middle, axis = (start + end) / 2, end - start
-    sight = radar[:, None] - middle
-    length = np.linalg.norm(axis, axis=1)
-    cos_angle = np.einsum("skn,skn->sn", axis, sight) / (length * np.linalg.norm(sight, axis=1))
-    rcs = ellipsoid_rcs(cos_angle, length / 2, radius_m[:, None])
-    return point_echo(middle, rcs, radar, wavelength_m)
-
-
 def receive(
     echo: np.ndarray,
     prf_hz: float,

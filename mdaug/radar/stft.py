@@ -254,19 +254,6 @@ class Transform:
         return np.where(far[None, :, None], 0, amplitudes)
 
 
-def velocity_over_time(recording: Recording, chain: Chain) -> np.ndarray:
-    """Return all amplitudes (velocities, columns), float32, summed over ranges without their phases.
-
-    Column k begins `settle_s + k hop_s` after the recording. Raises Unreadable as Transform does, and for a recording
-    that is silent.
-    """
-    transform = Transform(recording, chain)
-    total = np.concatenate(list(transform), axis=1)
-    if total.max() <= transform.floor:
-        raise Unreadable(SILENT)
-    return total
-
-
 SILENT = "is silent: nothing moves in it, beyond what rounding explains"
 
 

@@ -4,7 +4,7 @@ A segment is the prolate ellipsoid of `echo.ellipsoid_rcs`. What the whole segme
 scatterers that face the radar, by the squared cosine of incidence; their cross-sections fluctuate (Swerling I, with a
 correlation time), other segments hide them, and cloth and breath move them along the normal. Floor and side walls add
 paths by way of mirror images of the radar. A radar that sweeps sees the ranges around the body in gates of their own.
-With one still scatterer a segment and nothing around, all this is `echo.ellipsoid_echo`.
+With one still scatterer a segment and nothing around, all this is the echo of ellipsoids in closed form.
 
 The cost is linear in scatterers and pulses. Positions are computed some 400 times a second, amplitudes 50 times;
 between them path lengths follow parabolas, as products of phasors, and amplitudes follow lines.

@@ -17,6 +17,7 @@ from mdaug.recipe.trials import GIVEN, Trial
 
 TODAY_ARM, AVERAGED, SEARCHED = "today's transforms", "today's transforms, averaged", "searched policy"
 UNIFORM, CLASSES, LABELS = "+ auxiliary, uniform labels", "+ auxiliary, further classes", "+ auxiliary, own labels"
+PRETRAINED = "+ auxiliary, pretraining"
 PSEUDO, GENERATED = "+ unlabelled, pseudo-labels", "+ generated"
 TWICE = ", twice the share"
 FRESH = 100  # the first seed of the comparison: not those by which the policy was chosen
@@ -54,9 +55,9 @@ class Comparison:
 
         An addition is kept only if the interval of its gain lies above zero; of several the one with the larger gain.
         First over today's transforms: averaging over their copies, the searched policy. The winner is the free
-        baseline, on which auxiliary and unlabelled images have to gain. Generated ones come on top of that, and have to
-        gain over the best direct use, kept or not; where they lose nothing there, they are also tried at twice the
-        share, in the place of auxiliary and unlabelled ones.
+        baseline, over which auxiliary images have to gain. Unlabelled images come on top of that, and then generated
+        ones, which have to gain over the best direct use, kept or not; where they lose nothing there, they are also
+        tried at twice the share, in the place of auxiliary and unlabelled ones.
 
         A policy, or a use of auxiliary images, whose gain is proven on auxiliary images is kept, if the training images
         do not speak against it: they are too few to prove one. Of several uses the one that gains most there.
@@ -75,23 +76,21 @@ class Comparison:
             row["elsewhere"] = self.elsewhere
             if row["gain"][0] >= 0:
                 row["kept"], free = True, row["arm"]
-        # Auxiliary images used directly, and unlabelled ones: first on auxiliary images, then on the training images.
+        # Auxiliary images used directly: first on auxiliary images, then on the training images.
         policy = self.trials[free].policy
         direct: list[Trial] = []
-        if self.inputs.same:  # of a quarter and a half of each batch, either was better on some person's gestures
+        if self.inputs.same:
             direct += [
+                Trial(PRETRAINED, policy, "labels", pretrain=True),
                 Trial(LABELS, policy, "labels", share=share),
-                Trial(f"{LABELS}{TWICE}", policy, "labels", share=2 * share),
             ]
         elif self.inputs.auxiliary is not None:
             direct += [
+                Trial(PRETRAINED, policy, "classes", pretrain=True),
                 Trial(UNIFORM, policy, "uniform", share=share),
                 Trial(CLASSES, policy, "classes", share=share),
             ]
-        if self.inputs.unlabelled is not None:
-            direct.append(Trial(PSEUDO, policy, pseudo=share))
-        uses = [trial for trial in direct if trial.use]
-        there = self.episodes.prove(uses, self.run, self._seeds()) if self.episodes and uses else {}
+        there = self.episodes.prove(direct, self.run, self._seeds()) if self.episodes and direct else {}
         proven_uses = {arm for arm, gain in there.items() if gain[1] > 0}
         rows = []
         for whole in (True, False):
@@ -106,6 +105,12 @@ class Comparison:
         if best == free and accepted:
             row = max(accepted, key=lambda row: row["elsewhere"][0])
             row["kept"], best = True, row["arm"]
+        # Unlabelled images, under what the classifier so far takes them for.
+        if self.inputs.unlabelled is not None:
+            trial = replace(self.trials[best], arm=PSEUDO if best == free else f"{best} {PSEUDO}", pseudo=share)
+            of_unlabelled = self._compare([trial], best, all_seeds=bool(self.kinds))
+            rows += of_unlabelled
+            best = self._keep(of_unlabelled, best)
         # Generated images.
         against = max([row for row in self.rows if row["arm"] == free] + rows, key=lambda row: row["recall"])["arm"]
         whats = {kind: GENERATED if kind == GIVEN else f"{GENERATED}, {kind}" for kind in self.kinds}

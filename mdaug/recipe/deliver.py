@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from mdaug import augment
 from mdaug.measures import classifier, image_set, small_resnet
@@ -162,31 +162,25 @@ def samples(folder):
     return np.stack(images), np.array(labels), np.array(weights)
 
 
-def main(steps):
-    about = json.loads((SET / "sources.json").read_text(encoding="utf-8"))
-    outputs, parts = len(ABOUT["classes"]), []
-    for source in about["sources"]:
-        images, labels, weights = samples(SET / source["folder"])
-        if source["target"] == "its class":
-            targets = np.eye(outputs)[labels]
-        elif source["target"] == "all target classes, equally":
-            targets = np.full((len(labels), outputs), 1 / outputs)
-        else:  # its own class, as a further output
-            targets = np.eye(labels.max() + 1)[labels]
-            targets = np.concatenate([np.zeros((len(labels), outputs)), targets], axis=1)
-        parts.append((images, targets, weights))
-    width = max(targets.shape[1] for _, targets, _ in parts)
-    images = np.concatenate([images for images, _, _ in parts])
-    targets = np.concatenate([np.pad(t, ((0, 0), (0, width - t.shape[1]))) for _, t, _ in parts]).astype(np.float32)
-    weights = np.concatenate([weights for _, _, weights in parts])
+def targets_of(source, labels):
+    """Return the probabilities that a source's images are trained with, (n, outputs)."""
+    outputs = len(ABOUT["classes"])
+    if source["target"] == "its class":
+        return np.eye(outputs)[labels]
+    if source["target"] == "all target classes, equally":
+        return np.full((len(labels), outputs), 1 / outputs)
+    own = np.eye(labels.max() + 1)[labels]  # its own class, as a further output
+    return np.concatenate([np.zeros((len(labels), outputs)), own], axis=1)
 
-    rng, policy = np.random.default_rng(0), Policy.from_json(ABOUT["policy"])
-    torch.manual_seed(0)
-    model = SmallResNet(ABOUT["channels"], width)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=about["learning_rate"], weight_decay=0.01)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, about["learning_rate"], total_steps=steps)
+
+def train(model, parts, steps, rate, batch_size, rng):
+    """Train on [(images, targets, weights)] of one stage."""
+    images, targets, weights = (np.concatenate(part) for part in zip(*parts))
+    policy = Policy.from_json(ABOUT["policy"])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     for step in range(steps):
-        chosen = rng.choice(len(images), about["batch_size"], p=weights / weights.sum())
+        chosen = rng.choice(len(images), batch_size, p=weights / weights.sum())
         pixels = np.moveaxis(policy(images[chosen], rng, ABOUT["floor"]), -1, 1)
         batch = torch.from_numpy(np.ascontiguousarray(pixels)).float() / 127.5 - 1
         target = torch.from_numpy(targets[chosen])
@@ -200,6 +194,21 @@ def main(steps):
         cycle.step()
         if step % 100 == 0 or step == steps - 1:
             print(f"step {step + 1} of {steps}: loss {loss.item():.3f}", flush=True)
+
+
+def main(steps):
+    about = json.loads((SET / "sources.json").read_text(encoding="utf-8"))
+    stages = {}
+    for source in about["sources"]:
+        images, labels, weights = samples(SET / source["folder"])
+        stages.setdefault(source["stage"], []).append((images, targets_of(source, labels), weights))
+    width = max(targets.shape[1] for parts in stages.values() for _, targets, _ in parts)
+    torch.manual_seed(0)
+    rng, model = np.random.default_rng(0), SmallResNet(ABOUT["channels"], width)
+    for stage, parts in sorted(stages.items()):
+        print(f"stage {stage} of {len(stages)}: {sum(len(images) for images, _, _ in parts)} images", flush=True)
+        padded = [(i, np.pad(t, ((0, 0), (0, width - t.shape[1]))).astype(np.float32), w) for i, t, w in parts]
+        train(model, padded, steps, about["learning_rates"][stage - 1], about["batch_size"], rng)
     torch.save(model.state_dict(), HERE / "retrained.pt")
     print(f"predict.py now takes {HERE / 'retrained.pt'}; delete it to go back to the recipe's classifier")
 
@@ -223,10 +232,8 @@ def write(folder: Path, trial: Trial, material: Material, colormap: str | None) 
     used = material.train.take(members(trial, material))
     with classifier.one_thread():
         model = fit(trial, material)
-    temporary = place / "classifier.tmp"
-    save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
-    atomic.let_others_read(temporary)
-    temporary.replace(folder / WEIGHTS)
+    with atomic.replacing(folder / WEIGHTS) as file:
+        file.write(save({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}))
     about = {
         "classes": list(material.classes),
         "channels": used.pixels.shape[-1],

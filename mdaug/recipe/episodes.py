@@ -123,7 +123,7 @@ class Episodes:
         judged = np.sort(np.concatenate([target.positions for target in self.targets]))
         cells = (self.domain_of * (self.auxiliary.labels.max() + 1) + self.auxiliary.labels)[judged]
         groups = [self.auxiliary.groups[i] for i in judged.tolist()]
-        arms = {FREE: replace(uses[0], arm=FREE, use=""), **{use.arm: use for use in uses}}
+        arms = {FREE: Trial(FREE, uses[0].policy), **{use.arm: use for use in uses}}
         hits: dict[str, np.ndarray] = {arm: np.zeros((0, len(judged)), dtype=bool) for arm in arms}
         going = list(arms)
         for seed in seeds:

@@ -53,8 +53,7 @@ class AugmentConfig:
     """Most classifiers per arm and fold; an arm that cannot be proven any more has fewer. With two hardly anything can
     be proven."""
     share: float = 0.25
-    """Share of each batch that auxiliary, and generated, images take; twice the share of images of the target
-    classes is tried, too."""
+    """Share of each batch that auxiliary, and generated, images take; for generated ones twice that is tried, too."""
     n_per_class: list[int] = field(default_factory=lambda: [5, 10, 20, 50])
     """Training images per class of the learning curve, ascending, as far as there are so many."""
     steps: int | Literal["settled"] = "settled"

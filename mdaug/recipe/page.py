@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mdaug.augment import COPIES
+from mdaug.evaluation.report.markup import table
 from mdaug.evaluation.report.page import STYLE
-from mdaug.evaluation.report.sections import table
 from mdaug.evaluation.report.verdict import percent
 from mdaug.measures.worth import in_words
-from mdaug.recipe.comparison import LABELS, TODAY_ARM
+from mdaug.recipe.comparison import LABELS, PRETRAINED, TODAY_ARM
 from mdaug.recipe.deliver import PREDICT
 from mdaug.recipe.generators import KEPT
 from shards.atomic import write_text
@@ -53,18 +53,16 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
                 "mean recall",
                 "95 % interval",
                 "gain, points",
-                "over",
                 *["gain on auxiliary images"] * tried,
                 "worth in images",
                 "seeds",
             ],
             [
                 [
-                    escape(row["arm"]),
+                    _compared(row),
                     {None: "–", True: "yes", False: "no"}[row.get("kept")],
                     *_figures(row),
                     _short(row.get("gain")),
-                    escape(row["against"] or "–"),
                     *[_short(row.get("elsewhere"))] * tried,
                     in_words(worths[row["arm"]]),
                     row["seeds"],
@@ -108,6 +106,12 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
     )
 
 
+def _compared(row: dict[str, Any]) -> str:
+    """Return an arm, and the one over which its gain is, as HTML."""
+    over = f"<br><small>over {escape(row['against'])}</small>" if row["against"] else ""
+    return escape(row["arm"]) + over
+
+
 def _use(recipe: dict[str, Any]) -> list[str]:
     """Return how the folder is used: predict, train again, train something else."""
     return [
@@ -131,7 +135,13 @@ def _arms(recipe: dict[str, Any]) -> str:
         f"prediction over {COPIES} transformed copies of an image. Searched policy: the best of those below. Free "
         "baseline: the best of these three that was kept; it needs no further images."
     )
-    if any(row["arm"] == LABELS for row in recipe["cross_validation"]["arms"]):
+    arms = {row["arm"] for row in recipe["cross_validation"]["arms"]}
+    if PRETRAINED in arms:
+        said += (
+            " Auxiliary, pretraining: a classifier of the auxiliary images alone, which is then trained on as if it "
+            "were new."
+        )
+    if LABELS in arms:
         share = f"{100 * recipe['config']['share']:g} %"
         said += f" Auxiliary, own labels: the auxiliary images of the same classes take {share} of each batch."
     return said

@@ -31,8 +31,9 @@ from shards.validation import Preflight, identity_of, worker_of
 
 TRIALS, POLICY_TRIALS, EPISODES, RECIPE = "trials", "policy_trials", "episodes", "recipe.json"
 # Minutes of a classifier at 64 x 64 pixels, for what is said before the start: 25 to 36 s of a core were measured on
-# soundwave_gesture (7 classes x 20).
-CLASSIFIER_MINUTES = 0.5
+# soundwave_gesture (7 classes x 20), 1,720 steps on average. A step takes 0.6 of that at 32 x 32 pixels, 3.1 times as
+# long at 128 x 128 and 16 times at 256 x 256.
+CLASSIFIER_MINUTES, SETTLED_STEPS, SMALLEST = 0.5, 1720, 0.6
 
 
 def check(options: AugmentConfig, where: Preflight) -> None:
@@ -150,7 +151,9 @@ def _find(
         "episodes": {"on": [target.name for target in episodes.targets], "per_class": episodes.few, "why": episodes.why}
         if episodes is not None
         else None,
-        "auxiliary": {"use": final.use, "share": final.share} if final.use else None,
+        "auxiliary": {"use": final.use, "share": None if final.pretrain else final.share, "pretraining": final.pretrain}
+        if final.use
+        else None,
         "unlabelled_share": final.pseudo,
         "generated_share": final.synthetic,
         "generated_kind": final.kind if final.synthetic else None,
@@ -289,11 +292,12 @@ def _look(options: AugmentConfig, inputs: Inputs, trials: dict[str, Trial], run:
 
 def _expected(options: AugmentConfig, inputs: Inputs, folds: int, numbers: int, episodes: Episodes | None) -> int:
     """Return about how many classifiers a recipe trains at most."""
-    arms = 2 + 2 * (inputs.auxiliary is not None) + 2 * (inputs.unlabelled is not None)
+    uses = 0 if inputs.auxiliary is None else 2 if inputs.same else 3
+    arms = 2 + uses + 2 * (inputs.unlabelled is not None)
     arms += (inputs.synthetic is not None) + (3 if options.generate else 0)
     rounds = len(CANDIDATES) * 3 // 2
     of_search = folds * rounds if inputs.auxiliary is None else 2 * (rounds + 2 * options.seeds)
-    of_episodes = 2 * 3 * len(episodes) if episodes is not None else 0  # folds, arms
+    of_episodes = 2 * (1 + uses) * len(episodes) if episodes is not None else 0  # folds, arms
     return of_search + options.seeds * (folds * (arms + numbers + 1) + 3 + of_episodes)
 
 
@@ -308,8 +312,10 @@ def _budget(
     count = len(np.unique(folds))
     classifiers = _expected(options, inputs, count, len(options.n_per_class), episodes)
     minutes = classifiers * CLASSIFIER_MINUTES / min(options.workers or cores(), MOST_WORKERS)
+    minutes *= max(SMALLEST, (options.image_size / 64) ** 2)
+    minutes *= 1 if options.steps == "settled" else options.steps / SETTLED_STEPS
     text = f"{len(inputs.train)} training images of {len(inputs.classes)} classes; about {classifiers} classifiers"
     if generators is not None:
         text += f" and {count} generators, one more if their images are kept,"
         minutes += generators.minutes
-    return f"{text} to train: about {max(1, round(minutes))} minutes at 64x64 on quiet cores"
+    return f"{text} to train: about {max(1, round(minutes))} minutes on quiet cores"

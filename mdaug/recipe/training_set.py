@@ -1,11 +1,12 @@
 """The training set of a recipe: the images that it uses as tar shards, and how often each of them is drawn.
 
     training_set/real/       training images, as they were packed
-    training_set/auxiliary/  where the recipe uses them; likewise generated/
+    training_set/auxiliary/  where the recipe uses them; likewise generated/, unlabelled/
     training_set/sources.json
 
-Every sample's metadata has the "weight" with which it is drawn: the weights of all folders add up to 1, a folder has
-its share of them, and within it all classes weigh the same.
+Every sample's metadata has the "weight" with which it is drawn: a folder has its share, and within it all classes weigh
+the same. Of each folder sources.json names the stage in which it is trained on: 1, or, after a pretraining, 2. The
+weights of a stage add up to 1. `learning_rates` holds one for each stage.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from mdaug.measures.classifier import TUNING
 from mdaug.recipe.trials import Images, Material, Trial, pseudo_labels
 from shards import atomic
 from shards.dataset import ShardDataset
@@ -63,8 +65,10 @@ def write(folder: Path, trial: Trial, material: Material, stored: dict[str, Stor
     """
     classes = list(material.classes)
     others: list[tuple[str, Any, float, str]] = []
+    before: list[tuple[str, Any, float, str]] = []  # what a first stage is trained on
     if trial.use:
-        others.append(("auxiliary", material.auxiliary, trial.share, TARGETS[trial.use]))
+        used = (before, 1.0) if trial.pretrain else (others, trial.share)
+        used[0].append(("auxiliary", material.auxiliary, used[1], TARGETS[trial.use]))
     if trial.synthetic:
         generated = material.synthetic[trial.kind, None]
         others.append(("generated", generated, trial.synthetic, TARGETS["labels"]))
@@ -76,7 +80,7 @@ def write(folder: Path, trial: Trial, material: Material, stored: dict[str, Stor
             others.append(("unlabelled", images, trial.pseudo, TARGETS["labels"]))
     rest = 1 - sum(other[2] for other in others)
     sources = []
-    for name, images, share, target in [("real", material.train, rest, TARGETS["labels"]), *others]:
+    for name, images, share, target in [*before, ("real", material.train, rest, TARGETS["labels"]), *others]:
         weights = share * _weights(images.labels, by_class=target != TARGETS["uniform"])
         own = classes if target == TARGETS["labels"] else stored[name].datasets[0].classes
         place = folder / FOLDER / name
@@ -86,9 +90,11 @@ def write(folder: Path, trial: Trial, material: Material, stored: dict[str, Stor
             write_shard(place / f"{shard:06d}.tar", _samples(those, stored[name], images.labels, weights, target))
         index = stored[name].datasets[0].index
         write_index(place, own, **{key: index[key] for key in ("image_shape", "colormap") if key in index})
-        sources.append({"folder": name, "images": len(images), "share": share, "target": target})
-    settings = {name: getattr(material, name) for name in ("steps", "batch_size", "learning_rate")}
-    record = {"classes": classes, "sources": sources, **settings}
+        stage = 1 + (bool(before) and name != "auxiliary")
+        sources.append({"folder": name, "stage": stage, "images": len(images), "share": share, "target": target})
+    settings = {name: getattr(material, name) for name in ("steps", "batch_size")}
+    rates = [material.learning_rate, TUNING * material.learning_rate][: 1 + bool(before)]
+    record = {"classes": classes, "sources": sources, **settings, "learning_rates": rates}
     atomic.write_text(folder / SOURCES, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from safetensors.torch import load_file, save
 
 from mdaug.augment import COPIES, Policy
 from mdaug.measures import auxiliary, classifier
 from mdaug.measures.classifier import Classifier, Source, one_thread
-from shards.atomic import write_text
+from shards import atomic
 from shards.errors import UserError
 from shards.pool import Pool, cores
 from shards.progress import Progress
@@ -24,6 +25,7 @@ MOST_WORKERS = 8  # each holds its own copy of the images and of torch
 Use = Literal["", "uniform", "classes", "labels"]
 GIVEN = "given"  # kind of the generated images of --synthetic_dir
 CONFIDENT = 0.8  # probability from which a pseudo-label is taken
+PRETRAINED = "pretrained"  # folder of the weights with which trials begin
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Trial:
         use: what the auxiliary images are: "uniform" labels over the target classes, further "classes" of the same
             network, images with the "labels" of the target classes; "": not used.
         share: of each batch that they take.
+        pretrain: instead of that they are what the classifier is trained on first, alone.
         synthetic: share of each batch that generated images take.
         kind: of these images.
         pseudo: share of each batch of unlabelled images, with the labels that the same classifier, trained without
@@ -104,6 +107,7 @@ class Trial:
     policy: Policy
     use: Use = ""
     share: float = 0.25
+    pretrain: bool = False
     synthetic: float = 0.0
     kind: str = GIVEN
     pseudo: float = 0.0
@@ -182,22 +186,29 @@ def members(trial: Trial, material: Material) -> np.ndarray:
     return np.sort(np.concatenate(parts))
 
 
-def fit(trial: Trial, material: Material, losses: list[float] | None = None) -> Classifier:
-    """Return the classifier of a trial."""
+def fit(
+    trial: Trial, material: Material, losses: list[float] | None = None, start: Classifier | None = None
+) -> Classifier:
+    """Return the classifier of a trial.
+
+    Args:
+        trial, material: what it is trained on.
+        losses: as in `classifier.train`.
+        start: what `pretrain` returns for the trial, if that has been called.
+    """
     used = material.train.take(members(trial, material))
     outputs, others = len(material.classes), []
     if trial.use:
-        assert material.auxiliary is not None  # whoever plans such a trial has them
-        extra = material.auxiliary
-        if trial.fold is not None and material.auxiliary_folds is not None:
-            extra = extra.take(np.flatnonzero(material.auxiliary_folds != trial.fold))
-        source, outputs = auxiliary.source(extra.pixels, extra.labels, trial.use, outputs, trial.share)
-        others.append(source)
+        source, outputs = _auxiliary(trial, material)
+        if trial.pretrain:
+            start = start or pretrain(trial, material)
+        else:
+            others.append(source)
     if trial.synthetic:
         generated = material.synthetic[trial.kind, trial.fold]
         others.append(Source(generated.pixels, generated.labels, trial.synthetic))
     if trial.pseudo:
-        chosen, labels = pseudo_labels(trial, material)
+        chosen, labels = pseudo_labels(trial, material, start)
         assert material.unlabelled is not None
         if len(chosen):
             others.append(Source(material.unlabelled[chosen], labels, trial.pseudo))
@@ -213,16 +224,55 @@ def fit(trial: Trial, material: Material, losses: list[float] | None = None) -> 
         others=others,
         floor=classifier.floor_of(used.pixels),
         losses=losses,
+        start=start,
     )
 
 
-def pseudo_labels(trial: Trial, material: Material) -> tuple[np.ndarray, np.ndarray]:
+def pretrain(trial: Trial, material: Material) -> Classifier:
+    """Return a classifier of the auxiliary images alone, with the outputs and the policy of a trial.
+
+    Whatever of a trial does not concern them has no influence, see `_pretraining`.
+    """
+    trial = _pretraining(trial, material)
+    source, outputs = _auxiliary(trial, material)
+    return classifier.train(
+        source.images,
+        source.labels,
+        outputs,
+        steps=material.steps,
+        batch_size=material.batch_size,
+        learning_rate=material.learning_rate,
+        seed=trial.seed,
+        policy=trial.policy,
+        floor=classifier.floor_of(source.images),
+    )
+
+
+def _pretraining(trial: Trial, material: Material) -> Trial:
+    """Return what trials with the same pretraining have in common; the fold only if it leaves auxiliary images out."""
+    shared = material.auxiliary_folds is not None and (material.auxiliary_folds == trial.fold).any()
+    common = Trial("", trial.policy, trial.use, pretrain=True, seed=trial.seed)
+    return replace(common, fold=trial.fold if shared else None)
+
+
+def _auxiliary(trial: Trial, material: Material) -> tuple[Source, int]:
+    """Return the auxiliary images of a trial, and the number of outputs of its network."""
+    assert material.auxiliary is not None  # whoever plans such a trial has them
+    extra = material.auxiliary
+    if trial.fold is not None and material.auxiliary_folds is not None:
+        extra = extra.take(np.flatnonzero(material.auxiliary_folds != trial.fold))
+    assert trial.use
+    return auxiliary.source(extra.pixels, extra.labels, trial.use, len(material.classes), trial.share)
+
+
+def pseudo_labels(trial: Trial, material: Material, start: Classifier | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return (positions, classes), int64, of the unlabelled images that the classifier of a trial is confident of.
 
-    It is trained without them, and its probabilities are averaged over the transformed copies of the policy.
+    It is trained without them, and its probabilities are averaged over the transformed copies of the policy; `start` as
+    in `fit`.
     """
     assert material.unlabelled is not None  # whoever plans such a trial has them
-    teacher = fit(replace(trial, pseudo=0.0), material)
+    teacher = fit(replace(trial, pseudo=0.0), material, start=start)
     floor = classifier.floor_of(material.train.take(members(trial, material)).pixels)
     count, policy = len(material.classes), trial.policy
     probabilities = classifier.predict(teacher, material.unlabelled, policy, num_classes=count, floor=floor)
@@ -230,8 +280,8 @@ def pseudo_labels(trial: Trial, material: Material) -> tuple[np.ndarray, np.ndar
     return chosen, probabilities[chosen].argmax(1)
 
 
-def run_trial(trial: Trial, material: Material) -> dict[str, Any]:
-    """Train the classifier of a trial and return its result as plain JSON values.
+def run_trial(trial: Trial, material: Material, start: Classifier | None = None) -> dict[str, Any]:
+    """Train the classifier of a trial, see `fit`, and return its result as plain JSON values.
 
     Returns:
         {"trial", "images": number of training images, "judged": positions of the images it was judged on, in the
@@ -240,7 +290,7 @@ def run_trial(trial: Trial, material: Material) -> dict[str, Any]:
         images, "steps"}.
     """
     losses: list[float] = []
-    model = fit(trial, material, losses)
+    model = fit(trial, material, losses, start)
     chosen = members(trial, material)
     used = material.train.take(chosen)
     if trial.fold is None:
@@ -284,16 +334,48 @@ def run_all(
     folder.mkdir(parents=True, exist_ok=True)
     paths = {trial: folder / f"{trial.name}.json" for trial in trials}
     missing = list({path: trial for trial, path in paths.items() if not path.is_file()}.values())
+    starts = dict.fromkeys(_pretraining(trial, material) for trial in missing if trial.pretrain)
+    first = [trial for trial in starts if not _weights(folder, trial).is_file()]
+    # Trials that wait for a pretraining come last.
+    ready = [(_pretrain, trial) for trial in first] + [(_run, trial) for trial in missing if not trial.pretrain]
+    waiting = [(_run, trial) for trial in missing if trial.pretrain]
     with (
         Progress("classifiers", len(missing), "classifier") as bar,
         Pool(min(workers or cores(), MOST_WORKERS), len(missing), shared=(folder, material)) as pool,
     ):
-        for _ in pool.map(_run, missing, chunk=1):
-            bar.update()
-            progress(sum(1 for _ in folder.glob("*.json")))
+        for jobs in (ready, waiting):
+            for (make, _), _ in zip(jobs, pool.map(_make, jobs, chunk=1), strict=True):
+                if make is _run:
+                    bar.update()
+                    progress(sum(1 for _ in folder.glob("*.json")))
     return [json.loads(paths[trial].read_text(encoding="utf-8")) for trial in trials]
 
 
-def _run(trial: Trial, folder: Path, material: Material) -> None:
+def _make(job: tuple[Callable[[Trial, Path, Material], None], Trial], folder: Path, material: Material) -> None:
+    make, trial = job
+    make(trial, folder, material)
+
+
+def _pretrain(trial: Trial, folder: Path, material: Material) -> None:
+    path = _weights(folder, trial)
+    path.parent.mkdir(exist_ok=True)
     with one_thread():
-        write_text(folder / f"{trial.name}.json", json.dumps(run_trial(trial, material)) + "\n")
+        model = pretrain(trial, material)
+    with atomic.replacing(path) as file:
+        file.write(save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
+
+
+def _run(trial: Trial, folder: Path, material: Material) -> None:
+    start = None
+    if trial.pretrain:
+        weights = load_file(_weights(folder, _pretraining(trial, material)))
+        _, size, _, channels = material.train.pixels.shape
+        start = classifier.build(classifier.SMALL, channels, len(weights["head.bias"]), size)
+        start.load_state_dict(weights)
+    with one_thread():
+        result = run_trial(trial, material, start)
+    atomic.write_text(folder / f"{trial.name}.json", json.dumps(result) + "\n")
+
+
+def _weights(folder: Path, pretraining: Trial) -> Path:
+    return folder / PRETRAINED / f"{pretraining.name}.safetensors"

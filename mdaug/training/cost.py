@@ -1,18 +1,8 @@
-"""What a training costs: memory, work and traffic of its networks, on one device and on many."""
+"""What a training costs on so many ranks, as formulas: memory, traffic, time."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from accelerate.utils import find_executable_batch_size
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
 
 from mdaug import distributed
 from mdaug.training.deepspeed_json import stage_of
@@ -24,8 +14,6 @@ MASTER, MOMENTS = 4, 8  # bytes of a fp32 weight, and of the two moments of Adam
 BUCKET = 50_000_000  # elements: reduce_bucket_size in deepspeed_configs/
 PERSISTENT = 100_000  # elements below which ZeRO-3 leaves a parameter whole: stage3_param_persistence_threshold
 REUSED = 1_000_000_000  # elements up to which ZeRO-3 keeps gathered weights for the backward pass (DeepSpeed's default)
-CPU_BATCH = 16  # --batch_size auto without a GPU: larger ones gain little there
-LARGEST_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -188,11 +176,6 @@ class StepTime:
         return self.computing + self.moving
 
     @property
-    def shortest(self) -> float:
-        """All is hidden that can be."""
-        return max(self.computing, self.moving)
-
-    @property
     def efficiency(self) -> float:
         """Share of the time spent computing, at worst: that of N times one GPU's speed which N GPUs reach."""
         return self.computing / self.longest
@@ -252,183 +235,3 @@ def sharding(config: TrainingConfig) -> Sharding:
     """Return how this run's engine divides a network over the ranks."""
     precision = resolve_precision(config.mixed_precision, distributed.device())
     return Sharding(stage_of(config), distributed.world_size(), precision=precision)
-
-
-def unet_workload(unet: nn.Module, latent_shape: list[int], batch: int, precision: str, averages: int) -> Workload:
-    """Count what the training of a diffusion U-Net takes on each rank.
-
-    Args:
-        unet: the network; nothing is computed with it.
-        latent_shape: (c, h, w).
-        batch: micro batch.
-        precision: no, bf16 or fp16; the latter is counted as bf16.
-        averages: averages of the weights.
-    """
-
-    def forward(network: Callable, batch: int) -> Any:
-        label = torch.zeros(batch, dtype=torch.long)
-        return network(torch.zeros(batch, *latent_shape), label, label).sample
-
-    kept, flops = _count(unet, forward, precision, batch)
-    sizes = _sizes(unet)
-    return Workload(sum(sizes), _persistent(sizes), 0, kept, 3 * flops, averages)
-
-
-def vqvae_workload(
-    module: nn.Module,
-    image_shape: list[int],
-    batch: int,
-    precision: str,
-    perceptual: nn.Module | None = None,
-    critic: nn.Module | None = None,
-) -> Workload:
-    """Count what the training of a VQ-VAE takes on each rank.
-
-    The engine's graph is there while LPIPS or the discriminator, whichever is larger, has its own.
-
-    Args:
-        module: the network that DeepSpeed trains; nothing is computed with it.
-        image_shape: [H, W, C].
-        batch: micro batch.
-        precision: no, bf16 or fp16; the latter is counted as bf16.
-        perceptual: LPIPS, where it is part of the loss.
-        critic: the discriminator, where there is one.
-    """
-    height, width, channels = image_shape
-
-    def images(batch: int) -> torch.Tensor:
-        return torch.zeros(batch, channels, height, width)
-
-    def single(network: Callable, batch: int) -> Any:
-        return network(images(batch))
-
-    def pair(network: Callable, batch: int) -> Any:
-        return network(images(batch).requires_grad_(torch.is_grad_enabled()), images(batch))
-
-    module.eval()  # else the codebook remembers its vectors
-    kept, flops = _count(module, single, precision, batch)
-    module.train()
-    flops, beside, around = 3 * flops, 0, [0]
-    if perceptual is not None:
-        more, twice = _count(perceptual, pair, "no", batch)
-        around.append(more)
-        beside += sum(p.nbytes for p in perceptual.parameters())
-        flops += 1.5 * twice  # both images forward, one of them backward
-    if critic is not None:
-        more, once = _count(critic, single, precision, batch)
-        around.append(2 * more)
-        beside += network_bytes(sum(p.numel() for p in critic.parameters()), Sharding(0, 1))
-        flops += (2 + 6) * once  # its judgement of the reconstruction, and its own step on both images
-    sizes = _sizes(module)
-    return Workload(sum(sizes), _persistent(sizes), beside, kept + max(around), flops, 0)
-
-
-def _count(network: nn.Module, forward: Callable, precision: str, batch: int) -> tuple[int, float]:
-    """Return (bytes that autograd keeps of a micro batch and the gradients in flight, FLOPs of one sample) on a GPU.
-
-    Tensors without data give shapes, types and which operators run; no GPU is needed.
-    """
-    with FakeTensorMode(), torch.device("cuda"), _autocast(precision != "no"):
-        tensors = {name: torch.empty(buffer.shape, dtype=buffer.dtype) for name, buffer in network.named_buffers()}
-        for name, value in network.named_parameters():
-            weight = torch.empty(value.shape, dtype=value.dtype)
-            tensors[name] = nn.Parameter(weight, requires_grad=value.requires_grad)
-
-        def without_data(*inputs: torch.Tensor) -> Any:
-            return functional_call(network, tensors, inputs)
-
-        kept, largest = saved_bytes(lambda: forward(without_data, batch))
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            forward(without_data, 1)
-    return kept + 2 * largest, counter.get_total_flops()
-
-
-def saved_bytes(forward: Callable[[], Any]) -> tuple[int, int]:
-    """Return (bytes that autograd keeps for the backward pass of `forward`, bytes of the largest tensor of these).
-
-    Tensors that share memory count once, parameters do not count.
-    """
-    kept: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, torch.nn.Parameter):
-            storage = tensor.untyped_storage()
-            kept[storage._cdata] = storage.nbytes()  # tensors without data have no address
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = forward()
-    del result  # the graph lives until here, so no address was given out twice
-    return sum(kept.values()), max(kept.values(), default=0)
-
-
-@contextlib.contextmanager
-def _autocast(enabled: bool) -> Iterator[None]:
-    """Switch autocast to bf16 on; torch.autocast("cuda") would refuse where there is no GPU."""
-    previous = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-    torch.set_autocast_enabled("cuda", enabled)
-    torch.set_autocast_dtype("cuda", torch.bfloat16)
-    try:
-        yield
-    finally:
-        torch.set_autocast_enabled("cuda", previous[0])
-        torch.set_autocast_dtype("cuda", previous[1])
-        torch.clear_autocast_cache()
-
-
-def _sizes(module: nn.Module) -> list[int]:
-    return [parameter.numel() for parameter in module.parameters() if parameter.requires_grad]
-
-
-def _persistent(sizes: list[int]) -> int:
-    return sum(size for size in sizes if size < PERSISTENT)
-
-
-def candidates(config: TrainingConfig, num_samples: int, largest: int) -> list[int]:
-    """Return micro batches up to `largest`, falling: divisors of a given global batch, else powers of two."""
-    ranks = distributed.world_size()
-    largest = max(1, min(largest, num_samples // ranks))
-    if config.global_batch_size is not None:
-        share = config.global_batch_size // ranks
-        return [size for size in range(min(share, largest), 0, -1) if share % size == 0] or [1]
-    return [1 << power for power in range(largest.bit_length() - 1, -1, -1)]
-
-
-def choose_batch_size(config: TrainingConfig, num_samples: int, load: Workload, rehearse: Callable[[int], None]) -> int:
-    """Return the micro batch of `--batch_size auto`, the same on all ranks; every rank calls it.
-
-    On a GPU the largest candidate whose forward and backward pass fits beside weights, gradients and the optimizer's
-    states, found by trying; on a CPU the largest up to 16.
-
-    Args:
-        config: options of the training.
-        num_samples: samples of the training set.
-        load: counted for a micro batch of any size.
-        rehearse: runs a forward and a backward pass of so many samples.
-    """
-    device = distributed.device()
-    if device.type == "cpu":
-        return candidates(config, num_samples, CPU_BATCH)[0]
-    states = memory(load, sharding(config)).networks
-
-    def attempt(size: int) -> None:
-        held = torch.empty(states, dtype=torch.uint8, device=device)
-        try:
-            rehearse(size)
-        finally:
-            del held
-
-    found = first_that_fits(candidates(config, num_samples, LARGEST_BATCH), attempt)
-    return int(distributed.gather_over_ranks(torch.tensor([found], device=device)).min())
-
-
-def first_that_fits(sizes: list[int], attempt: Callable[[int], None]) -> int:
-    """Return the first of falling sizes that does not run out of memory (accelerate's find_executable_batch_size)."""
-    remaining = iter(sizes[1:])
-
-    @find_executable_batch_size(starting_batch_size=sizes[0], reduce_batch_size_fn=lambda: next(remaining, 0))
-    def run(batch_size: int) -> int:
-        attempt(batch_size)
-        return batch_size
-
-    return run()

@@ -19,7 +19,7 @@ from mdaug import cli
 from mdaug.artifacts import load_geometry
 from mdaug.models.discriminator import PatchDiscriminator
 from mdaug.models.perceptual import PerceptualLoss
-from mdaug.training import cost
+from mdaug.training import cost, workload
 from mdaug.training.batches import accumulation
 from mdaug.training.consistency import PASSES, denoiser_options
 from mdaug.training.data_cost import DataCost
@@ -141,7 +141,9 @@ def ldm_workload(training: LDMConfig, precision: str, latent_shape: list[int], c
     """Count the training of a diffusion model that is not built yet."""
     with torch.device("meta"):
         unet = build_unet(training, latent_shape, classes)
-    return cost.unet_workload(unet, latent_shape, int(training.batch_size), precision, 1 + len(training.ema_profiles))
+    return workload.unet_workload(
+        unet, latent_shape, int(training.batch_size), precision, 1 + len(training.ema_profiles)
+    )
 
 
 def vqvae_workload(training: VQVAEConfig, precision: str, channels: int) -> cost.Workload:
@@ -155,7 +157,7 @@ def vqvae_workload(training: VQVAEConfig, precision: str, channels: int) -> cost
             of_lpips = perceptual_precision(training, precision)
             perceptual = PerceptualLoss(training.perceptual_net, precision=of_lpips, random_backbone=True)
     critic = PatchDiscriminator(channels, size, training.disc_channels) if training.use_discriminator else None
-    return cost.vqvae_workload(module, [*size, channels], int(training.batch_size), precision, perceptual, critic)
+    return workload.vqvae_workload(module, [*size, channels], int(training.batch_size), precision, perceptual, critic)
 
 
 def _data(options: EstimateConfig, data_dir: Path) -> tuple[int, int, int]:

@@ -27,19 +27,21 @@ from mdaug.training import ema_snapshots as snapshots
 from mdaug.training.background_writer import Bundle
 from mdaug.training.batches import BatchPlan
 from mdaug.training.checkpoint import TrainingState
-from mdaug.training.cost import Workload, unet_workload
+from mdaug.training.cost import Workload
 from mdaug.training.ema import EMA
 from mdaug.training.encode import load_statistics
 from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.initial import start_unet
 from mdaug.training.latents import CopyOrder, LatentSet
-from mdaug.training.loop import VALIDATION_SAMPLES, Task, validation_batches
+from mdaug.training.loaders import VALIDATION_SAMPLES, validation_batches
 from mdaug.training.objective import VALIDATION_SEED, Diffuse, Noised, Objective
 from mdaug.training.options_ldm import LDMConfig
 from mdaug.training.run_folder import LAST_FOLDERS
 from mdaug.training.sampled_distance import SampledDistance
 from mdaug.training.sharded_tensors import Reader
+from mdaug.training.task import Task
 from mdaug.training.task_pictures import PICTURES_PER_CLASS, SamplePictures
+from mdaug.training.workload import unet_workload
 from shards import provenance
 from shards.colormap import colormap
 from shards.dataset import ShardDataset

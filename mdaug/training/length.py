@@ -17,9 +17,10 @@ from mdaug.training.batches import BatchPlan, plan_batches
 from mdaug.training.checkpoint import TrainingState
 from mdaug.training.deepspeed_json import deepspeed_config
 from mdaug.training.engine import Engine, resolve_precision
-from mdaug.training.loop import Task, loader, to_device
+from mdaug.training.loaders import loader, to_device
 from mdaug.training.options import TrainingConfig
 from mdaug.training.run_folder import CONFIG_FILE
+from mdaug.training.task import Task
 from shards import atomic
 from shards.output_folder import OutputFolder
 

@@ -1,182 +1,38 @@
-"""The training loop, and what a task must provide to it."""
+"""The one training loop."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
 from mdaug import distributed
-from mdaug.images import in_range
 from mdaug.training import checkpoint, sharded_tensors
 from mdaug.training.background_writer import BackgroundWriter, Bundle, Written, samples_of
 from mdaug.training.batches import BatchPlan
 from mdaug.training.checkpoint import TrainingState
-from mdaug.training.cost import Workload
 from mdaug.training.deepspeed_json import deepspeed_config, zero_stage
 from mdaug.training.engine import Engine, resolve_precision
+from mdaug.training.loaders import Stopped, loader, to_device
 from mdaug.training.metrics import Metrics
 from mdaug.training.options import TrainingConfig
-from mdaug.training.preemption import StopFlag, ignore_in_worker
+from mdaug.training.preemption import StopFlag
 from mdaug.training.run_folder import finish_run
 from mdaug.training.schedule import learning_rate
+from mdaug.training.task import Task
 from shards import provenance
 from shards.errors import UserError
-from shards.order import PositionDataset, PositionSampler, random_at
+from shards.order import random_at
 from shards.output_folder import OutputFolder
 
 STREAM_DROPOUT = 9  # see shards/order.py
-
-
-class Stopped(Exception):
-    """All ranks were asked to stop during a validation."""
-
-
-VALIDATION_SAMPLES = 8192  # at most: the time of a validation does not grow with the set
-ASK_EVERY = 16  # validation batches between two looks whether the run is to stop
-BATCHES_PER_WORKER = 8  # of a validation: fewer are not worth a process
-
-
-def validation_batches(
-    sample: Callable[[int], dict[str, Any]], count: int, config: TrainingConfig, stopped: Callable[[], bool]
-) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
-    """Yield (batch, weight) of this rank over samples 0 ... count - 1.
-
-    The last passes are padded with the last sample at weight 0, since under ZeRO-3 a rank that makes
-    fewer forward passes than the others would hang them. Raises Stopped on all ranks where `stopped` says so.
-    """
-    device, batch_size = distributed.device(), int(config.batch_size)
-    stride = distributed.world_size() * batch_size
-    starts = range(distributed.rank() * batch_size, -(-count // stride) * stride, stride)
-    indices = [[min(start + i, count - 1) for i in range(batch_size)] for start in starts]
-    workers = min(config.num_workers, len(indices) // BATCHES_PER_WORKER)
-    loader = DataLoader(
-        _Positions(sample),
-        batch_sampler=indices,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=ignore_in_worker,
-    )
-    for number, (start, batch) in enumerate(zip(starts, loader, strict=True)):
-        if number % ASK_EVERY == 0 and stopped():
-            raise Stopped
-        weight = torch.tensor([float(start + i < count) for i in range(batch_size)])
-        yield to_device(batch, device), weight.to(device, non_blocking=True)
-
-
-class _Positions(Dataset):
-    """What a function gives for each position."""
-
-    def __init__(self, sample: Callable[[int], dict[str, Any]]):
-        self.sample = sample
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        return self.sample(position)
-
-
-class Task(ABC):
-    """What differs between the VQ-VAE and the diffusion model."""
-
-    module: nn.Module
-    """The network that DeepSpeed trains."""
-    dataset: PositionDataset
-    """Training samples by position."""
-    epoch: int
-    """Positions in which every training image of the target is shown once."""
-    figures: dict[str, float]
-    """Those of the last validation."""
-    score: str
-    """Name of the validation figure that decides which weights are best; lower is better."""
-    watched: tuple[str, ...] = ()
-    """Further validation figures: training goes on while any of them, or the score, still falls."""
-    last_folder: str
-    """Folder of the final weights in the run folder; the best ones go to best/."""
-    flops_per_sample: float | None = None
-    """FLOPs of one trained sample (forward and backward), where known."""
-
-    def stopped(self) -> bool:
-        """Return whether any rank was asked to stop, the same on all ranks; `train` replaces it."""
-        return False
-
-    @abstractmethod
-    def loss(self, engine: Engine, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the mean loss of a micro batch and the figures to log."""
-
-    def prepare(self, engine: Engine) -> None:  # noqa: B027 - not every task has something to prepare
-        """Run once before the first step of a new run (not when resuming)."""
-
-    @abstractmethod
-    def after_step(self, engine: Engine, state: TrainingState) -> None:
-        """Update what follows the weights (EMA, codebook) after an optimizer step."""
-
-    @abstractmethod
-    def validate(self, engine: Engine) -> dict[str, float]:
-        """Return the validation figures, equal on all ranks; every rank calls it. May raise Stopped."""
-
-    @abstractmethod
-    def validation_passes(self) -> int:
-        """Return how many samples a validation and its pictures send through a network, forward alone."""
-
-    @abstractmethod
-    def save_images(self, engine: Engine, state: TrainingState) -> dict[str, float]:
-        """Write pictures into the run folder and return figures about them; every rank calls it."""
-
-    @abstractmethod
-    def exporter(self, engine: Engine) -> Callable[[Path], object]:
-        """Copy the model to CPU memory and return what writes it, on any thread of rank 0, as a diffusers folder with
-        provenance; every rank calls it."""
-
-    def export(self, engine: Engine, folder: Path) -> None:
-        """Write the model as a diffusers folder with provenance; every rank calls it."""
-        write = self.exporter(engine)
-        if distributed.is_main():
-            write(folder)
-        distributed.barrier()
-
-    @abstractmethod
-    def workload(self, batch: int) -> Workload:
-        """Count what micro batches of `batch` samples take."""
-
-    @abstractmethod
-    def rehearse(self, batch: int) -> None:
-        """Run a forward and a backward pass of `batch` samples without data, which leave no trace."""
-
-    def replicated_state(self) -> dict[str, torch.Tensor]:
-        """Return the tensors, equal on all ranks, that a checkpoint keeps beside DeepSpeed's state."""
-        return {}
-
-    def load_replicated_state(self, tensors: dict[str, torch.Tensor]) -> None:  # noqa: B027 - not every task has any
-        """Restore them on every rank."""
-
-    def sharded_state(self) -> dict[str, torch.Tensor]:
-        """Return this rank's shards of the tensors that a checkpoint keeps divided over the ranks."""
-        return {}
-
-    def load_sharded_state(self, reader: sharded_tensors.Reader) -> None:  # noqa: B027 - not every task has any
-        """Restore them, whatever number of ranks has written them."""
-
-    def follow(self, engine: Engine, state: TrainingState) -> None:  # noqa: B027 - not every task lags behind
-        """Bring what follows the weights every few steps up to this one; at steps that the plan alone decides."""
-
-    def snapshots(
-        self, engine: Engine, state: TrainingState, plan: BatchPlan, last: bool
-    ) -> list[Callable[[], Bundle]]:
-        """Return functions that copy a state to be kept beside the checkpoints, where one is due after this step."""
-        return []
-
-    def image_step(self, step: int, plan: BatchPlan) -> bool:
-        """Return whether pictures are due after this optimizer step (beside those at each validation)."""
-        return False
 
 
 def train(task: Task, config: TrainingConfig, plan: BatchPlan, output: OutputFolder) -> None:
@@ -239,7 +95,7 @@ def train(task: Task, config: TrainingConfig, plan: BatchPlan, output: OutputFol
 
     def judge(saved: bool) -> None:
         """Validate, keep the weights if they are the best so far, write pictures; a checkpoint hears of it."""
-        best = _validate(task, engine, state, config, metrics)
+        best = _validate(task, engine, state, metrics)
         note = partial(checkpoint.note_validation, checkpoints, asdict(state)) if saved else lambda: None
         if best:
             said(background.write([partial(_best, task, engine, output.path / "best", note)]))
@@ -384,7 +240,7 @@ def _validation_due(plan: BatchPlan, step: int) -> bool:
     return step == plan.steps or (step > 0 and plan.due(plan.val_every, step))
 
 
-def _validate(task: Task, engine: Engine, state: TrainingState, config: TrainingConfig, metrics: Metrics) -> bool:
+def _validate(task: Task, engine: Engine, state: TrainingState, metrics: Metrics) -> bool:
     """Validate, and return whether the weights are the best so far."""
     begun = time.perf_counter()
     figures = task.validate(engine)
@@ -424,30 +280,3 @@ def _pictures(task: Task, engine: Engine, state: TrainingState, config: Training
         metrics.write({"samples": state.samples, **{f"images/{name}": value for name, value in shown.items()}})
         figures = " | ".join(f"{name} {value:.4g}" for name, value in shown.items())
         metrics.log(f"pictures: {figures} ({time.perf_counter() - begun:.1f} s)")
-
-
-def loader(dataset: PositionDataset, config: TrainingConfig, plan: BatchPlan, first_step: int) -> DataLoader:
-    """Return this rank's micro batches from optimizer step `first_step` to the last of the plan."""
-    sampler = PositionSampler(
-        global_batch=plan.global_batch,
-        micro_batch=plan.micro_batch,
-        rank=distributed.rank(),
-        world_size=plan.ranks,
-        first_step=first_step,
-        last_step=plan.steps,
-        order=dataset.order,
-    )
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=config.num_workers,
-        pin_memory=distributed.device().type == "cuda",
-        prefetch_factor=4 if config.num_workers else None,
-        worker_init_fn=ignore_in_worker,
-    )
-
-
-def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Return a micro batch on a device; images, which travel as uint8 levels, are float32 in [-1, 1] there."""
-    there = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-    return {name: in_range(value) if value.dtype == torch.uint8 else value for name, value in there.items()}

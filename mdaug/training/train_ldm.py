@@ -9,8 +9,9 @@ from typing import Any
 from mdaug import distributed
 from mdaug.artifacts import find_vqvae, load_geometry
 from mdaug.training import auxiliary, encode, initial, run_folder
+from mdaug.training.batch_size import choose_batch_size
 from mdaug.training.batches import plan_batches
-from mdaug.training.cost import choose_batch_size, memory, sharding
+from mdaug.training.cost import memory, sharding
 from mdaug.training.engine import check_before_data
 from mdaug.training.ldm_task import LDMTask, check_before_latents
 from mdaug.training.length import settle

@@ -5,8 +5,9 @@ from __future__ import annotations
 from mdaug import distributed
 from mdaug.models.perceptual import find_weights
 from mdaug.training import auxiliary, initial, run_folder
+from mdaug.training.batch_size import choose_batch_size
 from mdaug.training.batches import plan_batches
-from mdaug.training.cost import choose_batch_size, memory, sharding
+from mdaug.training.cost import memory, sharding
 from mdaug.training.engine import check_before_data
 from mdaug.training.length import settle
 from mdaug.training.loop import train

@@ -21,13 +21,15 @@ from mdaug.training import losses
 from mdaug.training.adversary import Adversary
 from mdaug.training.auxiliary import label_apart, order_of, splits
 from mdaug.training.checkpoint import TrainingState
-from mdaug.training.cost import Workload, vqvae_workload
+from mdaug.training.cost import Workload
 from mdaug.training.engine import Engine, resolve_precision
 from mdaug.training.initial import start_vqvae
-from mdaug.training.loop import VALIDATION_SAMPLES, Task, validation_batches
+from mdaug.training.loaders import VALIDATION_SAMPLES, validation_batches
 from mdaug.training.options_vqvae import VQVAEConfig
 from mdaug.training.run_folder import LAST_FOLDERS
+from mdaug.training.task import Task
 from mdaug.training.task_pictures import save_reconstructions
+from mdaug.training.workload import vqvae_workload
 from shards.colormap import floor_of
 from shards.dataset import ShardDataset
 from shards.errors import UserError

@@ -25,12 +25,12 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train_and_stop(packed: Path, output: Path, kind: str) -> list[bool]:
     """Train until the second validation, which is asked to stop in its first batch; return whether the checkpoint of
     its step was there by then."""
-    from mdaug.training import loop, vqvae_task
+    from mdaug.training import loaders, vqvae_task
     from mdaug.training.vqvae_task import VQVAETask
 
     there: list[bool] = []
     validate, calls = VQVAETask.validate, iter(range(10))
-    loop.ASK_EVERY = 1
+    loaders.ASK_EVERY = 1
 
     def stopped(task, engine):
         if next(calls) == 1:

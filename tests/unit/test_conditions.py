@@ -20,38 +20,19 @@ from mdaug.training import conditions
 from mdaug.training.objective import Diffuse
 from mdaug.training.options_ldm import LDMConfig
 from mdaug.training.options_vqvae import EncodeConfig
-from shards import provenance
 from shards.dataset import ShardDataset
 from shards.errors import UserError
-from shards.index import content_hash, write_index
+from shards.index import write_index
 from shards.writer import write_shard
 from tests.tiny_pipeline import CONDITIONS, clean_environment, sample, save_tiny, tiny_pipeline, tiny_unet
+from tests.toy import packed_metadata
 
 NAN = math.nan
 
 
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-
-
-def packed(folder: Path, train: list[dict], val: list[dict]) -> Path:
-    """A packed set without pictures: metadata is all that is read here."""
-    for split, rows in (("train", train), ("val", val)):
-        samples = [
-            (f"{split}{i}", {"cls": str(i % 2).encode(), "json": json.dumps(row).encode()})
-            for i, row in enumerate(rows)
-        ]
-        write_shard(folder / split / "000000.tar", samples)
-        write_index(folder / split, ["walk", "fall"])
-    provenance.write(folder, kind="images", content_hash=content_hash(folder), made_from={}, config={})
-    return folder
-
-
 def test_columns_are_normalised_by_the_training_split_alone(tmp_path):
     train = [{"class": "walk", "speed": value, "site": "a"} for value in ("1", "", "2", "5.5", "3")]
-    read = conditions.read(packed(tmp_path, train, [{"speed": "100"}, {}]), ["speed"])
+    read = conditions.read(packed_metadata(tmp_path, train, [{"speed": "100"}, {}]), ["speed"])
     values = np.array([1, 2, 5.5, 3])
     assert read.mean == [values.mean()]
     assert read.std == [values.std()]
@@ -72,12 +53,12 @@ def test_columns_are_normalised_by_the_training_split_alone(tmp_path):
 def test_a_column_that_cannot_be_a_condition_is_named_with_those_that_can(tmp_path, name, message):
     train = [{"speed": str(i), "site": "a", "flat": "3"} for i in range(3)]
     with pytest.raises(UserError, match=message):
-        conditions.read(packed(tmp_path, train, train[:1]), ["speed", name])
+        conditions.read(packed_metadata(tmp_path, train, train[:1]), ["speed", name])
 
 
 def test_metadata_are_read_once_for_all_processes_and_starts(tmp_path, monkeypatch):
     train = [{"speed": str(i), "site": "a"} for i in range(6)]
-    folder = packed(tmp_path, train, train[:2])
+    folder = packed_metadata(tmp_path, train, train[:2])
     first = conditions.read(folder, ["speed"])
     reads = []
     decode = ShardDataset.__getitem__
@@ -90,13 +71,13 @@ def test_metadata_are_read_once_for_all_processes_and_starts(tmp_path, monkeypat
     with pytest.raises(UserError, match="names 'sped'"):
         conditions.read(folder, ["sped"])
     # Another content of the same folder is read anew.
-    packed(tmp_path, [{"speed": "7"}, {"speed": "9"}], train[:1])
+    packed_metadata(tmp_path, [{"speed": "7"}, {"speed": "9"}], train[:1])
     assert conditions.read(folder, ["speed"]).mean == [8]
 
 
 @pytest.mark.slow
 def test_many_shards_give_the_same_table_on_all_cores(tmp_path, monkeypatch):
-    folder = packed(tmp_path, [{"speed": str(i)} for i in range(4)], [{}])
+    folder = packed_metadata(tmp_path, [{"speed": str(i)} for i in range(4)], [{}])
     for number in range(1, 4):
         meta = [json.dumps({"speed": 10 * number + i}).encode() for i in range(3)]
         rows = [(f"n{number}_{i}", {"cls": b"0", "json": about}) for i, about in enumerate(meta)]

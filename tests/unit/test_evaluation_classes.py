@@ -19,7 +19,7 @@ from mdaug.evaluation.evaluate import run as evaluate
 from mdaug.evaluation.options import EvaluateConfig, ReconstructConfig
 from mdaug.evaluation.reconstruct import format_goals
 from mdaug.evaluation.reconstruct import run as reconstruct
-from mdaug.evaluation.report import page, plots, sections
+from mdaug.evaluation.report import markup, page, plots
 from mdaug.evaluation.report.verdict import held_out_notes, verdict
 from mdaug.images import drawable, grid
 from mdaug.measures import classifier, fidelity, image_quality, levels, memorization
@@ -322,10 +322,10 @@ def test_confusions_of_many_classes_are_the_worst_pairs():
     names = [f"c{i}" for i in range(20)]
     matrix = (10 * np.eye(20, dtype=int)).tolist()
     matrix[3][7] = 5
-    text = sections.confusion("real", names, matrix)
+    text = markup.confusion("real", names, matrix)
     assert "<td>c3</td><td>c7</td><td>33</td><td>5</td>" in text
     assert text.count("<td>c") == 2
-    assert sections.confusion("real", names[:4], [row[:4] for row in matrix[:4]]).count("<td") == 16
+    assert markup.confusion("real", names[:4], [row[:4] for row in matrix[:4]]).count("<td") == 16
 
 
 NAMES = ["gehen_rückwärts", "走路", "идти", "βάδισμα", "مشي", "chůze"]
@@ -333,8 +333,8 @@ NAMES = ["gehen_rückwärts", "走路", "идти", "βάδισμα", "مشي", 
 
 def test_names_that_the_font_does_not_show_are_numbers_with_a_legend():
     assert drawable(NAMES) == ["gehen_rückwärts", "2", "идти", "βάδισμα", "5", "chůze"]
-    assert sections.legend(NAMES) == "<p class=note>Numbers stand for classes: 2: 走路, 5: مشي</p>"
-    assert sections.legend(["walk"]) == ""
+    assert markup.legend(NAMES) == "<p class=note>Numbers stand for classes: 2: 走路, 5: مشي</p>"
+    assert markup.legend(["walk"]) == ""
     rows = [[np.zeros((64, 64, 1), np.uint8)]] * len(NAMES)
     assert np.array_equal(grid(rows, NAMES), grid(rows, drawable(NAMES)))
     blank = grid(rows, [" " * 40] * 6)

@@ -17,7 +17,18 @@ from mdaug.evaluation.inputs import load_like, policy_of
 from mdaug.evaluation.options import EvaluateConfig
 from mdaug.evaluation.report import page, plots
 from mdaug.evaluation.report.verdict import verdict
-from mdaug.evaluation.usefulness import AUXILIARY, BOTH, LIKE, RANDOM, REAL, TRANSFORMS, Job, plan_jobs, training_images
+from mdaug.evaluation.usefulness import (
+    AUXILIARY,
+    BOTH,
+    LIKE,
+    PRETRAINED,
+    RANDOM,
+    REAL,
+    TRANSFORMS,
+    Job,
+    plan_jobs,
+    training_images,
+)
 from mdaug.measures import auxiliary, classifier, image_set, worth
 from mdaug.measures.auxiliary import Auxiliary
 from shards import output_folder, provenance
@@ -148,7 +159,7 @@ def test_arms_are_there_where_their_inputs_are(images, config):
     plain = arms()
     assert not plain & {LIKE, *AUXILIARY}
     assert arms(auxiliary=of_other_classes()) - plain == set(AUXILIARY) - {"auxiliary, own labels"}
-    assert arms(auxiliary=of_other_classes(same=True)) - plain == {"auxiliary, own labels", RANDOM}
+    assert arms(auxiliary=of_other_classes(same=True)) - plain == {"auxiliary, own labels", PRETRAINED, RANDOM}
     assert arms(like={(2, 0): fake}) - plain == {LIKE}
     assert arms(like={(2, 1): fake, (5, 0): fake}) == plain
 
@@ -198,9 +209,7 @@ def test_auxiliary_images_are_arms_of_their_own_and_the_report_has_them(config, 
     assert metrics["data"]["policy"] == replace(RICHER, copies=COPIES).to_json()
     text = (config.output_dir / page.REPORT).read_text(encoding="utf-8")
     assert "averaged over 8 transformed copies" in text
-    assert "Images of other classes (uniform labels), on top of transforms," in " ".join(
-        metrics["verdict"]["sentences"]
-    )
+    assert "Auxiliary images (uniform labels), on top of transforms," in " ".join(metrics["verdict"]["sentences"])
     assert set(used) <= set(plots.accuracy(metrics).series)
     assert len(plots.COLOURS) >= len(plots.CURVES)
     # What decides the result belongs to the identity of the folder.
@@ -220,7 +229,9 @@ def test_images_with_the_labels_of_the_target_are_used_with_these(config, others
     pack(PackConfig(folder / "images", folder / "packed", workers=1))
     metrics = evaluate(replace(config, aux_dir=folder / "packed", same_names="same"))
     assert list(metrics["data"]["auxiliary"].values()) == [6, 6, 0, 0]
-    assert {arm["arm"] for arm in metrics["usefulness"]["arms"]} & set(AUXILIARY) == {"auxiliary, own labels", RANDOM}
+    assert {arm["arm"] for arm in metrics["usefulness"]["arms"]} & set(AUXILIARY) == {
+        "auxiliary, own labels", PRETRAINED, RANDOM
+    }  # fmt: skip
 
 
 def test_a_folder_of_a_version_without_these_settings_is_refused(config):

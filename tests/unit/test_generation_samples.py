@@ -79,6 +79,36 @@ def test_exactly_what_was_asked_for_is_found(ldm, tmp_path, options, counts):
     assert made["made_from"] == {"pipeline": provenance.read(ldm / "best", "pipeline")["hash"], "images": "1" * 64}
 
 
+def made(output: Path) -> Counter[str]:
+    samples = ShardDataset(output, fields=("meta",))
+    return Counter(samples[i]["meta"]["class"] for i in range(len(samples)))
+
+
+def test_generate_leaves_auxiliary_classes_out_unless_they_are_named(tmp_path, monkeypatch):
+    pipeline = save_tiny(tmp_path / "pipeline", auxiliary=["fall"])
+    common = {"num_inference_steps": 2, "batch_size": 4}
+
+    def run(name, **options):
+        generation.generate(GenerateConfig(pipeline, tmp_path / name, **common, **options))
+        return made(tmp_path / name), json.loads((tmp_path / name / "index.json").read_text())["classes"]
+
+    assert run("default", num_samples=5) == ({"walk": 3, "bird": 2}, ["walk", "bird"])
+    assert run("named", num_samples=4, classes=["fall"]) == ({"fall": 4}, ["walk", "bird", "fall"])
+    assert run("each", per_class={"bird": 1, "fall": 2})[0] == {"bird": 1, "fall": 2}
+    (tmp_path / "counts.json").write_text('{"walk": 4, "bird": 2}')
+    assert run("balanced", balance_to=tmp_path / "counts.json")[0] == {"bird": 2}
+    # A label names the same picture in either set: the class decides, not its place.
+    named = ShardDataset(tmp_path / "named")
+    everything = save_tiny(tmp_path / "plain")
+    generation.generate(GenerateConfig(everything, tmp_path / "all", num_samples=4, classes=["fall"], **common))
+    for i in range(4):
+        np.testing.assert_array_equal(named[i]["image"], ShardDataset(tmp_path / "all")[i]["image"])
+    with pytest.raises(UserError, match="the model knows no class car; it knows walk, fall, bird"):
+        run("unknown", classes=["car"])
+    with pytest.raises(UserError, match="not the auxiliary class 'fall'; leave out --sift"):
+        run("sifted", classes=["fall"], sift=tmp_path)
+
+
 def test_the_bytes_do_not_depend_on_workers_order_or_interruption(ldm, tmp_path, monkeypatch):
     whole = files(make(ldm, tmp_path / "whole", num_samples=45))
     for name, turns in (("forwards", [(0, 3), (1, 3), (2, 3)]), ("backwards", [(1, 2), (0, 2)])):

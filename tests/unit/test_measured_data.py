@@ -13,10 +13,12 @@ from PIL import Image
 
 from mdaug.radar.recording import Radar
 from mdaug.radar.recordings import read
-from mdaug.radar.stft import Chain, Transform, brightness, velocity_over_time
+from mdaug.radar.stft import Chain, Transform, brightness
 from shards.dataset import ShardDataset
 from shards.options import PackConfig
 from shards.pack import run as pack
+
+from .radar_helpers import velocity_over_time
 
 GESTURES = Path(__file__).parents[3] / "shared" / "data" / "acconeer_gesture"
 RAW = GESTURES.with_name("acconeer_gesture_raw")

@@ -19,7 +19,7 @@ AXES = kinematics.Axes(speed=4.0, duration=2.0, clip_db=40.0, physical=True)
 
 def ridge(torso: float, reach: float, cycles: float, size: int = 64) -> np.ndarray:
     """Return levels of a steady line at velocity `torso` and a weaker one that swings by `reach` above it."""
-    velocity = kinematics.velocities(size, AXES)[:, None]
+    velocity = AXES.speed * (1 - (2 * np.arange(size)[:, None] + 1) / size)
     time = (np.arange(size) + 0.5) / size
     swing = torso + reach * (0.5 - 0.5 * np.cos(2 * np.pi * cycles * time))
     lines = [250 * np.exp(-(((velocity - torso) / 0.2) ** 2)), 190 * np.exp(-(((velocity - swing) / 0.15) ** 2))]

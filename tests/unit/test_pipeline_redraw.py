@@ -11,8 +11,8 @@ from PIL import Image
 from mdaug.pipeline import schedulers
 from mdaug.pipeline.schedulers import FLOW, build_scheduler
 from shards.colormap import colormap
+from tests.schedulers import CASES, coefficients
 from tests.tiny_pipeline import sample, seeded, tiny_pipeline
-from tests.unit.test_pipeline_schedulers import CASES, coefficients
 
 STEPS = 20
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -47,3 +50,48 @@ def test_a_killed_worker_is_one_line():
     with Pool(2) as pool, pytest.raises(UserError, match="a worker process was killed") as error:
         list(pool.map(die, [1, 2]))
     assert "\n" not in str(error.value)
+
+
+INTERRUPTED = """
+import time
+from shards.errors import entry_point, run_process
+from shards.pool import Pool
+
+def job(number):
+    print("begun", flush=True)
+    time.sleep(60)
+
+@entry_point
+def main(argv):
+    with Pool(2, 4) as pool:
+        list(pool.map(job, range(4), chunk=1))
+    return 0
+
+if __name__ == "__main__":
+    run_process(main)
+"""
+
+
+def test_ctrl_c_waits_for_what_has_begun_and_says_so_and_a_second_one_does_not_wait(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(INTERRUPTED)
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in range(2)] == ["begun\n"] * 2
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.stdout.readline() == "\n"
+    assert "Ctrl-C again" in process.stdout.readline()
+    assert process.poll() is None
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    rest, _ = process.communicate(timeout=30)  # a job takes 60 s
+    assert process.returncode == 130
+    assert "Traceback" not in rest

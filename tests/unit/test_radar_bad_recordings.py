@@ -16,8 +16,9 @@ from scipy.io import savemat
 from mdaug.cli import main
 from mdaug.radar.recording import Radar, Unreadable
 from mdaug.radar.recordings import read
-from mdaug.radar.stft import Chain, Transform, velocity_over_time
+from mdaug.radar.stft import Chain, Transform
 
+from .radar_helpers import velocity_over_time
 from .radar_layouts import (
     BANDWIDTH,
     CARRIER,

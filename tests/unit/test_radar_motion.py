@@ -5,11 +5,13 @@ import pytest
 from scipy.special import ellipk
 
 from mdaug.radar import body
-from mdaug.radar.echo import ellipsoid_echo, ellipsoid_rcs, point_echo
+from mdaug.radar.echo import ellipsoid_rcs, point_echo
 from mdaug.radar.fall import GRAVITY_M_S2, Fall, SitDown, minimum_jerk, swing, toppling_angle
 from mdaug.radar.flyers import Wing, rotor_echo, rotor_echo_in_band, rotor_lines
 from mdaug.radar.sensor import SPEED_OF_LIGHT_M_S, Sensor
 from mdaug.radar.stft import spectrogram
+
+from .radar_helpers import ellipsoid_echo
 
 WAVELENGTH_M = 0.0125
 

@@ -13,8 +13,9 @@ import pytest
 
 from mdaug.radar.recording import Radar, Unreadable
 from mdaug.radar.recordings import READERS, files_of, find, read
-from mdaug.radar.stft import Chain, velocity_over_time
+from mdaug.radar.stft import Chain
 
+from .radar_helpers import velocity_over_time
 from .radar_layouts import (
     BANDWIDTH,
     CARRIER,

@@ -11,9 +11,18 @@ from mdaug.radar import stft
 from mdaug.radar.recording import Radar, Recording, Unreadable
 from mdaug.radar.recordings import read
 from mdaug.radar.sensor import SPEED_OF_LIGHT_M_S
-from mdaug.radar.stft import Chain, Transform, brightness, velocity_over_time
+from mdaug.radar.stft import Chain, Transform, brightness
 
-from .radar_helpers import BANDWIDTH, CARRIER, PER_SWEEP, PRF, WAVELENGTH, sweeps, write_text
+from .radar_helpers import (
+    BANDWIDTH,
+    CARRIER,
+    PER_SWEEP,
+    PRF,
+    WAVELENGTH,
+    sweeps,
+    velocity_over_time,
+    write_text,
+)
 
 
 def everything(recording: Recording) -> np.ndarray:

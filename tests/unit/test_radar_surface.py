@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from mdaug.radar import surface
-from mdaug.radar.echo import ellipsoid_echo
 from mdaug.radar.gait import Walker, ellipsoids
 from mdaug.radar.sensor import Sensor
 from mdaug.radar.stft import spectrogram
 from mdaug.radar.surface import Surface, body_echo
+
+from .radar_helpers import ellipsoid_echo
 
 SENSOR = Sensor(duration_s=1.5, rows=64, columns=64)
 RADAR = np.array([6.0, 0.4, 1.0])

@@ -9,10 +9,11 @@ import pytest
 
 from mdaug.measures.envelope import envelopes
 from mdaug.radar import body, gait
-from mdaug.radar.echo import ellipsoid_echo
 from mdaug.radar.gait import Walker, control_points, joints, periodic_curve
 from mdaug.radar.sensor import Sensor
 from mdaug.radar.stft import spectrogram
+
+from .radar_helpers import ellipsoid_echo
 
 HEIGHT_M = 1.8
 HIP_HEIGHT_M = body.HIP_HEIGHT * HEIGHT_M

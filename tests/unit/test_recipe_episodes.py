@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from mdaug.augment import TODAY, Policy
 from mdaug.measures import classifier
-from mdaug.recipe import policy_search, recipe
-from mdaug.recipe.comparison import CLASSES, LABELS, TODAY_ARM, TWICE, UNIFORM, Comparison
+from mdaug.recipe import recipe
+from mdaug.recipe.comparison import CLASSES, LABELS, PRETRAINED, TODAY_ARM, UNIFORM, Comparison
 from mdaug.recipe.episodes import FREE, MOST_DOMAINS, Episodes
 from mdaug.recipe.inputs import load
-from mdaug.recipe.options import AugmentConfig
 from mdaug.recipe.trials import Images, Trial, fit, members, run_trial
-from shards import output_folder, provenance
-from shards.dataset import ShardDataset
-from shards.errors import UserError
-from tests.toy import CLASSES as NAMES
-from tests.toy import toy_image, toy_packed
+from shards import provenance
+from tests.recipes import recorded, search_only, small_recipe
+from tests.toy import toy_packed
 
 PLAIN = Policy()
-OWN = [Trial(LABELS, PLAIN, "labels"), Trial(f"{LABELS}{TWICE}", PLAIN, "labels", share=0.5)]
+OWN = [Trial(LABELS, PLAIN, "labels"), Trial(PRETRAINED, PLAIN, "labels", pretrain=True)]
 OTHER = [Trial(UNIFORM, PLAIN, "uniform"), Trial(CLASSES, PLAIN, "classes")]
 
 
@@ -154,9 +148,10 @@ def test_a_use_is_tried_seed_after_seed_only_while_it_can_be_proven(same, uses):
 
 
 def people(agree: bool) -> tuple[Images, list[str]]:
-    """Two classes of noisy pictures by two people, whose background tells who they are, and who may disagree on names.
+    """Two classes of noisy pictures by two people, whose background tells who they are.
 
-    The classes differ in Doppler, since transforms move time.
+    The classes differ in Doppler, since transforms move time. If the people do not agree, the second shows them by the
+    level elsewhere, so that neither's pictures say anything of the other's.
     """
     rng = np.random.default_rng(3)
     pixels, labels, groups, domains = [], [], [], []
@@ -165,9 +160,12 @@ def people(agree: bool) -> tuple[Images, list[str]]:
         for i in range(96):
             shown = i % 2
             picture = style + 60 * rng.standard_normal((16, 16))
-            picture[6 * shown + 2 : 6 * shown + 6] += 14
+            if agree or person == 0:
+                picture[6 * shown + 2 : 6 * shown + 6] += 14
+            else:
+                picture[13:16] += 20 * (2 * shown - 1)
             pixels.append(picture.clip(0, 255).astype(np.uint8)[..., None])
-            labels.append(shown if agree or person == 0 else 1 - shown)
+            labels.append(shown)
             groups.append(f"{person}-{i // 8}")
             domains.append(f"p{person}")
     return Images(np.stack(pixels), np.array(labels), groups), domains
@@ -180,9 +178,8 @@ def packed(tmp_path_factory):
 
 @pytest.fixture
 def options(packed, tmp_path, monkeypatch):
-    monkeypatch.setattr(policy_search.search, "__defaults__", ({"only": TODAY}, *policy_search.search.__defaults__[1:]))
-    small = {"image_size": 32, "steps": 2, "seeds": 2, "folds": 2, "n_per_class": [2], "batch_size": 8, "workers": 1}
-    return AugmentConfig(packed, tmp_path / "recipe", **small)
+    search_only(monkeypatch, {"only": TODAY})
+    return small_recipe(packed, tmp_path / "recipe")
 
 
 def choose(options, packed, monkeypatch, own: dict[str, tuple], episodes) -> tuple[str, dict, dict]:
@@ -221,9 +218,9 @@ def test_what_helps_among_auxiliary_images_is_kept_and_what_hurts_is_not(options
 
     episodes.run = run
     best, rows, asked = choose(replace(options, seeds=1), packed, monkeypatch, {}, episodes)
-    assert (best in (LABELS, LABELS + TWICE)) == helps
+    assert (best in (LABELS, PRETRAINED)) == helps
     assert rows[best].get("kept", False) == helps
-    assert (max(rows[arm]["elsewhere"][1] for arm in (LABELS, LABELS + TWICE)) > 0) == helps
+    assert (max(rows[arm]["elsewhere"][1] for arm in (LABELS, PRETRAINED)) > 0) == helps
     assert asked[LABELS] == (rows[LABELS]["elsewhere"][1] > 0)
 
 
@@ -233,20 +230,20 @@ YES, NO = (0.05, 0.01, 0.09), (0.05, -0.01, 0.11)
 @pytest.mark.parametrize(
     ("own", "there", "best"),
     [
-        ((NO, NO), (YES, NO), LABELS),  # proven on auxiliary images, and not contradicted
+        ((NO, NO), (YES, NO), PRETRAINED),  # proven on auxiliary images, and not contradicted
         ((NO, NO), (NO, NO), TODAY_ARM),
         (((-0.01, -0.1, 0.1), NO), (YES, NO), TODAY_ARM),  # contradicted
-        ((NO, NO), (YES, (0.08, 0.02, 0.1)), LABELS + TWICE),  # the larger gain there
-        ((NO, (-0.01, -0.1, 0.1)), (YES, (0.08, 0.02, 0.1)), LABELS),  # of those that are not contradicted
-        ((NO, YES), (YES, NO), LABELS + TWICE),  # proven on the training images themselves
+        ((NO, NO), (YES, (0.08, 0.02, 0.1)), LABELS),  # the larger gain there
+        ((NO, (-0.01, -0.1, 0.1)), (YES, (0.08, 0.02, 0.1)), PRETRAINED),  # of those that are not contradicted
+        ((NO, YES), (YES, NO), LABELS),  # proven on the training images themselves
         ((NO, NO), None, TODAY_ARM),
-        ((YES, NO), None, LABELS),
+        ((YES, NO), None, PRETRAINED),
     ],
 )
 def test_a_use_is_kept_if_proven_there_and_not_contradicted_or_proven_here(
     options, packed, monkeypatch, own, there, best
 ):
-    arms = (LABELS, LABELS + TWICE)
+    arms = (PRETRAINED, LABELS)
 
     class Known:
         def prove(self, uses, run, seeds):
@@ -262,84 +259,6 @@ def test_a_use_is_kept_if_proven_there_and_not_contradicted_or_proven_here(
     assert [asked[arm] for arm in arms] == [gain[1] > 0 for gain in there or (NO, NO)]
 
 
-def recorded(folder: Path, persons: int = 3) -> Path:
-    """An image folder of two classes of the toy set by some persons, in two sessions each, named in metadata.csv."""
-    rng = np.random.default_rng(9)
-    rows = []
-    for label, name in enumerate(NAMES[:2]):
-        (folder / name).mkdir(parents=True)
-        for person in range(persons):
-            for i in range(60):
-                file = f"{name}/x{person}_s{i // 30}_{i:02d}.png"
-                Image.fromarray(toy_image(label, rng, 32).squeeze()).save(folder / file)
-                rows.append((file, f"p{person}", f"x{person}_s{i // 30}"))
-    with (folder / "metadata.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("file", "person", "group"), *rows])
-    return folder
-
-
-def test_the_domain_of_an_image_is_read_from_its_metadata_or_its_path(options, tmp_path):
-    options = replace(options, aux_dir=recorded(tmp_path / "others"), same_names="same")
-    assert load(options).auxiliary_domains is None
-    inputs = load(replace(options, aux_domains="column:person"))
-    assert {(d, g[:2]) for d, g in zip(inputs.auxiliary_domains, inputs.auxiliary.groups, strict=True)} == {
-        (f"p{k}", f"x{k}") for k in range(3)
-    }
-    paths = load(replace(options, aux_domains=r"x(\d)_")).auxiliary_domains
-    assert [f"p{domain}" for domain in paths] == inputs.auxiliary_domains
-    with pytest.raises(UserError, match=r"has no value in column 'sensor' of metadata.csv; .* --aux_domains that fits"):
-        load(replace(options, aux_domains="column:sensor"))
-    with pytest.raises(UserError, match=r"does not match --aux_domains 'y\(.\)'.*in the path from aux_dir on"):
-        load(replace(options, aux_domains="y(.)"))
-    right = replace(options, aux_domains="x(.)")
-    for wrong in ({"aux_domains": "x"}, {"same_names": "ask"}, {"aux_dir": None}):
-        with pytest.raises(ValueError, match="aux_domains"):
-            replace(right, **wrong)
-
-
-def test_an_image_folder_that_a_command_wrote_is_packed_as_any_other(options, tmp_path, capsys):
-    """Simulate and spectrogram leave run.json in theirs, as pack does; and --group_by says where it is not used."""
-    folder = tmp_path / "images"
-    output_folder.claim(folder, "spectrogram", {})
-    (recorded(folder, persons=2) / "metadata.csv").unlink()
-    provenance.write(folder, kind="image-folder", content_hash="a", made_from={}, config={})
-    output_folder.disown_all()
-    persons = {"group_by": r"x(\d)_"}
-    inputs = load(replace(options, data_dir=folder, **persons))
-    assert {*inputs.train.groups, *inputs.held_out.groups} == {"0", "1"}
-    assert "--group_by is for" not in capsys.readouterr().out
-    auxiliary = load(replace(options, aux_dir=folder, same_names="same", **persons)).auxiliary
-    assert set(auxiliary.groups) == {"0", "1"}
-    said = [line for line in capsys.readouterr().out.splitlines() if "--group_by is for image folders" in line]
-    assert len(said) == 1
-    assert f"data_dir {options.data_dir} is packed already" in said[0]
-
-
-def test_a_refusal_names_a_file_of_each_side(options, packed, tmp_path):
-    index = load(options).stored["real"]
-    dataset, i = index.datasets[0], index.indices[5]
-    folder = recorded(tmp_path / "others", persons=1)
-    (folder / "copies").mkdir()
-    (folder / "metadata.csv").unlink()
-    (folder / "copies" / "mine.png").write_bytes(dataset.raw(i, "image"))
-    with pytest.raises(
-        UserError,
-        match=rf"1 of \d+ images of aux_dir .* are training images of .*, such as "
-        rf"copies/mine\.png, which is {dataset.key(i)} there",
-    ):
-        load(replace(options, aux_dir=folder, same_names="same"))
-    # Of several all are named at once, whatever they are copies of.
-    held_out = load(options).held_out_split
-    of_held_out = ShardDataset(packed / held_out, fields=("image", "meta"))
-    (folder / "copies" / "theirs.png").write_bytes(of_held_out.raw(0, "image"))
-    with pytest.raises(
-        UserError,
-        match=r"2 of \d+ images of aux_dir .* are training and held-out images of .*; "
-        r"leave out of aux_dir: (?=.*copies/mine\.png).*copies/theirs\.png",
-    ):
-        load(replace(options, aux_dir=folder, same_names="same"))
-
-
 @pytest.mark.slow
 def test_a_recipe_with_episodes_resumes_and_shows_both_figures(options, tmp_path):
     options = replace(
@@ -348,7 +267,7 @@ def test_a_recipe_with_episodes_resumes_and_shows_both_figures(options, tmp_path
     found = recipe.run(options)
     assert found["episodes"] == {"on": ["p0", "p1", "p2"], "per_class": found["episodes"]["per_class"], "why": ""}
     rows = {row["arm"]: row for row in found["cross_validation"]["arms"]}
-    assert all(len(rows[arm]["elsewhere"]) == 3 for arm in (LABELS, LABELS + TWICE))
+    assert all(len(rows[arm]["elsewhere"]) == 3 for arm in (LABELS, PRETRAINED))
     page = (options.output_dir / "report.html").read_text(encoding="utf-8")
     assert "those of p0, p1, p2 were the target in turn" in page
     assert "gain on auxiliary images" in page

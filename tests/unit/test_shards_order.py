@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import itertools
 import json
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from shards.order import (
     PositionDataset,
     PositionSampler,
     SharedOrder,
+    epoch_length,
     random_at,
 )
 
@@ -256,3 +258,38 @@ def test_a_process_holds_the_permutation_of_one_window_only():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 8e6  # a permutation of 1e7 samples takes 80 MB
+
+
+@pytest.mark.parametrize("share", [0.5, 0.25, 0.1, 0.3, 0.9, 1e-3])
+def test_the_share_is_exact_at_every_position_and_an_epoch_shows_each_own_sample_once(share):
+    own, others = EpochOrder(37, 1), EpochOrder(11, 1)
+    order = SharedOrder(own, others, 37, share)
+    shown = [order.index(position) for position in range(3000)]
+    counted = np.cumsum([index >= 37 for index in shown])
+    assert all(abs(counted[p] - (p + 1) * share) < 1 for p in range(3000))
+    if share == 0.25:  # batches of any size that the share divides hold exactly that many
+        assert set(np.add.reduceat([index >= 37 for index in shown], range(0, 3000, 20))) == {5}
+    epoch = [index for index in shown[: order.num_samples] if index < 37]
+    assert order.num_samples == epoch_length(37, share)
+    assert -1e-9 <= order.num_samples - 37 / (1 - share) < 1 + 1e-9
+    assert sorted(epoch[:37]) == list(range(37))
+    auxiliary_shown = [index - 37 for index in shown if index >= 37]
+    assert auxiliary_shown == [others.index(position) for position in range(len(auxiliary_shown))]
+
+
+def test_a_class_of_5_and_one_of_300_are_drawn_equally_often_and_so_are_the_images_of_each():
+    labels = np.array([4] * 300 + [0] * 5 + [7] * 40)
+    order = BalancedOrder(labels, seed=3)
+    seen: Counter[int] = Counter()
+    for position in range(3000):
+        seen[order.index(position)] += 1
+        if position % 7 == 0:
+            by_class = [sum(n for i, n in seen.items() if labels[i] == label) for label in (0, 4, 7)]
+            assert max(by_class) - min(by_class) <= 1
+            for label in (0, 4, 7):
+                counts = [seen[i] for i in np.flatnonzero(labels == label).tolist()]
+                assert max(counts) - min(counts) <= 1
+    back = BalancedOrder(labels, seed=3)
+    forward = [order.index(position) for position in range(500)]
+    assert [back.index(position) for position in reversed(range(500))] == forward[::-1]
+    assert forward != [BalancedOrder(labels, seed=4).index(position) for position in range(500)]

@@ -74,12 +74,6 @@ def made_up(checkpoint: Path, stage: int, ranks: int) -> dict[str, dict[str, tor
     return held
 
 
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.mark.parametrize(("stage", "writers"), [(0, 1), (2, 1), (2, 3), (2, 24), (3, 1), (3, 3), (3, 24)])
 @pytest.mark.parametrize("readers", [1, 5, 24])
 def test_the_shards_of_any_readers_make_up_what_any_writers_held(stage, writers, readers, tmp_path):

@@ -11,11 +11,14 @@ from mdaug import cli
 from mdaug import config as configuration
 from mdaug.images import to_tensor
 from mdaug.models.hybrid_unet import HybridUNet2DModel
+from mdaug.training.batch_size import candidates, choose_batch_size, first_that_fits
 from mdaug.training.batches import BatchPlan
-from mdaug.training.cost import Memory, candidates, choose_batch_size, first_that_fits, memory, saved_bytes, sharding
-from mdaug.training.loop import Task, loader, to_device
+from mdaug.training.cost import Memory, memory, sharding
+from mdaug.training.loaders import loader, to_device
 from mdaug.training.options_vqvae import VQVAEConfig
+from mdaug.training.task import Task
 from mdaug.training.vqvae_task import VQVAETask
+from mdaug.training.workload import saved_bytes
 from tests.toy import toy_packed
 from tests.toy_latents import toy_task
 

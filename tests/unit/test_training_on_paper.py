@@ -20,12 +20,12 @@ from torch.utils._pytree import tree_leaves
 from mdaug import distributed
 from mdaug.training import losses
 from mdaug.training.checkpoint import TrainingState
-from mdaug.training.cost import _autocast
 from mdaug.training.engine import Engine
-from mdaug.training.loop import Task
 from mdaug.training.objective import Objective
 from mdaug.training.options_vqvae import VQVAEConfig
+from mdaug.training.task import Task
 from mdaug.training.vqvae_task import VQVAETask
+from mdaug.training.workload import autocast_of_gpu
 from tests.toy import toy_packed
 from tests.toy_latents import toy_task
 
@@ -59,7 +59,7 @@ class OneRank:
         return True
 
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
-        with _autocast(True):
+        with autocast_of_gpu(True):
             return self.module(*inputs, **keywords)
 
     def backward(self, loss: torch.Tensor) -> None:

@@ -188,7 +188,7 @@ def test_training_goes_on_while_any_watched_figure_falls(tmp_path):
     state = TrainingState(global_batch=8)
     seen = []
     for _ in range(8):
-        exported += loop._validate(task, None, state, config, metrics)
+        exported += loop._validate(task, None, state, metrics)
         stop = loop._stale(state, config)
         seen.append((stop, state.stale_validations, exported))
     metrics.close()

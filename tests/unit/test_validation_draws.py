@@ -11,7 +11,7 @@ import torch
 from mdaug import distributed
 from mdaug.training import preemption
 from mdaug.training.ldm_task import VALIDATION_DRAWS, _validation_sample
-from mdaug.training.loop import VALIDATION_SAMPLES, Stopped, validation_batches
+from mdaug.training.loaders import VALIDATION_SAMPLES, Stopped, validation_batches
 from mdaug.training.preemption import StopFlag
 
 

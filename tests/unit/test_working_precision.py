@@ -19,11 +19,11 @@ from mdaug.generation.plan import Plan
 from mdaug.generation.worker import Busy, prepare, sample_images
 from mdaug.models.norms import WorkingGroupNorm
 from mdaug.models.perceptual import PerceptualLoss
-from mdaug.training.cost import _autocast
 from mdaug.training.ldm_task import build_unet
 from mdaug.training.options_ldm import LDMConfig
 from mdaug.training.options_vqvae import VQVAEConfig
 from mdaug.training.vqvae_task import build_module
+from mdaug.training.workload import autocast_of_gpu
 from tests.tiny_pipeline import CLASSES, tiny_pipeline
 
 
@@ -66,7 +66,7 @@ def dtypes_on_cuda(build: Any, *shape: int) -> Counter[tuple[str, torch.dtype]]:
     with torch.device("meta"):
         network = build()
         held = [*network.named_parameters(), *network.named_buffers()]
-    with FakeTensorMode(), torch.device("cuda"), _autocast(True), Norms() as norms:
+    with FakeTensorMode(), torch.device("cuda"), autocast_of_gpu(True), Norms() as norms:
         state = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in held}
         label = torch.zeros(shape[0], dtype=torch.long)
         inputs = (label, label) if build is unet else ()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mdaug.evaluation.report import pictures, plots, sections
-from mdaug.evaluation.report.sections import inline, table
+from mdaug.evaluation.report.markup import chosen, inline, table
 from mdaug.evaluation.report.verdict import held_out_notes, mean_and_spread, percent
 from mdaug.measures.worth import described
 from shards.atomic import write_text
@@ -177,7 +177,7 @@ def _sides(folder: Path, metrics: dict) -> list[str]:
         for kind, half in zip(("real, held out", "synthetic"), halves, strict=True):
             title = f"{classes[label]}: {kind}"
             lines.append(f"<figure><figcaption>{escape(title)}</figcaption>{inline(half, title)}</figure>")
-    return [sections.chosen([classes[label] for label in shown], classes), *lines, "</div>"]
+    return [chosen([classes[label] for label in shown], classes), *lines, "</div>"]
 
 
 def _protocol(metrics: dict) -> list[str]:

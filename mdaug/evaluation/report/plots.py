@@ -47,7 +47,7 @@ CURVES = (
 )
 COLOURS = (
     "#3b6ea8", "#1a7f37", "#c2410c", "#7c3aed", "#57606a", "#b7791f", "#be185d", "#0e7490",
-    "#111827", "#65a30d", "#f59e0b", "#06b6d4", "#f472b6",
+    "#111827", "#65a30d", "#f59e0b", "#06b6d4", "#f472b6", "#8b5e3c",
 )  # fmt: skip
 MOST_CLASSES = 16  # that are shown one by one
 INK, FRAME = "#1b1f24", "#d9dee3"

@@ -31,7 +31,7 @@ FEW = 10  # held-out images of a class below which its recall says little
 SEVERITY = ("loss", "none", "gain")
 ON_TOP = {
     LIKE: "Synthetic images of generators that saw the same real images as the classifier",
-    **{arm: f"Images of other classes ({arm.partition(', ')[2]})" for arm in AUXILIARY},
+    **{arm: f"Auxiliary images ({arm.partition(', ')[2]})" for arm in AUXILIARY},
 }
 ONE_CLASS = (
     "The images are of one class ('{}'), so whether synthetic images help a classifier cannot be measured: it has "
