@@ -20,6 +20,7 @@ import numpy as np
 from shards.errors import UserError
 from shards.source import SourceImage
 
+PART = ", part "  # between the name of a group that was cut and the number of the piece
 NUMBER_AT_END = re.compile(r"(.*?)(\d+)", re.DOTALL)
 
 
@@ -202,7 +203,7 @@ def _cut_lone_classes(images: list[SourceImage], split: Split, val_fraction: flo
         group = f"{groups.pop()} of {name}"
         places |= {image.path: (group, rank) for rank, image in enumerate(own)}
         for number, piece in enumerate(_cut(own, val_fraction), start=1):
-            split.group |= {image.path: f"{group}, part {number}" for image in piece}
+            split.group |= {image.path: f"{group}{PART}{number}" for image in piece}
         split.warnings.append(
             f"class {name} has one group only: it was cut into two blocks, so val shows how well the model does on "
             "the same recording, not on a new one"

@@ -20,6 +20,7 @@ from shards.index import FILE_NAME as INDEX
 from shards.index import SPLITS, read_index
 from shards.packed import is_packed, open_packed
 from shards.progress import say
+from shards.split import PART
 
 Use = Literal["uniform", "classes", "labels", "random"]
 COMPARED = 8  # pictures of a set that show its colour map
@@ -111,7 +112,7 @@ def load(
     pixels = np.concatenate([part.images for part in parts])
     labels = np.concatenate([part.labels for part in parts])
     places = [(part.dataset, int(i)) for part in parts for i in part.indices]
-    groups = [group for part in parts for group in part.groups]
+    groups = [group.rpartition(PART)[0] or group for part in parts for group in part.groups]  # both splits are taken
     # Kept apart from the images that train and judge.
     there = {
         digest(image): (what, images.dataset, int(i))

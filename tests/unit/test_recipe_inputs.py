@@ -139,6 +139,16 @@ def test_an_image_folder_that_a_command_wrote_is_packed_as_any_other(options, tm
     assert f"data_dir {options.data_dir} is packed already" in said[0]
 
 
+def test_the_parts_of_the_one_recording_of_an_auxiliary_class_are_one_group(options, tmp_path):
+    """pack cuts it in two, for train and val; episodes must not judge one part by the other."""
+    folder = toy_folder(tmp_path / "others")
+    auxiliary = load(replace(options, aux_dir=folder, group_by="(zig|zag)")).auxiliary
+    assert {tuple(sorted(set(np.array(auxiliary.groups)[auxiliary.labels == k]))) for k in (0, 1)} == {
+        ("zag of zag",),
+        ("zig of zig",),
+    }
+
+
 def test_a_refusal_names_a_file_of_each_side(options, packed, tmp_path):
     index = load(options).stored["real"]
     dataset, i = index.datasets[0], index.indices[5]
