@@ -2,8 +2,10 @@
 
 Features are those of the classifier that `mdaug evaluate` trains on the real training images. Every setting makes the
 same number of images from the same noise, several times from other noise: the spread over these is how far a figure
-can be trusted. The floor is the distance of as many held-out real images, several draws of them. Recall is the share of
-the training images within reach of generated ones: variety. Distilled pipelines are sampled by their own scheduler.
+can be trusted. The floor is the distance of as many held-out real images, or of all there are, several draws of them.
+Recall is the share of the training images within reach of generated ones: variety. Precision is the share of generated
+images within reach of training images. All classes weigh the same. Distilled pipelines are sampled by their own
+scheduler.
 
     python benchmarks/quality.py --pipeline runs/demo/ldm/best --data runs/demo/packed --cache runs/quality
     python benchmarks/quality.py --pipeline runs/demo/ldm runs/demo/distilled --steps 1,2,4,20 --data ...
@@ -22,6 +24,7 @@ import torch
 from mdaug.artifacts import find_pipeline
 from mdaug.measures import classifier, image_set
 from mdaug.measures.fidelity import frechet_distance, manifold_shares
+from mdaug.measures.image_set import class_weights
 from mdaug.pipeline.pipeline import MicroDopplerPipeline
 from mdaug.pipeline.schedulers import LCM, MOST_CALLS, SCHEDULERS, is_distilled, scheduler_like, validate_steps
 from shards.provenance import code_version
@@ -110,41 +113,48 @@ def main() -> None:
         learning_rate=1e-3,
         seed=0,
     )
-    real = classifier.outputs(judge, train.images)[1]
+    real, real_weights = classifier.outputs(judge, train.images)[1], class_weights(train.labels)
+
+    def measured(features: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        weights = class_weights(labels)
+        shares = manifold_shares(real, features, real_weights=real_weights, other_weights=weights)
+        return {"fd": frechet_distance(real, features, real_weights, weights), **shares}
+
     predicted, features = classifier.outputs(judge, held_out.images)
     draws = [take_per_class(held_out.labels, options.per_class, seed=seed) for seed in range(options.seeds)]
-    floor = [frechet_distance(real, features[draw]) for draw in draws]
+    known = [measured(features[draw], held_out.labels[draw]) for draw in draws]
     accuracy = float((predicted == held_out.labels).mean())
     print(f"{len(labels)} images a setting and seed, {options.seeds} seeds, guidance {options.guidance_scale:g}")
-    known = float(np.mean([manifold_shares(real, features[draw])["recall"] for draw in draws]))
+    floor = {name: float(np.mean([each[name] for each in known])) for name in ("fd", "recall", "precision")}
     print(
-        f"held-out images: FD {np.mean(floor):.2f}, recall {known:.2f}; the classifier finds {100 * accuracy:.1f} % of "
-        "their classes"
+        f"held-out images: FD {floor['fd']:.2f}, recall {floor['recall']:.2f}, precision {floor['precision']:.2f}; "
+        f"the classifier finds {100 * accuracy:.1f} % of their classes"
     )
 
     print(
         f"{'pipeline':16s}{'sampler':12s}{'steps':>6s}{'calls':>6s}{'FD':>9s}{'range over seeds':>20s}"
-        f"{'class found':>12s}{'recall':>8s}"
+        f"{'class found':>12s}{'recall':>8s}{'precision':>11s}"
     )
     rows = []
     for given, cache, scheduler_type, steps in chosen:
-        distances, found, recalls = [], [], []
+        figures: list[dict[str, float]] = []
+        found = []
         for seed in range(options.seeds):
             images = np.load(cache / f"{scheduler_type}-{steps}-{seed}.npy")
             predicted, features = classifier.outputs(judge, np.stack([image_set.preprocess(i, 64) for i in images]))
-            distances.append(frechet_distance(real, features))
-            recalls.append(manifold_shares(real, features)["recall"])
+            figures.append(measured(features, labels))
             found.append(float((predicted == labels).mean()))
         row = {"scheduler": scheduler_type, "steps": steps, "calls": calls(scheduler_type, steps)}
-        row |= {"pipeline": given.name, "fd": [round(d, 3) for d in distances]}
-        row |= {"found": [round(each, 3) for each in found], "recall": [round(each, 3) for each in recalls]}
-        rows.append(row)
-        spread = f"{min(distances):.2f} to {max(distances):.2f}"
+        fd, recall, precision = ([each[name] for each in figures] for name in ("fd", "recall", "precision"))
+        row |= {"pipeline": given.name, "fd": [round(each, 3) for each in fd]}
+        row |= {"found": [round(each, 3) for each in found], "recall": [round(each, 3) for each in recall]}
+        rows.append(row | {"precision": [round(each, 3) for each in precision]})
+        spread = f"{min(fd):.2f} to {max(fd):.2f}"
         print(
-            f"{given.name:16s}{scheduler_type:12s}{steps:6d}{row['calls']:6d}{np.mean(distances):9.2f}{spread:>20s}"
-            f"{np.mean(found):12.3f}{np.mean(recalls):8.3f}"
+            f"{given.name:16s}{scheduler_type:12s}{steps:6d}{row['calls']:6d}{np.mean(fd):9.2f}{spread:>20s}"
+            f"{np.mean(found):12.3f}{np.mean(recall):8.3f}{np.mean(precision):11.3f}"
         )
-    record = {"benchmark": "quality", "floor": [round(d, 3) for d in floor], "images": len(labels)}
+    record = {"benchmark": "quality", "floor": [round(each["fd"], 3) for each in known], "images": len(labels)}
     print(json.dumps({**record, "guidance": options.guidance_scale, "rows": rows, "version": code_version()}))
 
 
