@@ -45,6 +45,7 @@ class Pool:
         self.workers = min(workers or cores(), jobs, MOST_WORKERS)
         self.shared = shared
         self._executor: ProcessPoolExecutor | None = None
+        self._mapping = False  # whether results of `map` are still to come
 
     def __enter__(self) -> Pool:
         if self.workers > 1:
@@ -54,7 +55,7 @@ class Pool:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._executor is not None:
-            if kind is KeyboardInterrupt:
+            if kind is KeyboardInterrupt and self._mapping:
                 print("\nCtrl-C: what has begun is finished first; Ctrl-C again ends it, too", file=sys.stderr)
             self._executor.shutdown(cancel_futures=True)
 
@@ -68,9 +69,11 @@ class Pool:
             return
         try:
             size = max(1, min(chunk, len(jobs) // self.workers))
+            self._mapping = True
             with _ctrl_c_delayed():  # else it ends processes that start now, with a traceback each
                 results = self._executor.map(functools.partial(_call, function), jobs, chunksize=size)
             yield from results
+            self._mapping = False
         except BrokenProcessPool:
             raise UserError(
                 "a worker process was killed, perhaps because memory ran out; run the same command with fewer --workers"

@@ -52,6 +52,15 @@ def test_a_killed_worker_is_one_line():
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("maps", [0, 1])
+def test_ctrl_c_says_nothing_of_waiting_where_nothing_is_at_work(capfd, maps):
+    with pytest.raises(KeyboardInterrupt), Pool(2) as pool:
+        for _ in range(maps):
+            assert list(pool.map(square, range(4))) == [0, 1, 4, 9]
+        raise KeyboardInterrupt
+    assert "Ctrl-C" not in capfd.readouterr().err
+
+
 INTERRUPTED = """
 import time
 from shards.errors import entry_point, run_process
