@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mdaug.measures.classifier import TUNING
+from mdaug.measures.classifier import TUNING, one_thread
 from mdaug.recipe.trials import Images, Material, Trial, pseudo_labels
 from shards import atomic
 from shards.dataset import ShardDataset
@@ -73,7 +73,8 @@ def write(folder: Path, trial: Trial, material: Material, stored: dict[str, Stor
         generated = material.synthetic[trial.kind, None]
         others.append(("generated", generated, trial.synthetic, TARGETS["labels"]))
     if trial.pseudo:
-        chosen, labels = pseudo_labels(trial, material)
+        with one_thread():  # as the classifier that was trained on them
+            chosen, labels = pseudo_labels(trial, material)
         if len(chosen) and material.unlabelled is not None:
             stored = stored | {"unlabelled": stored["unlabelled"].take(chosen)}
             images = Images(material.unlabelled[chosen], labels, [""] * len(chosen))

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from mdaug.augment import RICHER, TODAY
 from mdaug.measures import classifier, image_set
@@ -140,14 +141,27 @@ def test_the_training_set_trains_the_classifier_without_mdaug(options, packed, t
     )
 
 
-def test_the_training_set_holds_the_unlabelled_images_that_were_given_a_label(options, tmp_path):
+def test_the_training_set_holds_the_unlabelled_images_that_were_given_a_label(options, tmp_path, monkeypatch):
     inputs = load(replace(options, unlabelled_dir=toy_folder(tmp_path / "others")))
     settings = {"steps": 60, "batch_size": 16, "learning_rate": 3e-3}
     material = Material(inputs.classes, inputs.train, np.array([]), unlabelled=inputs.unlabelled, **settings)
     trial = Trial("", TODAY, pseudo=0.25)
     with classifier.one_thread():
         chosen, labels = pseudo_labels(trial, material)
+
+    def with_threads(*given):
+        threads.append(torch.get_num_threads())
+        return pseudo_labels(*given)
+
+    threads: list[int] = []
+    monkeypatch.setattr(training_set, "pseudo_labels", with_threads)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
         training_set.write(tmp_path / "out", trial, material, inputs.stored)
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [1]  # as in the training of the classifier: more change the sums, and so who is confident
     assert len(chosen)
     there = ShardDataset(tmp_path / "out" / training_set.FOLDER / "unlabelled", fields=("image", "meta"))
     assert there.labels.tolist() == labels.tolist()
