@@ -18,6 +18,7 @@ from mdaug.recipe.generators import KEPT
 from shards.atomic import write_text
 
 REPORT = "report.html"
+NOTHING = (0.0, 0.0, 0.0)  # a gain
 FEW_SEEDS = {
     1: "Only one seed was trained, so the intervals leave out how much seeds differ and are too narrow",
     2: "Only two seeds were trained, so the intervals are wide and hardly anything can be proven",
@@ -29,7 +30,8 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
     arms = recipe["cross_validation"]["arms"]
     _, low, high = recipe["held_out"][-1].get("gain", (0, 0, 0))
     kind = "loss" if high < 0 else "gain" if low > 0 else "none"
-    worths, tried = recipe["enough"]["worth"], any("elsewhere" in row for row in arms)
+    worths = recipe["enough"]["worth"]
+    tried, both = (any(name in row for row in arms) for name in ("elsewhere", "together"))
     policy = {name: value for name, value in recipe["policy"].items() if value not in (0, 0.0)}
     pieces = [
         "<h1>How to train on these images</h1>",
@@ -54,6 +56,7 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
                 "95 % interval",
                 "gain, points",
                 *["gain on auxiliary images"] * tried,
+                *["on both"] * both,
                 "worth in images",
                 "seeds",
             ],
@@ -64,6 +67,7 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
                     *_figures(row),
                     _short(row.get("gain")),
                     *[_short(row.get("elsewhere"))] * tried,
+                    *[_short(row.get("together"))] * both,
                     in_words(worths[row["arm"]]),
                     row["seeds"],
                 ]
@@ -179,7 +183,8 @@ def _on_auxiliary(recipe: dict[str, Any]) -> str:
         )
     return (
         f" On auxiliary images: those of {escape(', '.join(episodes['on']))} were the target in turn, classifiers "
-        f"trained on {few} of them and the images of all others, and judged on the other half of their groups."
+        f"trained on {few} of them and the images of all others, and judged on the other half of their groups. On "
+        "both: the training images are one domain more."
     )
 
 
@@ -284,9 +289,10 @@ def sentences(recipe: dict[str, Any]) -> list[str]:
 
 def _why(row: dict[str, Any]) -> str:
     """Return why an addition was kept or not, as the rest of its sentence."""
-    here, there = row["gain"], row.get("elsewhere")
-    on_auxiliary = there is not None and there[1] > 0
+    here, there, together = row["gain"], row.get("elsewhere"), row.get("together")
+    on_auxiliary = (together or there or NOTHING)[1] > 0
     gained = f"{_points(there)} on the auxiliary images" if there is not None else ""
+    gained += f", {_points(together)} on both" if together is not None else ""
     if row["kept"]:
         return "" if here[1] > 0 else f", since it gains {gained}"
     if here[1] > 0 or (on_auxiliary and here[0] >= 0):
