@@ -18,6 +18,7 @@ from mdaug.recipe.generators import KEPT
 from shards.atomic import write_text
 
 REPORT = "report.html"
+WIDE = "body{max-width:75rem}p,pre,.verdict{max-width:60rem}\n"  # for the table of what was compared
 NOTHING = (0.0, 0.0, 0.0)  # a gain
 FEW_SEEDS = {
     1: "Only one seed was trained, so the intervals leave out how much seeds differ and are too narrow",
@@ -105,7 +106,8 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
     write_text(
         folder / REPORT,
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-        f'content="width=device-width,initial-scale=1"><title>mdaug augment</title><style>{STYLE}</style></head>\n'
+        'content="width=device-width,initial-scale=1"><title>mdaug augment</title>'
+        f"<style>{STYLE}{WIDE}</style></head>\n"
         "<body>\n" + "\n".join(pieces) + "\n</body></html>\n",
     )
 
@@ -127,7 +129,8 @@ def _use(recipe: dict[str, Any]) -> list[str]:
         "python classifier/train.py                   # trains again on training_set/; begin here with another network"
         "</pre>",
         "<p class=note>training_set/ holds the images that it was trained on as WebDataset tars, a folder for each "
-        "source. To train any other network, draw them with the weight in their JSON, and take the policy below from "
+        "source. To train any other network, draw them with the weight in their JSON, those of stage 1 in sources.json "
+        "first and by themselves if there is a stage 2, and take the policy below from "
         "classifier/augment.py, as train.py does.</p>",
     ]
 
@@ -142,8 +145,8 @@ def _arms(recipe: dict[str, Any]) -> str:
     arms = {row["arm"] for row in recipe["cross_validation"]["arms"]}
     if PRETRAINED in arms:
         said += (
-            " Auxiliary, pretraining: a classifier of the auxiliary images alone, which is then trained on as if it "
-            "were new."
+            " Auxiliary, pretraining: a classifier of the auxiliary images alone, which then goes on with the "
+            "training images at a lower learning rate."
         )
     if LABELS in arms:
         share = f"{100 * recipe['config']['share']:g} %"
