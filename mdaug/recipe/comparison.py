@@ -29,7 +29,8 @@ class Comparison:
     Attributes:
         trials: arm -> one of its trials.
         rows: figures of the arms: {"arm", "recall", "low", "high", "seeds": number of them, "against", "gain":
-            (difference, low, high), "kept"}, and "elsewhere": the gain on auxiliary images, where that was measured.
+            (difference, low, high), "kept"}, and, where they were measured, "elsewhere": the gain on auxiliary
+            images, and "together": that on these and the training images.
     """
 
     def __init__(
@@ -59,8 +60,9 @@ class Comparison:
         ones, which have to gain over the best direct use, kept or not; where they lose nothing there, they are also
         tried at twice the share, in the place of auxiliary and unlabelled ones.
 
-        A policy, or a use of auxiliary images, whose gain is proven on auxiliary images is kept, if the training images
-        do not speak against it: they are too few to prove one. Of several uses the one that gains most there.
+        The training images are too few to prove a gain of a few points. So a policy whose gain is proven on auxiliary
+        images is kept if the training images do not speak against it, and so is a use of auxiliary images whose gain is
+        proven on these and the training images together, as one domain more; of several uses the one with the largest.
         """
         share = self.options.share
         # The free baseline.
@@ -91,19 +93,22 @@ class Comparison:
                 Trial(CLASSES, policy, "classes", share=share),
             ]
         there = self.episodes.prove(direct, self.run, self._seeds()) if self.episodes and direct else {}
-        proven_uses = {arm for arm, gain in there.items() if gain[1] > 0}
+        promising = {arm for arm, evidence in there.items() if evidence.gain[0] > 0}
         rows = []
         for whole in (True, False):
-            some = [trial for trial in direct if (bool(self.kinds) or trial.arm in proven_uses) == whole]
+            some = [trial for trial in direct if (bool(self.kinds) or trial.arm in promising) == whole]
             rows += self._compare(some, free, all_seeds=whole)
         # Which of them is kept.
+        train = self.train
         for row in rows:
-            if row["arm"] in there:
-                row["elsewhere"] = there[row["arm"]]
+            if evidence := there.get(row["arm"]):
+                row["elsewhere"] = evidence.gain
+                own = self.hits[row["arm"]], self.hits[free]
+                row["together"] = evidence.gain_with(*own, train.labels, train.groups)
         best = self._keep(rows, free)
-        accepted = [row for row in rows if row["arm"] in proven_uses and row["gain"][0] >= 0]
+        accepted = [row for row in rows if "together" in row and row["together"][1] > 0 and row["gain"][0] >= 0]
         if best == free and accepted:
-            row = max(accepted, key=lambda row: row["elsewhere"][0])
+            row = max(accepted, key=lambda row: row["together"][0])
             row["kept"], best = True, row["arm"]
         # Unlabelled images, under what the classifier so far takes them for.
         if self.inputs.unlabelled is not None:

@@ -46,6 +46,37 @@ class Episode:
     material: Material
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What a use of auxiliary images has shown on them.
+
+    Attributes:
+        hits: whether each image was seen right with it, bool (seeds, n).
+        free: the same without it.
+        cells: int64 (n,), class and domain of each image; each cell counts alike.
+        groups: n names.
+    """
+
+    hits: np.ndarray
+    free: np.ndarray
+    cells: np.ndarray
+    groups: list[str]
+
+    @property
+    def gain(self) -> Gain:
+        """The gain on auxiliary images, and its 95 % interval."""
+        return interval(self.hits, self.cells, self.groups, self.free)
+
+    def gain_with(self, hits: np.ndarray, free: np.ndarray, labels: np.ndarray, groups: Sequence[str]) -> Gain:
+        """Return the gain if the training images, with the same seeds, are one domain more; arguments are theirs."""
+        seeds = min(len(self.hits), len(hits))
+        both = ((self.hits, hits), (self.free, free))
+        first, second = (np.concatenate([there[:seeds], here[:seeds]], axis=1) for there, here in both)
+        cells = np.concatenate([self.cells, self.cells.max() + 1 + labels])
+        names = [*(f"auxiliary/{group}" for group in self.groups), *(f"own/{group}" for group in groups)]
+        return interval(first, cells, names, second)
+
+
 class Episodes:
     """Uses of auxiliary images, tried where there are enough images to tell.
 
@@ -107,8 +138,8 @@ class Episodes:
 
     def prove(
         self, uses: Sequence[Trial], run: Callable[[Sequence[Trial], Material, str], list[dict[str, Any]]], seeds: range
-    ) -> dict[str, Gain]:
-        """Return the gain of each use over the same training without auxiliary images, and its 95 % interval.
+    ) -> dict[str, Evidence]:
+        """Return what each use shows over the same training without auxiliary images.
 
         Classes count alike, those of each domain for themselves. Seed after seed, with another subset for each, as long
         as the interval can still lie above zero.
@@ -144,7 +175,7 @@ class Episodes:
             going = [arm for arm in going if arm == FREE or provable(gains(hits[arm], cells, free), len(seeds))]
             if going == [FREE]:
                 break
-        return {use.arm: interval(own := hits[use.arm], cells, groups, free[: len(own)]) for use in uses}
+        return {use.arm: Evidence(own := hits[use.arm], free[: len(own)], cells, groups) for use in uses}
 
     def _target(self, name: str, among: np.ndarray, classes: int) -> Target | None:
         """Return the images of those classes that have enough in both folds; None where these are too few classes."""

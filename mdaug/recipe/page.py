@@ -18,6 +18,8 @@ from mdaug.recipe.generators import KEPT
 from shards.atomic import write_text
 
 REPORT = "report.html"
+WIDE = "body{max-width:75rem}p,pre,.verdict{max-width:60rem}\n"  # for the table of what was compared
+NOTHING = (0.0, 0.0, 0.0)  # a gain
 FEW_SEEDS = {
     1: "Only one seed was trained, so the intervals leave out how much seeds differ and are too narrow",
     2: "Only two seeds were trained, so the intervals are wide and hardly anything can be proven",
@@ -29,7 +31,8 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
     arms = recipe["cross_validation"]["arms"]
     _, low, high = recipe["held_out"][-1].get("gain", (0, 0, 0))
     kind = "loss" if high < 0 else "gain" if low > 0 else "none"
-    worths, tried = recipe["enough"]["worth"], any("elsewhere" in row for row in arms)
+    worths = recipe["enough"]["worth"]
+    tried, both = (any(name in row for row in arms) for name in ("elsewhere", "together"))
     policy = {name: value for name, value in recipe["policy"].items() if value not in (0, 0.0)}
     pieces = [
         "<h1>How to train on these images</h1>",
@@ -54,6 +57,7 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
                 "95 % interval",
                 "gain, points",
                 *["gain on auxiliary images"] * tried,
+                *["on both"] * both,
                 "worth in images",
                 "seeds",
             ],
@@ -64,6 +68,7 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
                     *_figures(row),
                     _short(row.get("gain")),
                     *[_short(row.get("elsewhere"))] * tried,
+                    *[_short(row.get("together"))] * both,
                     in_words(worths[row["arm"]]),
                     row["seeds"],
                 ]
@@ -101,7 +106,8 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
     write_text(
         folder / REPORT,
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-        f'content="width=device-width,initial-scale=1"><title>mdaug augment</title><style>{STYLE}</style></head>\n'
+        'content="width=device-width,initial-scale=1"><title>mdaug augment</title>'
+        f"<style>{STYLE}{WIDE}</style></head>\n"
         "<body>\n" + "\n".join(pieces) + "\n</body></html>\n",
     )
 
@@ -123,7 +129,8 @@ def _use(recipe: dict[str, Any]) -> list[str]:
         "python classifier/train.py                   # trains again on training_set/; begin here with another network"
         "</pre>",
         "<p class=note>training_set/ holds the images that it was trained on as WebDataset tars, a folder for each "
-        "source. To train any other network, draw them with the weight in their JSON, and take the policy below from "
+        "source. To train any other network, draw them with the weight in their JSON, those of stage 1 in sources.json "
+        "first and by themselves if there is a stage 2, and take the policy below from "
         "classifier/augment.py, as train.py does.</p>",
     ]
 
@@ -138,8 +145,8 @@ def _arms(recipe: dict[str, Any]) -> str:
     arms = {row["arm"] for row in recipe["cross_validation"]["arms"]}
     if PRETRAINED in arms:
         said += (
-            " Auxiliary, pretraining: a classifier of the auxiliary images alone, which is then trained on as if it "
-            "were new."
+            " Auxiliary, pretraining: a classifier of the auxiliary images alone, which then goes on with the "
+            "training images at a lower learning rate."
         )
     if LABELS in arms:
         share = f"{100 * recipe['config']['share']:g} %"
@@ -179,7 +186,8 @@ def _on_auxiliary(recipe: dict[str, Any]) -> str:
         )
     return (
         f" On auxiliary images: those of {escape(', '.join(episodes['on']))} were the target in turn, classifiers "
-        f"trained on {few} of them and the images of all others, and judged on the other half of their groups."
+        f"trained on {few} of them and the images of all others, and judged on the other half of their groups. On "
+        "both: the training images are one domain more."
     )
 
 
@@ -284,9 +292,10 @@ def sentences(recipe: dict[str, Any]) -> list[str]:
 
 def _why(row: dict[str, Any]) -> str:
     """Return why an addition was kept or not, as the rest of its sentence."""
-    here, there = row["gain"], row.get("elsewhere")
-    on_auxiliary = there is not None and there[1] > 0
+    here, there, together = row["gain"], row.get("elsewhere"), row.get("together")
+    on_auxiliary = (together or there or NOTHING)[1] > 0
     gained = f"{_points(there)} on the auxiliary images" if there is not None else ""
+    gained += f", {_points(together)} on both" if together is not None else ""
     if row["kept"]:
         return "" if here[1] > 0 else f", since it gains {gained}"
     if here[1] > 0 or (on_auxiliary and here[0] >= 0):

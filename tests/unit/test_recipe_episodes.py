@@ -12,7 +12,7 @@ from mdaug.augment import TODAY, Policy
 from mdaug.measures import classifier
 from mdaug.recipe import recipe
 from mdaug.recipe.comparison import CLASSES, LABELS, PRETRAINED, TODAY_ARM, UNIFORM, Comparison
-from mdaug.recipe.episodes import FREE, MOST_DOMAINS, Episodes
+from mdaug.recipe.episodes import FREE, MOST_DOMAINS, Episodes, Evidence
 from mdaug.recipe.inputs import load
 from mdaug.recipe.trials import Images, Trial, fit, members, run_trial
 from shards import provenance
@@ -136,7 +136,7 @@ def test_a_use_is_tried_seed_after_seed_only_while_it_can_be_proven(same, uses):
         trained.extend((trial, name) for trial in trials)
         return list(predicted({FREE: 0.5, uses[0].arm: 0.9, uses[1].arm: 0.2}, trials, material, rng))
 
-    gains = episodes.prove(uses, run, range(100, 103))
+    gains = {arm: evidence.gain for arm, evidence in episodes.prove(uses, run, range(100, 103)).items()}
     assert gains[uses[0].arm][1] > 0.2
     assert gains[uses[0].arm][0] == pytest.approx(0.4, abs=0.1)
     assert gains[uses[1].arm][2] < 0
@@ -145,6 +145,23 @@ def test_a_use_is_tried_seed_after_seed_only_while_it_can_be_proven(same, uses):
     # Another subset for each seed, and no two results in one file.
     assert {(t.seed, t.subset, t.per_class) for t, _ in trained} == {(seed, seed, 3) for seed in (100, 101, 102)}
     assert len({(trial.name, name) for trial, name in trained}) == len(trained)
+
+
+def test_training_images_are_one_domain_more():
+    """Gains of 0.1 on two classes of others and of 0.3 on two own classes, which have fewer images."""
+
+    def twice(with_it: float, without: float, count: int) -> list[np.ndarray]:
+        shares = np.arange(count // 2) % 10 / 10
+        return [np.stack([np.tile(shares < share - 0.01, 2)] * 3) for share in (with_it, without)]
+
+    there, free = twice(0.6, 0.5, 400)
+    groups = [str(i // 10) for i in range(400)]
+    evidence = Evidence(there[:2], free[:2], np.repeat([0, 1], 200), groups)
+    own, own_free = twice(0.8, 0.5, 40)
+    labels = np.repeat([0, 1], 20)
+    assert evidence.gain[0] == pytest.approx(0.1)
+    assert evidence.gain_with(own, own_free, labels, groups[:40])[0] == pytest.approx(0.2)  # each class counts alike
+    assert evidence.gain_with(own, own, labels, groups[:40])[0] == pytest.approx(0.05)
 
 
 def people(agree: bool) -> tuple[Images, list[str]]:
@@ -196,6 +213,7 @@ def choose(options, packed, monkeypatch, own: dict[str, tuple], episodes) -> tup
             for t in arms
         ]
         compared.trials |= {trial.arm: trial for trial in arms}
+        compared.hits |= dict.fromkeys(compared.trials, np.zeros((1, len(inputs.train)), dtype=bool))
         compared.rows += rows
         asked.update({trial.arm: all_seeds for trial in arms})
         return rows
@@ -221,10 +239,20 @@ def test_what_helps_among_auxiliary_images_is_kept_and_what_hurts_is_not(options
     assert (best in (LABELS, PRETRAINED)) == helps
     assert rows[best].get("kept", False) == helps
     assert (max(rows[arm]["elsewhere"][1] for arm in (LABELS, PRETRAINED)) > 0) == helps
-    assert asked[LABELS] == (rows[LABELS]["elsewhere"][1] > 0)
+    assert asked[LABELS] == (rows[LABELS]["elsewhere"][0] > 0)
 
 
 YES, NO = (0.05, 0.01, 0.09), (0.05, -0.01, 0.11)
+
+
+class Shown:
+    """What a use has shown, the same with the training images as without."""
+
+    def __init__(self, gain: tuple):
+        self.gain = gain
+
+    def gain_with(self, *own) -> tuple:
+        return self.gain
 
 
 @pytest.mark.parametrize(
@@ -249,14 +277,14 @@ def test_a_use_is_kept_if_proven_there_and_not_contradicted_or_proven_here(
         def prove(self, uses, run, seeds):
             assert [trial.arm for trial in uses] == list(arms)
             assert {trial.policy for trial in uses} == {TODAY}  # that of the free baseline
-            return dict(zip(arms, there, strict=True))
+            return {arm: Shown(gain) for arm, gain in zip(arms, there, strict=True)}
 
     episodes = None if there is None else Known()
     chosen, rows, asked = choose(options, packed, monkeypatch, dict(zip(arms, own, strict=True)), episodes)
     assert chosen == best
     assert [arm for arm in arms if rows[arm]["kept"]] == [best] * (best in arms)
     assert [rows[arm].get("elsewhere") for arm in arms] == list(there or (None, None))
-    assert [asked[arm] for arm in arms] == [gain[1] > 0 for gain in there or (NO, NO)]
+    assert [asked[arm] for arm in arms] == [gain[0] > 0 for gain in there or ((0, 0, 0),) * 2]
 
 
 @pytest.mark.slow
