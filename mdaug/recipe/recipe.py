@@ -311,7 +311,8 @@ def _budget(
     """Return what is going to be trained, and about how long that takes."""
     count = len(np.unique(folds))
     classifiers = _expected(options, inputs, count, len(options.n_per_class), episodes)
-    minutes = classifiers * CLASSIFIER_MINUTES / min(options.workers or cores(), MOST_WORKERS)
+    pretrainings = 0 if episodes is None else options.seeds * (1 + len(episodes))
+    minutes = (classifiers + pretrainings) * CLASSIFIER_MINUTES / min(options.workers or cores(), MOST_WORKERS)
     minutes *= max(SMALLEST, (options.image_size / 64) ** 2)
     minutes *= 1 if options.steps == "settled" else options.steps / SETTLED_STEPS
     text = f"{len(inputs.train)} training images of {len(inputs.classes)} classes; about {classifiers} classifiers"
