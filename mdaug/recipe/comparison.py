@@ -16,8 +16,7 @@ from mdaug.recipe.options import AugmentConfig
 from mdaug.recipe.trials import GIVEN, Trial
 
 TODAY_ARM, AVERAGED, SEARCHED = "today's transforms", "today's transforms, averaged", "searched policy"
-UNIFORM, CLASSES, LABELS = "+ auxiliary, uniform labels", "+ auxiliary, further classes", "+ auxiliary, own labels"
-PRETRAINED = "+ auxiliary, pretraining"
+PRETRAINED, UNIFORM, CLASSES = (f"+ auxiliary, {use}" for use in ("pretraining", "uniform labels", "further classes"))
 PSEUDO, GENERATED = "+ unlabelled, pseudo-labels", "+ generated"
 TWICE = ", twice the share"
 FRESH = 100  # the first seed of the comparison: not those by which the policy was chosen
@@ -82,12 +81,9 @@ class Comparison:
         policy = self.trials[free].policy
         direct: list[Trial] = []
         if self.inputs.same:
-            direct += [
-                Trial(PRETRAINED, policy, "labels", pretrain=True),
-                Trial(LABELS, policy, "labels", share=share),
-            ]
+            direct = [Trial(PRETRAINED, policy, "labels", pretrain=True)]
         elif self.inputs.auxiliary is not None:
-            direct += [
+            direct = [
                 Trial(PRETRAINED, policy, "classes", pretrain=True),
                 Trial(UNIFORM, policy, "uniform", share=share),
                 Trial(CLASSES, policy, "classes", share=share),

@@ -12,7 +12,7 @@ from mdaug.evaluation.report.markup import table
 from mdaug.evaluation.report.page import STYLE
 from mdaug.evaluation.report.verdict import percent
 from mdaug.measures.worth import in_words
-from mdaug.recipe.comparison import LABELS, PRETRAINED, TODAY_ARM
+from mdaug.recipe.comparison import PRETRAINED, TODAY_ARM, UNIFORM
 from mdaug.recipe.deliver import PREDICT
 from mdaug.recipe.generators import KEPT
 from shards.atomic import write_text
@@ -148,9 +148,11 @@ def _arms(recipe: dict[str, Any]) -> str:
             " Auxiliary, pretraining: a classifier of the auxiliary images alone, which then goes on with the "
             "training images at a lower learning rate."
         )
-    if LABELS in arms:
-        share = f"{100 * recipe['config']['share']:g} %"
-        said += f" Auxiliary, own labels: the auxiliary images of the same classes take {share} of each batch."
+    if UNIFORM in arms:
+        said += (
+            f" Uniform labels, further classes: auxiliary images take {100 * recipe['config']['share']:g} % of each "
+            "batch, as any of the classes equally, or as classes of their own beside them."
+        )
     return said
 
 

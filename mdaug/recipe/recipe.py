@@ -292,7 +292,7 @@ def _look(options: AugmentConfig, inputs: Inputs, trials: dict[str, Trial], run:
 
 def _expected(options: AugmentConfig, inputs: Inputs, folds: int, numbers: int, episodes: Episodes | None) -> int:
     """Return about how many classifiers a recipe trains at most."""
-    uses = 0 if inputs.auxiliary is None else 2 if inputs.same else 3
+    uses = 0 if inputs.auxiliary is None else 1 if inputs.same else 3
     arms = 2 + uses + 2 * (inputs.unlabelled is not None)
     arms += (inputs.synthetic is not None) + (3 if options.generate else 0)
     rounds = len(CANDIDATES) * 3 // 2

@@ -120,7 +120,9 @@ def test_direct_uses_and_generated_images_are_compared(done):
     options, found = done
     arms = [row["arm"] for row in found["cross_validation"]["arms"]]
     made = [arm for arm in arms if comparison.GENERATED in arm and not arm.endswith(comparison.TWICE)]
-    assert {comparison.UNIFORM, comparison.CLASSES, comparison.PSEUDO} <= set(arms)
+    uses = [comparison.PRETRAINED, comparison.UNIFORM, comparison.CLASSES]
+    assert set(uses) <= set(arms)
+    (unlabelled,) = (arm for arm in arms if arm.endswith(comparison.PSEUDO))
     assert sum("noise" in arm for arm in made) == sum("varied" in arm for arm in made) == 1
     assert sum("redrawn" in arm for arm in made) == 1
     assert len(made) == 3
@@ -131,7 +133,7 @@ def test_direct_uses_and_generated_images_are_compared(done):
     )
     # Against the best direct use of the same images, or what does without.
     rows = {row["arm"]: row for row in found["cross_validation"]["arms"]}
-    direct = [rows[arm] for arm in (found["free_baseline"], comparison.UNIFORM, comparison.CLASSES, comparison.PSEUDO)]
+    direct = [rows[arm] for arm in (found["free_baseline"], *uses, unlabelled)]
     assert {rows[arm]["against"] for arm in made} == {max(direct, key=lambda row: row["recall"])["arm"]}
     text = (options.output_dir / "report.html").read_text(encoding="utf-8")
     assert "intended class" in text

@@ -11,7 +11,7 @@ import pytest
 from mdaug.augment import TODAY, Policy
 from mdaug.measures import classifier
 from mdaug.recipe import recipe
-from mdaug.recipe.comparison import CLASSES, LABELS, PRETRAINED, TODAY_ARM, UNIFORM, Comparison
+from mdaug.recipe.comparison import CLASSES, PRETRAINED, TODAY_ARM, UNIFORM, Comparison
 from mdaug.recipe.episodes import FREE, MOST_DOMAINS, Episodes, Evidence
 from mdaug.recipe.inputs import load
 from mdaug.recipe.trials import Images, Trial, fit, members, run_trial
@@ -20,7 +20,7 @@ from tests.recipes import recorded, search_only, small_recipe
 from tests.toy import toy_packed
 
 PLAIN = Policy()
-OWN = [Trial(LABELS, PLAIN, "labels"), Trial(PRETRAINED, PLAIN, "labels", pretrain=True)]
+OWN = [Trial("a share of each batch", PLAIN, "labels"), Trial(PRETRAINED, PLAIN, "labels", pretrain=True)]
 OTHER = [Trial(UNIFORM, PLAIN, "uniform"), Trial(CLASSES, PLAIN, "classes")]
 
 
@@ -199,11 +199,11 @@ def options(packed, tmp_path, monkeypatch):
     return small_recipe(packed, tmp_path / "recipe")
 
 
-def choose(options, packed, monkeypatch, own: dict[str, tuple], episodes) -> tuple[str, dict, dict]:
+def choose(options, monkeypatch, own: dict[str, tuple], episodes, same: bool) -> tuple[str, dict, dict]:
     """The choice where the training images bring these gains, and everything else nothing; seeds asked for."""
     inputs = replace(load(options), auxiliary=Images(np.zeros((1, 32, 32, 1), np.uint8), np.zeros(1, int), ["a"]))
     compared = Comparison(
-        options, replace(inputs, same=True), np.array([0]), TODAY, getattr(episodes, "run", None), episodes=episodes
+        options, replace(inputs, same=same), np.array([0]), TODAY, getattr(episodes, "run", None), episodes=episodes
     )
     asked = {}
 
@@ -224,7 +224,7 @@ def choose(options, packed, monkeypatch, own: dict[str, tuple], episodes) -> tup
 
 @pytest.mark.slow
 @pytest.mark.parametrize("helps", [True, False])
-def test_what_helps_among_auxiliary_images_is_kept_and_what_hurts_is_not(options, packed, monkeypatch, helps):
+def test_what_helps_among_auxiliary_images_is_kept_and_what_hurts_is_not(options, monkeypatch, helps):
     """The few training images cannot prove anything either way."""
     images, domains = people(agree=helps)
     settings = {"steps": 100, "batch_size": 16, "learning_rate": 3e-3}
@@ -235,11 +235,11 @@ def test_what_helps_among_auxiliary_images_is_kept_and_what_hurts_is_not(options
             return [run_trial(trial, material) for trial in trials]
 
     episodes.run = run
-    best, rows, asked = choose(replace(options, seeds=1), packed, monkeypatch, {}, episodes)
-    assert (best in (LABELS, PRETRAINED)) == helps
+    best, rows, asked = choose(replace(options, seeds=1), monkeypatch, {}, episodes, same=True)
+    assert (best == PRETRAINED) == helps
     assert rows[best].get("kept", False) == helps
-    assert (max(rows[arm]["elsewhere"][1] for arm in (LABELS, PRETRAINED)) > 0) == helps
-    assert asked[LABELS] == (rows[LABELS]["elsewhere"][0] > 0)
+    assert (rows[PRETRAINED]["elsewhere"][1] > 0) == helps
+    assert asked[PRETRAINED] == (rows[PRETRAINED]["elsewhere"][0] > 0)
 
 
 YES, NO = (0.05, 0.01, 0.09), (0.05, -0.01, 0.11)
@@ -261,17 +261,16 @@ class Shown:
         ((NO, NO), (YES, NO), PRETRAINED),  # proven on auxiliary images, and not contradicted
         ((NO, NO), (NO, NO), TODAY_ARM),
         (((-0.01, -0.1, 0.1), NO), (YES, NO), TODAY_ARM),  # contradicted
-        ((NO, NO), (YES, (0.08, 0.02, 0.1)), LABELS),  # the larger gain there
+        ((NO, NO), (YES, (0.08, 0.02, 0.1)), UNIFORM),  # the larger gain there
         ((NO, (-0.01, -0.1, 0.1)), (YES, (0.08, 0.02, 0.1)), PRETRAINED),  # of those that are not contradicted
-        ((NO, YES), (YES, NO), LABELS),  # proven on the training images themselves
+        ((NO, YES), (YES, NO), UNIFORM),  # proven on the training images themselves
         ((NO, NO), None, TODAY_ARM),
         ((YES, NO), None, PRETRAINED),
     ],
 )
-def test_a_use_is_kept_if_proven_there_and_not_contradicted_or_proven_here(
-    options, packed, monkeypatch, own, there, best
-):
-    arms = (PRETRAINED, LABELS)
+def test_a_use_is_kept_if_proven_there_and_not_contradicted_or_proven_here(options, monkeypatch, own, there, best):
+    arms = (PRETRAINED, UNIFORM, CLASSES)
+    own, there = (*own, NO), there and (*there, NO)
 
     class Known:
         def prove(self, uses, run, seeds):
@@ -280,11 +279,11 @@ def test_a_use_is_kept_if_proven_there_and_not_contradicted_or_proven_here(
             return {arm: Shown(gain) for arm, gain in zip(arms, there, strict=True)}
 
     episodes = None if there is None else Known()
-    chosen, rows, asked = choose(options, packed, monkeypatch, dict(zip(arms, own, strict=True)), episodes)
+    chosen, rows, asked = choose(options, monkeypatch, dict(zip(arms, own, strict=True)), episodes, same=False)
     assert chosen == best
     assert [arm for arm in arms if rows[arm]["kept"]] == [best] * (best in arms)
-    assert [rows[arm].get("elsewhere") for arm in arms] == list(there or (None, None))
-    assert [asked[arm] for arm in arms] == [gain[0] > 0 for gain in there or ((0, 0, 0),) * 2]
+    assert [rows[arm].get("elsewhere") for arm in arms] == list(there or (None,) * 3)
+    assert [asked[arm] for arm in arms] == [gain[0] > 0 for gain in there or ((0, 0, 0),) * 3]
 
 
 @pytest.mark.slow
@@ -295,7 +294,7 @@ def test_a_recipe_with_episodes_resumes_and_shows_both_figures(options, tmp_path
     found = recipe.run(options)
     assert found["episodes"] == {"on": ["p0", "p1", "p2"], "per_class": found["episodes"]["per_class"], "why": ""}
     rows = {row["arm"]: row for row in found["cross_validation"]["arms"]}
-    assert all(len(rows[arm]["elsewhere"]) == 3 for arm in (LABELS, PRETRAINED))
+    assert len(rows[PRETRAINED]["elsewhere"]) == len(rows[PRETRAINED]["together"]) == 3
     page = (options.output_dir / "report.html").read_text(encoding="utf-8")
     assert "those of p0, p1, p2 were the target in turn" in page
     assert "gain on auxiliary images" in page
