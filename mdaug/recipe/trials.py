@@ -212,20 +212,7 @@ def fit(
         assert material.unlabelled is not None
         if len(chosen):
             others.append(Source(material.unlabelled[chosen], labels, trial.pseudo))
-    return classifier.train(
-        used.pixels,
-        used.labels,
-        outputs,
-        steps=material.steps,
-        batch_size=material.batch_size,
-        learning_rate=material.learning_rate,
-        seed=1000 * trial.subset + trial.seed,
-        policy=trial.policy,
-        others=others,
-        floor=classifier.floor_of(used.pixels),
-        losses=losses,
-        start=start,
-    )
+    return _train(trial, material, used.pixels, used.labels, outputs, others=others, losses=losses, start=start)
 
 
 def pretrain(trial: Trial, material: Material) -> Classifier:
@@ -235,16 +222,23 @@ def pretrain(trial: Trial, material: Material) -> Classifier:
     """
     trial = _pretraining(trial, material)
     source, outputs = _auxiliary(trial, material)
+    return _train(trial, material, source.images, source.labels, outputs)
+
+
+def _train(
+    trial: Trial, material: Material, images: np.ndarray, labels: np.ndarray, outputs: int, **further: Any
+) -> Classifier:
     return classifier.train(
-        source.images,
-        source.labels,
+        images,
+        labels,
         outputs,
         steps=material.steps,
         batch_size=material.batch_size,
         learning_rate=material.learning_rate,
-        seed=trial.seed,
+        seed=1000 * trial.subset + trial.seed,
         policy=trial.policy,
-        floor=classifier.floor_of(source.images),
+        floor=classifier.floor_of(images),
+        **further,
     )
 
 
@@ -257,7 +251,7 @@ def _pretraining(trial: Trial, material: Material) -> Trial:
 
 def _auxiliary(trial: Trial, material: Material) -> tuple[Source, int]:
     """Return the auxiliary images of a trial, and the number of outputs of its network."""
-    assert material.auxiliary is not None  # whoever plans such a trial has them
+    assert material.auxiliary is not None  # a trial with a use is planned only where there are some
     extra = material.auxiliary
     if trial.fold is not None and material.auxiliary_folds is not None:
         extra = extra.take(np.flatnonzero(material.auxiliary_folds != trial.fold))
