@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from mdaug.augment import COPIES, TODAY, Policy
-from mdaug.recipe.episodes import Episodes, Gain
+from mdaug.augment import COPIES, RICHER, TODAY, Policy
+from mdaug.recipe.episodes import Episodes
 from mdaug.recipe.figures import gains, hits_of, interval, provable
 from mdaug.recipe.inputs import Inputs
 from mdaug.recipe.options import AugmentConfig
 from mdaug.recipe.trials import GIVEN, Trial
 
-TODAY_ARM, AVERAGED, SEARCHED = "today's transforms", "today's transforms, averaged", "searched policy"
+TODAY_ARM, SEARCHED = "today's transforms", "searched policy"
+RICHER_ARM, AVERAGED = "richer transforms", "richer transforms, averaged"
 PRETRAINED, UNIFORM, CLASSES = (f"+ auxiliary, {use}" for use in ("pretraining", "uniform labels", "further classes"))
 PSEUDO, GENERATED = "+ unlabelled, pseudo-labels", "+ generated"
 TWICE = ", twice the share"
@@ -39,12 +40,12 @@ class Comparison:
         folds: np.ndarray,
         searched: Policy,
         run: Callable[..., list[dict[str, Any]]],
-        elsewhere: Gain | None = None,
+        on_auxiliary: bool = False,
         kinds: Sequence[str] = (),
         episodes: Episodes | None = None,
     ):
         self.options, self.train, self.folds, self.run = options, inputs.train, folds, run
-        self.inputs, self.searched, self.elsewhere, self.episodes = inputs, searched, elsewhere, episodes
+        self.inputs, self.searched, self.on_auxiliary, self.episodes = inputs, searched, on_auxiliary, episodes
         self.kinds = [*([GIVEN] if inputs.synthetic is not None else []), *kinds]
         self.trials: dict[str, Trial] = {}
         self.hits: dict[str, np.ndarray] = {}
@@ -53,30 +54,33 @@ class Comparison:
     def choose(self) -> tuple[str, str]:
         """Train and compare all arms; return the names of the free baseline and of the chosen arm.
 
-        An addition is kept only if the interval of its gain lies above zero; of several the one with the larger gain.
-        First over today's transforms: averaging over their copies, the searched policy. The winner is the free
-        baseline, over which auxiliary images have to gain. Unlabelled images come on top of that, and then generated
-        ones, which have to gain over the best direct use, kept or not; where they lose nothing there, they are also
-        tried at twice the share, in the place of auxiliary and unlabelled ones.
+        The free baseline begins with the richer transforms, which helped on every measured set, unless the training
+        images prove them worse than today's. Whatever replaces or extends it is kept only if the interval of its gain
+        lies above zero; of several the one with the larger gain. Averaging and the searched policy have to gain over
+        it, then auxiliary images.
+        Unlabelled images come on top of that, and then generated ones, which have to gain over the best direct use,
+        kept or not; where they lose nothing there, they are also tried at twice the share, in the place of auxiliary
+        and unlabelled ones.
 
-        The training images are too few to prove a gain of a few points. So a policy whose gain is proven on auxiliary
-        images is kept if the training images do not speak against it, and so is a use of auxiliary images whose gain is
-        proven on these and the training images together, as one domain more; of several uses the one with the largest.
+        The training images are too few to prove a gain of a few points. So the policy that auxiliary images have chosen
+        is kept if the training images do not speak against it, and so is a use of auxiliary images whose gain is proven
+        on these and the training images together, as one domain more; of several uses the one with the largest.
         """
         share = self.options.share
         # The free baseline.
         self._compare([Trial(TODAY_ARM, TODAY)])
-        averaged = Trial(AVERAGED, replace(TODAY, copies=COPIES))  # the same classifiers, so all seeds are there
-        rows = self._compare([averaged], TODAY_ARM, all_seeds=True)
-        proven = self.elsewhere is not None and self.elsewhere[1] > 0
-        if self.searched not in (TODAY, averaged.policy):
-            rows += self._compare([Trial(SEARCHED, self.searched)], TODAY_ARM, all_seeds=proven)
-        free = self._keep(rows, TODAY_ARM)
-        if free == TODAY_ARM and proven:
-            row = next(row for row in rows if self.trials[row["arm"]].policy == self.searched)
-            row["elsewhere"] = self.elsewhere
-            if row["gain"][0] >= 0:
-                row["kept"], free = True, row["arm"]
+        richer = self._compare([Trial(RICHER_ARM, RICHER)], TODAY_ARM, all_seeds=True)[0]
+        richer["kept"] = richer["gain"][2] >= 0
+        free = RICHER_ARM if richer["kept"] else TODAY_ARM
+        averaged = Trial(AVERAGED, replace(RICHER, copies=COPIES))  # the same classifiers
+        searched = [Trial(SEARCHED, self.searched)] * (self.searched not in (RICHER, averaged.policy))
+        rows = self._compare([averaged, *searched], free, all_seeds=self.on_auxiliary)
+        better = self._keep(rows, free)
+        if better == free and self.on_auxiliary:
+            for row in rows:
+                if self.trials[row["arm"]].policy == self.searched and row["gain"][0] >= 0:
+                    row["kept"], better = True, row["arm"]
+        free = better
         # Auxiliary images used directly: first on auxiliary images, then on the training images.
         policy = self.trials[free].policy
         direct: list[Trial] = []

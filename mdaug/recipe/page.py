@@ -12,13 +12,14 @@ from mdaug.evaluation.report.markup import table
 from mdaug.evaluation.report.page import STYLE
 from mdaug.evaluation.report.verdict import percent
 from mdaug.measures.worth import in_words
-from mdaug.recipe.comparison import PRETRAINED, TODAY_ARM, UNIFORM
+from mdaug.recipe.comparison import AVERAGED, PRETRAINED, RICHER_ARM, SEARCHED, TODAY_ARM, UNIFORM
 from mdaug.recipe.deliver import PREDICT
 from mdaug.recipe.generators import KEPT
 from shards.atomic import write_text
 
 REPORT = "report.html"
 WIDE = "body{max-width:75rem}p,pre,.verdict{max-width:60rem}\n"  # for the table of what was compared
+CHOSEN = "the auxiliary images have chosen it"
 NOTHING = (0.0, 0.0, 0.0)  # a gain
 FEW_SEEDS = {
     1: "Only one seed was trained, so the intervals leave out how much seeds differ and are too narrow",
@@ -138,9 +139,11 @@ def _use(recipe: dict[str, Any]) -> list[str]:
 def _arms(recipe: dict[str, Any]) -> str:
     """Return what the names of the arms mean."""
     said = (
-        "Today's transforms: shifts in time that go round, gain and noise, those of mdaug evaluate. Averaged: the mean "
-        f"prediction over {COPIES} transformed copies of an image. Searched policy: the best of those below. Free "
-        "baseline: the best of these three that was kept; it needs no further images."
+        "Today's transforms: shifts in time that go round, gain and noise, those of mdaug evaluate. Richer transforms: "
+        "shifts by at most a quarter, time stretched, Doppler scaled and shifted, contrast, gain and noise; they are "
+        "what it begins with, unless they are proven worse. Averaged: the mean prediction over "
+        f"{COPIES} transformed copies of an image. Searched policy: the best of those below. Free baseline: the one of "
+        "these that was kept; it needs no further images."
     )
     arms = {row["arm"] for row in recipe["cross_validation"]["arms"]}
     if PRETRAINED in arms:
@@ -295,6 +298,11 @@ def sentences(recipe: dict[str, Any]) -> list[str]:
 def _why(row: dict[str, Any]) -> str:
     """Return why an addition was kept or not, as the rest of its sentence."""
     here, there, together = row["gain"], row.get("elsewhere"), row.get("together")
+    transforms = {RICHER_ARM: "nothing speaks against them", SEARCHED: CHOSEN, AVERAGED: CHOSEN}
+    if row["arm"] in transforms and row["kept"]:
+        return "" if here[1] > 0 else f", since {transforms[row['arm']]}"
+    if row["arm"] == RICHER_ARM:
+        return ", they are worse here"
     on_auxiliary = (together or there or NOTHING)[1] > 0
     gained = f"{_points(there)} on the auxiliary images" if there is not None else ""
     gained += f", {_points(together)} on both" if together is not None else ""

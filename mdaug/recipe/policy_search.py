@@ -13,17 +13,16 @@ from typing import Any
 import numpy as np
 
 from mdaug.augment import COPIES, RICHER, TODAY, Policy
-from mdaug.recipe.figures import gains, hits_of, interval, mean_recall, provable
+from mdaug.recipe.figures import hits_of, interval, mean_recall
 from mdaug.recipe.trials import Images, Material, Trial, make_folds
 from shards.errors import UserError
 
 # Time goes round in a periodic motion; an event is moved by less, and what moves in is the floor.
-EVENT: dict[str, Any] = {"circular": False, "shift": 0.25}
 CANDIDATES = {
     "today": TODAY,
-    "today, event": replace(TODAY, **EVENT),
+    "today, event": replace(TODAY, circular=False, shift=0.25),
     "richer": RICHER,
-    "richer, event": replace(RICHER, **EVENT),
+    "richer, periodic": replace(RICHER, circular=True, shift=0.5),
 }
 
 
@@ -90,35 +89,6 @@ def search(
     best = next(row for row in rows if row["name"] in chosen)
     policy = replace(candidates[best["name"]], copies=best["copies"])
     return Chosen(best["name"], policy, best["recall"], best["low"], best["high"], rows)
-
-
-def prove(
-    train: Images,
-    folds: np.ndarray,
-    run: Callable[[Sequence[Trial]], list[dict[str, Any]]],
-    policy: Policy,
-    seeds: range,
-    per_class: int = 0,
-) -> tuple[float, float, float]:
-    """Return the cross-validated gain of a policy over today's transforms, and its 95 % interval.
-
-    Seed after seed, as long as the interval can still lie above zero. The arguments are those of `search`; `seeds` are
-    others than those that chose the policy.
-    """
-    results: dict[str, list[dict[str, Any]]] = {"policy": [], "today": []}
-    for seed in seeds:
-        planned = [
-            trial
-            for name, each in (("policy", policy), ("today", TODAY))
-            for trial in _trials(name, each, folds, seed, per_class)
-        ]
-        for trial, result in zip(planned, run(planned), strict=True):
-            results[trial.arm].append(result)
-        own = hits_of(results["policy"], train.labels, "averaged" if policy.copies else "plain")
-        today = hits_of(results["today"], train.labels, "plain")
-        if not provable(gains(own, train.labels, today), len(seeds)):
-            break
-    return interval(own, train.labels, train.groups, today)
 
 
 def task_of(auxiliary: Images | None, classes: Sequence[str], few: int) -> Material | None:

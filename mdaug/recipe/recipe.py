@@ -16,12 +16,12 @@ from mdaug.config import as_dict
 from mdaug.measures.worth import worth
 from mdaug.recipe import deliver, page, training_set
 from mdaug.recipe.comparison import FRESH, TODAY_ARM, Comparison
-from mdaug.recipe.episodes import Episodes, Gain
+from mdaug.recipe.episodes import Episodes
 from mdaug.recipe.figures import hits_of, interval, mean_recall
 from mdaug.recipe.generators import Generators, Kind
 from mdaug.recipe.inputs import Inputs, load
 from mdaug.recipe.options import AugmentConfig
-from mdaug.recipe.policy_search import CANDIDATES, Chosen, prove, search, task_of
+from mdaug.recipe.policy_search import CANDIDATES, Chosen, search, task_of
 from mdaug.recipe.trials import GIVEN, MOST_WORKERS, Images, Material, Trial, make_folds, members, run_all
 from shards import atomic, provenance
 from shards.output_folder import OutputFolder, claim, exclusive, is_finished, refuse_other
@@ -123,10 +123,10 @@ def _find(
         return results
 
     # The transforms.
-    chosen, elsewhere = _search(options, inputs, folds, train_all)
+    chosen, on_auxiliary = _search(options, inputs, folds, train_all)
     # Ways to train, all with fresh seeds and the same folds, and which additions are worth it.
     made = [kind.name for kind in kinds]
-    compared = Comparison(options, inputs, folds, chosen.policy, train_all, elsewhere, made, episodes)
+    compared = Comparison(options, inputs, folds, chosen.policy, train_all, on_auxiliary, made, episodes)
     free, best = compared.choose()
     # Is n enough?
     enough = _learning_curve(options, inputs, folds, compared.trials[free], train_all, numbers, compared.rows)
@@ -147,7 +147,7 @@ def _find(
         "free_baseline": free,
         "policy": final.policy.to_json(),
         "searched": chosen.name,
-        "searched_on": "auxiliary images" if elsewhere else "the training images",
+        "searched_on": "auxiliary images" if on_auxiliary else "the training images",
         "episodes": {"on": [target.name for target in episodes.targets], "per_class": episodes.few, "why": episodes.why}
         if episodes is not None
         else None,
@@ -192,8 +192,8 @@ def _episodes(options: AugmentConfig, inputs: Inputs, folds: np.ndarray) -> Epis
     return Episodes(inputs.auxiliary, inputs.same, inputs.auxiliary_domains, few, _settings(options))
 
 
-def _search(options: AugmentConfig, inputs: Inputs, folds: np.ndarray, run: Any) -> tuple[Chosen, Gain | None]:
-    """Return the best policy, and its gain over today's transforms on auxiliary images, where these have chosen it.
+def _search(options: AugmentConfig, inputs: Inputs, folds: np.ndarray, run: Any) -> tuple[Chosen, bool]:
+    """Return the best policy, and whether auxiliary images have chosen it.
 
     They choose where they are more than the training images and have groups, each classifier trained on as many of
     them as a fold has training images.
@@ -202,18 +202,14 @@ def _search(options: AugmentConfig, inputs: Inputs, folds: np.ndarray, run: Any)
     names = inputs.classes if inputs.same else inputs.auxiliary_classes
     task = task_of(inputs.auxiliary, names, len(train))
     if task is None:
-        return search(train, folds, run, seeds=options.seeds), None
+        return search(train, folds, run, seeds=options.seeds), False
     few = _few(train, folds)
     task = replace(task, **_settings(options))
 
     def run_task(trials: Sequence[Trial]) -> list[dict[str, Any]]:
         return run(trials, task)
 
-    chosen = search(task.train, task.folds, run_task, seeds=options.seeds, per_class=few)
-    if chosen.policy == TODAY:
-        return chosen, (0.0, 0.0, 0.0)
-    seeds = range(FRESH, FRESH + options.seeds)
-    return chosen, prove(task.train, task.folds, run_task, chosen.policy, seeds, few)
+    return search(task.train, task.folds, run_task, seeds=options.seeds, per_class=few), True
 
 
 def _curve_numbers(options: AugmentConfig, material: Material) -> list[int]:
@@ -293,10 +289,10 @@ def _look(options: AugmentConfig, inputs: Inputs, trials: dict[str, Trial], run:
 def _expected(options: AugmentConfig, inputs: Inputs, folds: int, numbers: int, episodes: Episodes | None) -> int:
     """Return about how many classifiers a recipe trains at most."""
     uses = 0 if inputs.auxiliary is None else 1 if inputs.same else 3
-    arms = 2 + uses + 2 * (inputs.unlabelled is not None)
+    arms = 3 + uses + 2 * (inputs.unlabelled is not None)
     arms += (inputs.synthetic is not None) + (3 if options.generate else 0)
     rounds = len(CANDIDATES) * 3 // 2
-    of_search = folds * rounds if inputs.auxiliary is None else 2 * (rounds + 2 * options.seeds)
+    of_search = folds * rounds if inputs.auxiliary is None else 2 * rounds
     of_episodes = 2 * (1 + uses) * len(episodes) if episodes is not None else 0  # folds, arms
     return of_search + options.seeds * (folds * (arms + numbers + 1) + 3 + of_episodes)
 

@@ -147,7 +147,7 @@ def test_unknown_transforms_and_negative_numbers_are_refused():
 
 def test_a_policy_keeps_what_it_did_and_does_it_again_to_one_image_or_many():
     images = np.random.default_rng(0).integers(0, 256, (6, 24, 32, 1), dtype=np.uint8)
-    policy = replace(RICHER, time_mask=0.1, doppler_mask=0.1, circular=False)
+    policy = replace(RICHER, time_mask=0.1, doppler_mask=0.1)
     did = policy.draw(6, np.random.default_rng(1))
     together = policy.apply(images, did)
     assert together.dtype == np.uint8
@@ -164,7 +164,7 @@ def test_a_policy_keeps_what_it_did_and_does_it_again_to_one_image_or_many():
 def test_a_policy_without_strength_changes_nothing_and_its_json_brings_it_back():
     images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     assert np.array_equal(Policy()(images, np.random.default_rng(0)), images)
-    policy = replace(RICHER, circular=False, copies=3, seed=7)
+    policy = replace(RICHER, copies=3, seed=7)
     assert Policy.from_json(json.loads(json.dumps(policy.to_json()))) == policy
     with pytest.raises(ValueError, match="no 'rol'; it has shift"):
         Policy.from_json({"rol": 1})

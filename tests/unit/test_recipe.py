@@ -80,8 +80,8 @@ def test_the_whole_recipe_resumes(options, tmp_path):
     found = recipe.run(options)
     place = options.output_dir
     assert {row["arm"] for row in found["cross_validation"]["arms"]} == {
-        comparison.TODAY_ARM, comparison.AVERAGED, comparison.PRETRAINED, comparison.UNIFORM, comparison.CLASSES,
-        *[comparison.SEARCHED] * (found["searched"] != "only"),
+        comparison.TODAY_ARM, comparison.RICHER_ARM, comparison.AVERAGED, comparison.SEARCHED,
+        comparison.PRETRAINED, comparison.UNIFORM, comparison.CLASSES,
     }  # fmt: skip
     assert json.loads((place / recipe.RECIPE).read_text())["held_out"] == json.loads(json.dumps(found["held_out"]))
     text = (place / "report.html").read_text(encoding="utf-8")
@@ -191,46 +191,60 @@ def test_auxiliary_images_choose_the_policy_where_they_are_more_and_have_groups(
 
     inputs = replace(load(options), auxiliary=many, same=False, auxiliary_classes=CLASSES)
     short = replace(inputs, train=inputs.train.take(np.arange(16)))
-    chosen, gain = recipe._search(options, short, np.arange(16) // 8, run)
-    assert set(seen) <= {(2, subset, True) for subset in (0, 1, comparison.FRESH, comparison.FRESH + 1)}
-    assert gain is not None
+    chosen, on_auxiliary = recipe._search(options, short, np.arange(16) // 8, run)
+    assert set(seen) <= {(2, subset, True) for subset in (0, 1)}
+    assert on_auxiliary
     assert chosen.name in FEW
     seen.clear()
-    assert recipe._search(options, replace(short, auxiliary=few), np.arange(16) // 8, run)[1] is None
+    assert not recipe._search(options, replace(short, auxiliary=few), np.arange(16) // 8, run)[1]
     assert {each[2] for each in seen} == {False}
 
 
+UNSURE, BETTER, WORSE = (0.02, -0.3, 0.3), (0.02, 0.01, 0.03), (-0.02, -0.03, -0.01)
+
+
 @pytest.mark.parametrize(
-    ("own", "there", "kept"),
+    ("richer", "searched", "on_auxiliary", "free"),
     [
-        ((0.02, -0.1, 0.1), (0.03, 0.01, 0.05), True),  # proven on auxiliary images, and not contradicted
-        ((-0.02, -0.1, 0.1), (0.03, 0.01, 0.05), False),
-        ((0.02, -0.1, 0.1), (0.03, -0.01, 0.05), False),
-        ((0.02, -0.1, 0.1), None, False),
+        (UNSURE, UNSURE, False, comparison.RICHER_ARM),  # where it begins; a search has to be proven
+        ((-0.02, -0.3, 0.2), UNSURE, False, comparison.RICHER_ARM),
+        (WORSE, UNSURE, False, comparison.TODAY_ARM),
+        (UNSURE, BETTER, False, comparison.SEARCHED),
+        (WORSE, BETTER, False, comparison.SEARCHED),
+        (UNSURE, UNSURE, True, comparison.SEARCHED),  # chosen on many images, and not contradicted
+        (UNSURE, (-0.02, -0.3, 0.2), True, comparison.RICHER_ARM),
     ],
 )
-def test_a_policy_that_is_proven_on_auxiliary_images_is_kept_unless_the_own_ones_contradict(
-    options, monkeypatch, own, there, kept
+def test_the_free_baseline_is_the_richer_transforms_unless_others_are_proven(
+    options, monkeypatch, richer, searched, on_auxiliary, free
 ):
-    compared = comparison.Comparison(options, load(options), np.array([0]), RICHER, None, there)
+    compared = comparison.Comparison(
+        options, load(options), np.array([0]), replace(RICHER, circular=True), None, on_auxiliary
+    )
+    gain = {comparison.RICHER_ARM: richer, comparison.SEARCHED: searched}
 
     def compare(arms, against=None, all_seeds=False):
-        rows = [{"arm": t.arm, "recall": 0.5, "against": against, "gain": own, "kept": False} for t in arms]
+        rows = [
+            {"arm": t.arm, "recall": 0.5, "against": against, "gain": gain.get(t.arm, UNSURE), "kept": False}
+            for t in arms
+        ]
         compared.trials |= {trial.arm: trial for trial in arms}
         compared.rows += rows
         return rows
 
     monkeypatch.setattr(compared, "_compare", compare)
-    free, best = compared.choose()
-    assert free == best == (comparison.SEARCHED if kept else comparison.TODAY_ARM)
-    assert next(row for row in compared.rows if row["arm"] == comparison.SEARCHED)["kept"] == kept
+    assert compared.choose() == (free, free)
+    rows = {row["arm"]: row for row in compared.rows}
+    assert rows[comparison.RICHER_ARM]["kept"] == (richer != WORSE)
+    assert rows[comparison.SEARCHED]["kept"] == (free == comparison.SEARCHED)
+    assert compared.trials[comparison.RICHER_ARM].policy == RICHER
 
 
 def test_generated_images_have_to_beat_the_best_direct_use_though_it_was_not_proven(options, monkeypatch, tmp_path):
     inputs = load(
         replace(options, aux_dir=toy_folder(tmp_path / "others"), unlabelled_dir=toy_folder(tmp_path / "more", "pq"))
     )
-    compared = comparison.Comparison(options, inputs, np.array([0]), TODAY, None, None, ["redrawn", "varied"])
+    compared = comparison.Comparison(options, inputs, np.array([0]), TODAY, None, False, ["redrawn", "varied"])
     recalls = {comparison.TODAY_ARM: 0.5, comparison.UNIFORM: 0.6, comparison.CLASSES: 0.55, comparison.PSEUDO: 0.58}
     gain = {"redrawn": 0.1, "varied": -0.1}
 
@@ -249,7 +263,7 @@ def test_generated_images_have_to_beat_the_best_direct_use_though_it_was_not_pro
         return rows
 
     monkeypatch.setattr(compared, "_compare", compare)
-    assert compared.choose() == (comparison.TODAY_ARM, comparison.TODAY_ARM)
+    assert compared.choose() == (comparison.RICHER_ARM, comparison.RICHER_ARM)
     made = compared.rows[-3:]
     assert {row["against"] for row in made} == {comparison.UNIFORM}
     names = [f"{comparison.GENERATED}, {kind}" for kind in ("redrawn", "varied", f"redrawn{comparison.TWICE}")]
@@ -278,7 +292,7 @@ def test_unlabelled_images_come_on_top_of_the_use_of_auxiliary_images_that_was_k
         return rows
 
     monkeypatch.setattr(compared, "_compare", compare)
-    assert compared.choose() == (comparison.TODAY_ARM, both if helps else comparison.PRETRAINED)
+    assert compared.choose() == (comparison.RICHER_ARM, both if helps else comparison.PRETRAINED)
     assert compared.rows[-1]["against"] == comparison.PRETRAINED
     assert compared.trials[both] == replace(compared.trials[comparison.PRETRAINED], arm=both, pseudo=options.share)
 
