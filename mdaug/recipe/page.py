@@ -88,7 +88,7 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
             [["mean recall of the free baseline", *(percent(recall) for _, recall in recipe["enough"]["images"])]],
         ),
         *_groups(recipe["enough"]),
-        f"<h2>The policy, and those it was chosen from, on {escape(recipe['searched_on'])}</h2>",
+        f"<h2>The policy that is used, and the search on {escape(recipe['searched_on'])}</h2>",
         f"<p>{escape(', '.join(f'{name} {value:g}' for name, value in policy.items()))}</p>",
         table(
             ["policy", "copies at test time", "mean recall", "95 % interval", "seeds"],
@@ -163,11 +163,11 @@ def _optimistic(recipe: dict[str, Any]) -> str:
     """Return which figures are better than they will be."""
     if recipe["searched_on"] == "the training images":
         said = (
-            "The policy was chosen with other seeds on the same folds, so that the figure of the free baseline is a "
-            "little optimistic."
+            "The searched policy was chosen with other seeds on the same folds, so that its figure is a little "
+            "optimistic."
         )
     else:
-        said = "The policy was chosen on the auxiliary images."
+        said = "The searched policy was chosen on the auxiliary images."
     if recipe["config"]["generate"]:
         said += " Each fold was judged with images of a generator that had not seen it."
     if recipe["made_from"].get("synthetic"):
