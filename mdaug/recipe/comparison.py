@@ -54,13 +54,12 @@ class Comparison:
     def choose(self) -> tuple[str, str]:
         """Train and compare all arms; return the names of the free baseline and of the chosen arm.
 
-        The free baseline begins with the richer transforms, which helped on every measured set, unless the training
-        images prove them worse than today's. Whatever replaces or extends it is kept only if the interval of its gain
-        lies above zero; of several the one with the larger gain. Averaging and the searched policy have to gain over
-        it, then auxiliary images.
-        Unlabelled images come on top of that, and then generated ones, which have to gain over the best direct use,
-        kept or not; where they lose nothing there, they are also tried at twice the share, in the place of auxiliary
-        and unlabelled ones.
+        The free baseline begins with the richer transforms, unless the training images prove them worse than today's.
+        Whatever replaces or extends it is kept only if the interval of its gain lies above zero; of several the one
+        with the larger gain. Averaging and the searched policy have to gain over it, then auxiliary images. Unlabelled
+        images come on top of that, and then generated ones, which have to gain over the best direct use, kept or not;
+        where they lose nothing there, they are also tried at twice the share, in the place of auxiliary and unlabelled
+        ones.
 
         The training images are too few to prove a gain of a few points. So the policy that auxiliary images have chosen
         is kept if the training images do not speak against it, and so is a use of auxiliary images whose gain is proven
